@@ -134,7 +134,8 @@ def _blocks(images: Any, *, progress: bool) -> Iterator[Tensor]:
                 f"images is a tensor of shape {tuple(images.shape)}; "
                 "expected (N, 3, H, W): pass images[None] for a single image"
             )
-        yield from (whole if whole.ndim == 4 else whole[None]).split(_BLOCK)
+        if len(whole):  # split gives one empty block of none
+            yield from (whole if whole.ndim == 4 else whole[None]).split(_BLOCK)
         return
     if not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
         raise TypeError(

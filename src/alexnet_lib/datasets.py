@@ -5,18 +5,21 @@ Every set here has ``labels`` (int64), ``classes`` (names in the order of the la
 floating from 0 to 1. Small images are decoded once into one uint8 tensor, ``ImageTensors``.
 """
 
+import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from alexnet_lib.downloads import DownloadError, download_file
@@ -47,23 +50,25 @@ _VALIDATION_NAMES = ("val", "valid", "validation")
 _T = TypeVar("_T")
 
 
-class ImageSet(Protocol):
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """What the loaders need of a data set."""
 
     labels: Tensor
     classes: tuple[str, ...]
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
+    @abstractmethod
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
         """The images at these places, in this order."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTensors(Dataset[tuple[Tensor, int]]):
+class ImageTensors(ImageSet):
     """Images held in memory as one tensor.
 
     Args:
@@ -91,7 +96,7 @@ class ImageTensors(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles(Dataset[tuple[Tensor, int]]):
+class ImageFiles(ImageSet):
     """Image files that are decoded each time they are asked for."""
 
     files: tuple[Path, ...]
@@ -111,7 +116,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
 
 @dataclass(frozen=True, eq=False)
-class WrappedDataset(Dataset[tuple[Tensor, int]]):
+class WrappedDataset(ImageSet):
     """Somebody else's map-style data set of (image, label), read anew each time.
 
     ``indices`` are the places in ``dataset`` of the images that belong to this set.
@@ -155,16 +160,21 @@ def read_image(file: Path) -> UInt8[Tensor, "3 h w"]:
     Raises:
         ValueError: the file is not an image or is cut off; the message names it.
     """
+    with _opened(file) as image:
+        return image_to_tensor(image, "it")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
-            return image_to_tensor(image, str(file))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image: {_reason(error, file)}") from error
-
-
-def _reason(error: Exception, file: Path) -> str:
-    text = str(error).replace(repr(str(file)), "file")
-    return text or type(error).__name__
+            yield image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} cannot be read as an image: unknown format") from error
+    # What Pillow's decoders raise for damaged files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{file} cannot be read as an image: {reason}") from error
 
 
 def shapes(*, seed: int = 0) -> tuple[ImageTensors, ImageTensors]:
@@ -198,6 +208,7 @@ def cifar10(
         OSError: the download failed.
     """
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
 
     folder = Path(root)
     if folder.name == CIFAR10.base_folder:
@@ -206,8 +217,13 @@ def cifar10(
         download_cifar10(folder, progress=progress)
     elif _cifar10_problems(folder):
         archive = folder / CIFAR10.filename
-        if archive.is_file():
+        if check_integrity(archive, CIFAR10.tgz_md5):
             _unpack_cifar10(archive)
+        elif archive.is_file():
+            raise ValueError(
+                f"{archive}: damaged (wrong MD5 sum); delete it and get CIFAR-10 again with "
+                f"alexnet-lib download cifar10 --root {folder}"
+            )
         _check_cifar10(folder)
     train, test = (CIFAR10(folder, train=part) for part in (True, False))
     train_set, test_set = (
@@ -261,7 +277,7 @@ def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = 
             ) from error
         _unpack_cifar10(archive)
         _check_cifar10(folder)
-    return folder / CIFAR10.base_folder
+    return folder / str(CIFAR10.base_folder)
 
 
 def _cifar10_problems(folder: Path) -> dict[Path, str]:
@@ -322,11 +338,12 @@ def image_folder(
     folder = Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    train, test = folder / "train", folder / "test"
+    train = folder / "train"
     if not train.is_dir():
         return _class_folders(folder, progress=progress), None, None
+    test: Path | None = folder / "test"
     validation = next((folder / n for n in _VALIDATION_NAMES if (folder / n).is_dir()), None)
-    if not test.is_dir():
+    if not (folder / "test").is_dir():
         test, validation = validation, None
     train_set = _class_folders(train, progress=progress)
     validation_set, test_set = (
@@ -373,7 +390,7 @@ def _class_folders(
         warnings.warn(
             f"{len(strange)} files in {folder} do not end like images and are passed over, "
             f"{strange[0]} the first",
-            stacklevel=2,
+            stacklevel=3,
         )
     source = ImageFiles(tuple(files), torch.tensor(labels), classes)
     sizes = _each_file(_image_size, source.files, folder, progress=progress)
@@ -391,11 +408,8 @@ def _is_litter(path: Path) -> bool:
 
 def _image_size(file: Path) -> tuple[int, int]:
     """Width and height, from the file's head alone."""
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image: {_reason(error, file)}") from error
+    with _opened(file) as image:
+        return image.size
 
 
 def _each_file(
@@ -429,16 +443,17 @@ def wrap_dataset(
         progress: show a bar where there is a terminal while labels or images are read.
 
     Raises:
-        TypeError: the data set has no length, or its items are no pairs.
+        TypeError: the data set has no length, its items are no pairs, or a label is no integer.
         ValueError: it is empty, or a label has no class.
     """
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    if not indexed or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset is a {type(dataset).__name__}; expected a map-style data set, with a length"
         )
     if not len(dataset):
         raise ValueError("dataset is empty; expected at least one image")
-    labels = torch.as_tensor(_labels_of(dataset, progress=progress), dtype=torch.int64)
+    labels = torch.tensor(_labels_of(dataset, progress=progress))
     given = getattr(dataset, "classes", None) if classes is None else classes
     names = tuple(map(str, range(int(labels.max()) + 1) if given is None else given))
     wrapped = WrappedDataset(dataset, torch.arange(len(labels)), labels, names)
@@ -456,10 +471,13 @@ def wrap_dataset(
     return ImageTensors(torch.stack(images), labels, names)
 
 
-def _labels_of(dataset: Any, *, progress: bool) -> Any:
+def _labels_of(dataset: Any, *, progress: bool) -> list[int]:
     targets = getattr(dataset, "targets", None)
-    if targets is not None and len(targets) == len(dataset):
-        return targets
+    # torchvision's targets are what they were before a target_transform.
+    untouched = getattr(dataset, "target_transform", None) is None
+    if targets is not None and len(targets) == len(dataset) and untouched:
+        targets = targets.tolist() if hasattr(targets, "tolist") else targets
+        return [_label(target, place) for place, target in enumerate(targets)]
     labels = []
     bar = tqdm(range(len(dataset)), "labels", disable=None if progress else True, leave=False)
     for place in bar:
@@ -468,5 +486,14 @@ def _labels_of(dataset: Any, *, progress: bool) -> Any:
             raise TypeError(
                 f"dataset[{place}] is a {type(item).__name__}; expected a pair (image, label)"
             )
-        labels.append(int(item[1]))
+        labels.append(_label(item[1], place))
     return labels
+
+
+def _label(value: Any, place: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"the label of image {place} of the data set is {value!r}; expected an integer from 0"
+        ) from None

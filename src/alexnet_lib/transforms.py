@@ -42,7 +42,8 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
     if isinstance(image, np.ndarray):
         kind, layout, channels_at = "an array", "(H, W, 3) or (N, H, W, 3)", -1
         # torch has no type for a read-only or negatively strided array's memory.
-        tensor = torch.from_numpy(np.array(image, copy=None if image.flags.writeable else True))
+        fits = image.flags.writeable and min(image.strides, default=0) >= 0
+        tensor = torch.from_numpy(image if fits else image.copy())
     elif isinstance(image, Tensor):
         kind, layout, channels_at, tensor = "a tensor", "(3, H, W) or (N, 3, H, W)", -3, image
     else:
@@ -68,6 +69,7 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
 
 
 def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion to RGB clips 16-bit grey at 255 instead of scaling it.
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -77,7 +79,8 @@ def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
             f"{argument} is a PIL image of mode {image.mode!r}, whose range is not defined; "
             "expected 8-bit or 16-bit"
         )
-    image = ImageOps.exif_transpose(image)
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
     return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
 
 
@@ -124,11 +127,11 @@ class Preprocess:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
         if self.fit not in {"crop", "squash"}:
             raise ValueError(f"image_fit is {self.fit!r}; expected 'crop' or 'squash'")
-        if not self.scale > 0:
-            raise ValueError(f"scale is {self.scale!r}; expected a number above 0")
+        if not 0 < self.scale < np.inf:
+            raise ValueError(f"scale is {self.scale!r}; expected a finite number above 0")
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if len(value) != 3 or not all(np.isfinite(value)):
+            if np.shape(value) != (3,) or not np.isfinite(value).all():
                 raise ValueError(f"{name} is {value!r}; expected three finite numbers")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; expected three numbers above 0")
@@ -214,7 +217,7 @@ class Augmentation(Protocol):
     """
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """The random numbers of ``count`` images, as a CPU tensor whose first dimension is theirs."""
+        """The random numbers of ``count`` images: a CPU tensor with one row for each."""
         ...
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -236,6 +239,10 @@ class HorizontalFlip:
     """
 
     probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability is {self.probability!r}; expected 0 to 1")
 
     def draw(self, count: int, generator: torch.Generator) -> Bool[Tensor, " count"]:
         """Which images are mirrored."""

@@ -1,0 +1,482 @@
+"""One pass over a loader: training and evaluation, of anybody's model with anybody's loader.
+
+Nothing waits for the device inside the loops but the progress bar's refresh, every few seconds:
+losses and hits are summed on the device. Means are over images, not over batches.
+"""
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm.auto import tqdm
+
+Precision = Literal["float32", "bfloat16"]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+# Seconds between two looks at what is on the device.
+_REFRESH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one pass of training gave.
+
+    ``loss`` and ``accuracy`` (0 to 1) are means over the images as they were trained on, so with
+    dropout, augmentation and the weights of their moment.
+    """
+
+    loss: float
+    accuracy: float
+    images: int
+    seconds: float
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.4f}, accuracy {self.accuracy:.1%}, "
+            f"{self.images_per_second:.1f} images/s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class EvalMetrics:
+    """What an evaluation gave; accuracies are shares from 0 to 1.
+
+    ``topk_accuracy`` maps k to the share of images whose class is among the k likeliest.
+    ``confusion[i, j]`` counts the images of class i taken for class j. ``per_class_accuracy`` is
+    NaN for a class without images. ``classes`` names the classes.
+    """
+
+    loss: float
+    accuracy: float
+    topk_accuracy: dict[int, float]
+    per_class_accuracy: np.ndarray
+    confusion: np.ndarray
+    classes: tuple[str, ...]
+    images: int
+    seconds: float
+
+    def __str__(self) -> str:
+        others = "".join(f", top-{k} {a:.1%}" for k, a in self.topk_accuracy.items() if k > 1)
+        return (
+            f"loss {self.loss:.4f}, accuracy {self.accuracy:.1%}{others} ({self.images:,} images)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data that JSON can hold (None for a class without images)."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "topk_accuracy": {str(k): value for k, value in self.topk_accuracy.items()},
+            "per_class_accuracy": {
+                name: None if math.isnan(value) else value
+                for name, value in zip(self.classes, self.per_class_accuracy.tolist(), strict=True)
+            },
+            "confusion": self.confusion.tolist(),
+            "images": self.images,
+            "seconds": self.seconds,
+        }
+
+
+def default_device() -> torch.device:
+    """The best device there is: CUDA, then Apple's MPS, then the CPU.
+
+    Example:
+        >>> from alexnet_lib import default_device
+        >>> default_device().type in {"cuda", "mps", "cpu"}
+        True
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@functools.cache
+def _announced_default_device() -> torch.device:
+    device = default_device()
+    print(f"device: {device} (chosen automatically)", file=sys.stderr)
+    return device
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device of this name; ``"auto"`` is ``default_device()``, said once.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
+    if device == "auto":
+        return _announced_default_device()
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {str(device)!r}; expected 'auto' or a device of this machine: {reason}"
+        ) from error
+    return resolved
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16, rather than emulating it, which is far slower.
+
+    AVX-512 BF16 or AMX on a CPU; compute capability 8.0 or newer on CUDA. (On processors without,
+    bfloat16 has been reported 44 to 499 times slower: pytorch/pytorch issue 146508.)
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """``"float32"`` or ``"bfloat16"``; ``"auto"`` takes the latter where hardware multiplies it.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
+    match precision:
+        case "auto":
+            return "bfloat16" if multiplies_bfloat16(device) else "float32"
+        case "float32":
+            return "float32"
+        case "bfloat16":
+            return "bfloat16"
+    raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Totals:
+    """Sums over the images of a pass, kept on the device; reading one waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Apple's MPS has no float64.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.images = 0
+        self.steps = 0
+        self._loss = torch.zeros((), dtype=wide, device=device)
+        self._hits = torch.zeros((), dtype=torch.int64, device=device)
+        self._first_bad_step = torch.zeros((), dtype=torch.int64, device=device)
+        self._started = time.perf_counter()
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
+        """Adds a batch: its mean loss, and for each image whether it was recognised."""
+        self.steps += 1
+        self.images += images
+        self._loss += loss.detach() * images
+        self._hits += hits.sum()
+        bad = ~loss.isfinite() & (self._first_bad_step == 0)
+        self._first_bad_step += bad * self.steps
+
+    def mean_loss(self) -> float:
+        """The mean over the images so far, finite or not."""
+        return float(self._loss) / self.images
+
+    def metrics(self) -> EpochMetrics:
+        """The means so far.
+
+        Raises:
+            FloatingPointError: a loss was not finite; the message names the step.
+        """
+        step = int(self._first_bad_step)
+        if step:
+            raise FloatingPointError(
+                f"the loss of step {step} is not finite (NaN or infinite), so the weights since "
+                "then are worthless: lower the learning rate, or clip with max_grad_norm"
+            )
+        loss, accuracy = self.mean_loss(), int(self._hits) / self.images
+        seconds = time.perf_counter() - self._started
+        return EpochMetrics(loss, accuracy, self.images, seconds, self.images / seconds)
+
+
+def train_one_epoch(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    optimizer: Optimizer,
+    *,
+    criterion: Criterion | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "float32",
+    batch_scheduler: Any = None,
+    max_grad_norm: float | None = None,
+    progress: bool = True,
+) -> EpochMetrics:
+    """Trains a model on each batch of a loader once.
+
+    Args:
+        model: any module that maps images to logits ``(batch, classes)``; it is put into training
+            mode.
+        loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
+        optimizer: holds the model's parameters.
+        criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
+        device: where to train; the model and the batches are moved there. None is the model's
+            device, ``"auto"`` is ``default_device()``.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``, which takes bfloat16
+            where the hardware multiplies it.
+        batch_scheduler: a learning-rate scheduler that is stepped after every batch, or None.
+        max_grad_norm: gradients are scaled down to this norm where they exceed it; None leaves
+            them alone.
+        progress: show a bar; where there is no terminal, one line at the end.
+
+    Returns:
+        Mean loss and accuracy over the images, their number, and the time it took.
+
+    Raises:
+        TypeError: something that is no optimiser stands in its place.
+        ValueError: the loader is empty; a label is no class of the model's.
+        FloatingPointError: a loss was NaN or infinite; the message names the step.
+
+    Example:
+        >>> import torch
+        >>> from alexnet_lib import AlexNet, build_shapes_loaders, train_one_epoch
+        >>> model = AlexNet(num_classes=10, image_size=67, seed=0)
+        >>> loaders = build_shapes_loaders(train_images=40, batch_size=20)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        >>> train_one_epoch(model, loaders.train, optimizer, progress=False).images
+        36
+    """
+    steps = train_steps(
+        model,
+        loader,
+        optimizer,
+        criterion=criterion,
+        device=device,
+        precision=precision,
+        batch_scheduler=batch_scheduler,
+        max_grad_norm=max_grad_norm,
+    )
+    return run_steps(steps, loader, "training", progress=progress)
+
+
+def run_steps(
+    steps: Iterator[Totals],
+    loader: Any,
+    description: str,
+    *,
+    progress: bool,
+    each: Callable[[Totals], None] | None = None,
+) -> EpochMetrics:
+    """Runs a pass's steps under a progress bar; ``each`` is called after every step."""
+    total = _length(loader)
+    totals = None
+    looked = time.perf_counter()
+    with tqdm(
+        total=total, desc=description, disable=None if progress else True, leave=False
+    ) as bar:
+        for totals in steps:
+            bar.update()
+            if each is not None:
+                each(totals)
+            if time.perf_counter() - looked > _REFRESH_SECONDS:
+                bar.set_postfix_str(str(totals.metrics()))
+                looked = time.perf_counter()
+    if totals is None:
+        raise ValueError("loader yields no batches; expected at least one")
+    metrics = totals.metrics()
+    if progress and each is None and bar.disable:
+        print(f"{description}: {metrics}", file=sys.stderr)
+    return metrics
+
+
+def train_steps(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    optimizer: Optimizer,
+    *,
+    criterion: Criterion | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "float32",
+    batch_scheduler: Any = None,
+    max_grad_norm: float | None = None,
+) -> Iterator[Totals]:
+    """The steps of one pass of training, yielding the sums so far after each.
+
+    The one loop that trains: ``train_one_epoch`` and ``fit`` both run over it.
+    """
+    if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer. The "
+            "order is train_one_epoch(model, loader, optimizer, criterion=...)"
+        )
+    where = _device_of(model, device)
+    chosen = resolve_precision(precision, where)
+    criterion = criterion or F.cross_entropy
+    model.train()
+    totals = Totals(where)
+    for images, labels in _batches(loader, where):
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(chosen, where):
+            logits = model(images)
+            _check_labels(labels, logits)
+            loss = criterion(logits, labels)
+        loss.backward()
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.step()
+        if batch_scheduler is not None:
+            batch_scheduler.step()
+        totals.add(loss, logits.detach().argmax(1) == labels, len(labels))
+        yield totals
+
+
+def _batches(
+    loader: Iterable[Sequence[Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                f"loader yields a {type(batch).__name__}; expected pairs (images, labels)"
+            )
+        images, labels = batch
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _check_labels(labels: Tensor, logits: Tensor) -> None:
+    # On a GPU looking would mean waiting; the library's own loaders have checked already.
+    if labels.device.type == "cpu" and len(labels):
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"labels run from {low} to {high}, but the model has {logits.shape[1]} classes; "
+                f"expected 0 to {logits.shape[1] - 1}"
+            )
+
+
+def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is None:
+        parameter = next(model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+    where = resolve_device(device)
+    model.to(where)
+    return where
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Sequence[Tensor]],
+    *,
+    criterion: Criterion | None = None,
+    device: torch.device | str | None = None,
+    precision: str = "float32",
+    topk: Sequence[int] = (1, 5),
+    progress: bool = True,
+) -> EvalMetrics:
+    """Loss, accuracies and confusion of a model over all images of a loader.
+
+    The model is evaluated in evaluation mode, and left in the mode it came in.
+
+    Args:
+        model: any module that maps images to logits ``(batch, classes)``.
+        loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
+        criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
+        device: where to evaluate; None is the model's device, ``"auto"`` ``default_device()``.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``.
+        topk: the k of the top-k accuracies, each at least 1; one above the number of classes is
+            dropped.
+        progress: show a bar; where there is no terminal, one line at the end.
+
+    Returns:
+        The metrics, as plain numbers and arrays.
+
+    Raises:
+        ValueError: the loader is empty; a label is no class of the model's; a k below 1.
+
+    Example:
+        >>> from alexnet_lib import AlexNet, build_shapes_loaders, evaluate
+        >>> loaders = build_shapes_loaders(train_images=200)
+        >>> metrics = evaluate(AlexNet(10, image_size=67), loaders.validation, progress=False)
+        >>> metrics.confusion.shape, metrics.images
+        ((10, 10), 20)
+    """
+    if any(not isinstance(k, int) or k < 1 for k in topk):
+        raise ValueError(f"topk is {tuple(topk)!r}; expected integers of at least 1")
+    where = _device_of(model, device)
+    chosen = resolve_precision(precision, where)
+    criterion = criterion or F.cross_entropy
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    totals = Totals(where)
+    confusion = ranks = None
+    started = time.perf_counter()
+    total = _length(loader)
+    try:
+        with tqdm(
+            total=total, desc="evaluating", disable=None if progress else True, leave=False
+        ) as bar:
+            for images, labels in _batches(loader, where):
+                with _autocast(chosen, where):
+                    logits = model(images)
+                    _check_labels(labels, logits)
+                    loss = criterion(logits, labels)
+                num_classes = logits.shape[1]
+                if confusion is None or ranks is None:
+                    confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
+                    ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
+                order = logits.topk(min(max((1, *topk)), num_classes)).indices
+                hits = order == labels[:, None]
+                totals.add(loss, hits[:, 0], len(labels))
+                places = labels * num_classes + order[:, 0]
+                confusion.scatter_add_(0, places, torch.ones_like(places))
+                ranks[: hits.shape[1]] += hits.sum(0)
+                bar.update()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if confusion is None or ranks is None:
+        raise ValueError("loader yields no batches; expected at least one")
+    seconds = time.perf_counter() - started
+    num_classes = len(ranks)
+    table = confusion.view(num_classes, num_classes).cpu().numpy()
+    counts = table.sum(1)
+    with np.errstate(invalid="ignore"):
+        per_class = table.diagonal() / counts
+    found = ranks.cumsum(0).tolist()
+    metrics = EvalMetrics(
+        loss=totals.mean_loss(),
+        accuracy=found[0] / totals.images,
+        topk_accuracy={k: found[k - 1] / totals.images for k in topk if k <= num_classes},
+        per_class_accuracy=per_class,
+        confusion=table,
+        classes=_class_names(model, loader, num_classes),
+        images=totals.images,
+        seconds=seconds,
+    )
+    if progress and bar.disable:
+        print(f"evaluating: {metrics}", file=sys.stderr)
+    return metrics
+
+
+def _length(loader: Any) -> int | None:
+    return len(loader) if hasattr(loader, "__len__") else None
+
+
+def _class_names(model: Any, loader: Any, num_classes: int) -> tuple[str, ...]:
+    """The model's names, else those of the loader's data set, else the numbers."""
+    for owner in (model, getattr(loader, "dataset", None)):
+        names = getattr(owner, "classes", None)
+        if names is not None and len(names) == num_classes:
+            return tuple(map(str, names))
+    return tuple(map(str, range(num_classes)))

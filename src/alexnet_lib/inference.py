@@ -1,0 +1,137 @@
+"""From photos to named classes."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from alexnet_lib.datasets import read_image
+from alexnet_lib.transforms import Preprocess, image_to_tensor
+
+# Photos are preprocessed and shown to the network this many at a time.
+_BATCH = 32
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one image, the likeliest first.
+
+    ``source`` is the image's path, or its place among the images given; ``probabilities`` are
+    from 0 to 1.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def __str__(self) -> str:
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return f"{self.source}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+
+
+def predict(
+    model: nn.Module,
+    images: ImageSource | Iterable[Any],
+    *,
+    top: int = 5,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] | None = None,
+) -> list[Prediction]:
+    """The likeliest classes of images, by softmax.
+
+    Args:
+        model: maps ``(batch, 3, size, size)`` to logits; used in evaluation mode on its own
+            device, and left in the mode it came in.
+        images: one image or a list of them: paths, PIL images, arrays ``(H, W, 3)``, tensors
+            ``(3, H, W)`` (uint8, or floating from 0 to 1); a batch, ``(N, H, W, 3)`` as an array
+            or ``(N, 3, H, W)`` as a tensor; or a loader, whose batches are taken as preprocessed.
+        top: how many classes to name, at least 1; at most all are.
+        preprocess: treatment of an image; None is the model's own (``model.preprocess``). Not used
+            for a loader.
+        classes: names of the classes; None is the model's own, else their numbers.
+
+    Returns:
+        A ``Prediction`` for each image, in order.
+
+    Raises:
+        ValueError: no ``preprocess`` is known; an image cannot be read (it is named) or is out of
+            its range; the number of class names is wrong.
+        TypeError: something is no image.
+
+    Example:
+        >>> import numpy as np
+        >>> from alexnet_lib import AlexNet, Preprocess, predict
+        >>> model = AlexNet(num_classes=2, image_size=67, seed=0)
+        >>> photo = np.zeros((480, 640, 3), dtype=np.uint8)
+        >>> treatment = Preprocess(resize=67, image_size=67)
+        >>> prediction, = predict(model, photo, preprocess=treatment, classes=["cat", "dog"])
+        >>> sorted(prediction.classes)
+        ['cat', 'dog']
+    """
+    if not isinstance(top, int) or top < 1:
+        raise ValueError(f"top is {top!r}; expected an integer of at least 1")
+    classes = getattr(model, "classes", None) if classes is None else tuple(map(str, classes))
+    preprocess = getattr(model, "preprocess", None) if preprocess is None else preprocess
+    parameter = next(model.parameters())
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    predictions: list[Prediction] = []
+    try:
+        with torch.inference_mode():
+            for sources, batch in _batches(images, preprocess):
+                logits = model(batch.to(parameter.device, parameter.dtype))
+                if classes is not None and len(classes) != logits.shape[1]:
+                    raise ValueError(
+                        f"classes has {len(classes)} names; expected the model's {logits.shape[1]}"
+                    )
+                names = classes or tuple(map(str, range(logits.shape[1])))
+                best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
+                for source, shares, places in zip(
+                    sources, best.values.tolist(), best.indices.tolist(), strict=True
+                ):
+                    named = tuple(names[place] for place in places)
+                    predictions.append(Prediction(source, named, tuple(shares)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return predictions
+
+
+def _batches(images: Any, preprocess: Preprocess | None) -> Iterator[tuple[list[str], Tensor]]:
+    """Sources and network inputs, a few at a time."""
+    if hasattr(images, "dataset"):  # a loader, the library's or torch's
+        count = 0
+        for batch, *_ in images:
+            yield [str(count + i) for i in range(len(batch))], batch
+            count += len(batch)
+        return
+    if preprocess is None:
+        raise ValueError(
+            "preprocess is None and the model has none; expected the Preprocess that it was "
+            "trained with (a model from load_checkpoint or fit knows it)"
+        )
+    if isinstance(images, str | os.PathLike | Image.Image) or (
+        isinstance(images, np.ndarray | Tensor) and images.ndim == 3
+    ):
+        images = [images]
+    images = list(images)
+    for start in range(0, len(images), _BATCH):
+        sources, inputs = [], []
+        for place, image in enumerate(images[start : start + _BATCH], start):
+            path = isinstance(image, str | os.PathLike)
+            source = os.fspath(image) if path else str(place)
+            sources.append(source)
+            inputs.append(
+                preprocess(
+                    read_image(Path(image)) if path else image_to_tensor(image, f"image {source}")
+                )
+            )
+        yield sources, torch.stack(inputs)

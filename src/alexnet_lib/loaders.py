@@ -1,0 +1,551 @@
+"""Batches: data sets, the fixed and the random treatment, and the order of an epoch.
+
+A loader's order and augmentation are functions of (seed, epoch, position in the epoch's order), so
+they depend neither on the batch size nor on the number of workers.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from alexnet_lib import datasets
+from alexnet_lib.channel_stats import CIFAR10_STATS, ChannelStats, compute_channel_stats
+from alexnet_lib.datasets import ImageSet, ImageTensors
+from alexnet_lib.transforms import Augmentation, ImageFit, Preprocess
+
+Stats = ChannelStats | Literal["train"]
+
+
+@dataclass(eq=False)
+class BatchLoader:
+    """Batches of normalised images and their labels, on a device.
+
+    Yields ``(images, labels)``: floating ``(batch, 3, image_size, image_size)`` and int64
+    ``(batch,)``; the last batch may be short. It works wherever torch's ``DataLoader`` is iterated
+    over. Each exhausted pass advances the epoch, and with it the order and the augmentation; a
+    pass that is broken off changes nothing. ``set_epoch`` overrides.
+
+    Args:
+        dataset: the images, their labels and the names of the classes.
+        preprocess: the fixed treatment.
+        stats: what the treatment's mean and standard deviation were taken from.
+        batch_size: images in a batch, at least 1.
+        shuffle: a new random order in each epoch, instead of the data set's.
+        augmentation: the random treatment, or None.
+        seed: of the order and the augmentation.
+        device: where the batches are made.
+        dtype: of the batches' images.
+        memory_format: of the batches' images.
+        num_workers: processes that decode image files; 0 decodes in this one. Images that are held
+            in memory need none.
+    """
+
+    dataset: ImageSet
+    preprocess: Preprocess
+    stats: ChannelStats
+    batch_size: int = 128
+    shuffle: bool = False
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    num_workers: int = 0
+    _epoch: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next pass that of this epoch, counted from 0."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self._epoch
+        generator = _generator(self.seed, epoch)
+        count = len(self.dataset)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        draws = None if self.augmentation is None else self.augmentation.draw(count, generator)
+        start = 0
+        for raw, labels in self._raw_batches(order, generator):
+            images = self.preprocess.resized(raw.to(self.device, non_blocking=True))
+            if self.augmentation is not None and draws is not None:
+                images = self.augmentation.apply(images, draws[start : start + len(images)])
+            images = self.preprocess.normalized(self.preprocess.center_cropped(images))
+            start += len(images)
+            yield (
+                images.to(self.dtype).contiguous(memory_format=self.memory_format),
+                labels.to(self.device, non_blocking=True),
+            )
+        self._epoch = epoch + 1
+
+    def _raw_batches(
+        self, order: Int64[Tensor, " n"], generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images of one size, uint8 or floating from 0 to 1, before augmentation; labels."""
+        batches = order.split(self.batch_size)
+        if isinstance(self.dataset, ImageTensors):
+            for places in batches:
+                here = places.to(self.dataset.images.device)
+                yield self.dataset.images[here], self.dataset.labels[here]
+        else:
+            yield from DataLoader(
+                _Fitted(self.dataset, self.preprocess),
+                batch_sampler=[places.tolist() for places in batches],
+                num_workers=self.num_workers,
+                pin_memory=self.device.type == "cuda",
+                generator=generator,
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted(Dataset[tuple[Tensor, int]]):
+    """A set's images brought to one size, so that they can be stacked."""
+
+    dataset: ImageSet
+    preprocess: Preprocess
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return self.preprocess.resized(image), label
+
+
+class Loaders(NamedTuple):
+    """The three parts of a data set; ``validation`` or ``test`` is None where there is none."""
+
+    train: BatchLoader
+    validation: BatchLoader | None
+    test: BatchLoader | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.train.dataset.classes
+
+    @property
+    def stats(self) -> ChannelStats:
+        """The channel statistics that images are normalised with."""
+        return self.train.stats
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the loaders yield, in pixels."""
+        return self.train.preprocess.image_size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The treatment of an image, the same in all three parts."""
+        return self.train.preprocess
+
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> "Loaders":
+        """The same loaders, making their batches on a device, in a dtype and memory format.
+
+        Images that are held in memory move to the device; None leaves a property as it is.
+        """
+        return Loaders(
+            *(loader and _moved(loader, _device(device), dtype, memory_format) for loader in self)  # type: ignore[arg-type]
+        )
+
+
+def _moved(
+    loader: BatchLoader,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    memory_format: torch.memory_format | None,
+) -> BatchLoader:
+    data = loader.dataset
+    if isinstance(data, ImageTensors):
+        data = replace(data, images=data.images.to(device), labels=data.labels.to(device))
+    return replace(
+        loader,
+        dataset=data,
+        device=device,
+        dtype=dtype or loader.dtype,
+        memory_format=memory_format or loader.memory_format,
+    )
+
+
+def build_cifar10_loaders(
+    root: str | os.PathLike[str] = "data",
+    *,
+    batch_size: int = 128,
+    image_size: int = 227,
+    stats: Stats = CIFAR10_STATS,
+    augmentation: Augmentation | None = None,
+    validation_fraction: float = 0.1,
+    train_images: int | None = None,
+    resize: int | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    seed: int = 0,
+    download: bool = True,
+) -> Loaders:
+    """Loaders of CIFAR-10: 50,000 training images, of which some for validation; 10,000 for tests.
+
+    Args:
+        root: folder that holds CIFAR-10, or that it is downloaded to (170 MB).
+        batch_size: images in a batch, at least 1.
+        image_size: side of the images that the network sees, in pixels.
+        stats: channel statistics to normalise with, or ``"train"`` to measure them.
+        augmentation: random treatment of the training images, or None.
+        validation_fraction: share of the training images kept for validation, from 0 (none) to
+            below 1; drawn by ``seed``, with equal shares of each class.
+        train_images: use only so many of the training images (the validation share included),
+            drawn by ``seed`` with equal shares of each class; None uses all.
+        resize: side that images are resized to before the centre crop of ``image_size``, in
+            pixels; None is ``image_size``.
+        device: where the batches are made.
+        num_workers: without use here, since the images are held in memory; as in the other
+            builders.
+        seed: of the parts, the order and the augmentation.
+        download: fetch CIFAR-10 where it is missing.
+
+    Returns:
+        The training, validation and test loaders.
+
+    Raises:
+        ValueError: an argument is out of its range, or a file is damaged.
+        OSError: CIFAR-10 is missing or cannot be downloaded.
+
+    Example:
+        >>> from alexnet_lib import build_cifar10_loaders
+        >>> loaders = build_cifar10_loaders("data", image_size=67)  # doctest: +SKIP
+        >>> images, labels = next(iter(loaders.train))  # doctest: +SKIP
+        >>> images.shape  # doctest: +SKIP
+        torch.Size([128, 3, 67, 67])
+    """
+    train, test = datasets.cifar10(root, download=download)
+    return _build(
+        (train, None, test),
+        batch_size=batch_size,
+        image_size=image_size,
+        image_fit="squash",
+        stats=stats,
+        augmentation=augmentation,
+        validation_fraction=validation_fraction,
+        train_images=train_images,
+        resize=resize,
+        device=device,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def build_image_folder_loaders(
+    root: str | os.PathLike[str],
+    *,
+    batch_size: int = 128,
+    image_size: int = 227,
+    image_fit: ImageFit = "crop",
+    stats: Stats = "train",
+    augmentation: Augmentation | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    train_images: int | None = None,
+    resize: int | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    seed: int = 0,
+) -> Loaders:
+    """Loaders of a folder of images: ``train/`` and ``test/`` of class folders, or these alone.
+
+    Args:
+        root: folder with ``train/`` beside ``test/`` or ``val/``, or with the classes' folders,
+            which are then split. ``val/`` is the test set, unless there is a ``test/`` too.
+        batch_size: images in a batch, at least 1.
+        image_size: side of the images that the network sees, in pixels.
+        image_fit: ``"crop"`` (shorter side and centre crop) or ``"squash"`` (both sides forced).
+        stats: channel statistics to normalise with, or ``"train"`` to measure them on the
+            training part, which reads every image once.
+        augmentation: random treatment of the training images, or None.
+        validation_fraction: share of the training images kept for validation where the folder has
+            no validation part, from 0 (none) to below 1.
+        test_fraction: share of all images kept for testing where the folder has no test part,
+            from 0 (none) to below 1.
+        train_images: use only so many of the training images (the validation share included),
+            drawn by ``seed`` in the classes' proportions; None uses all.
+        resize: side that images are fitted to before the centre crop of ``image_size``, in
+            pixels; None is ``image_size``.
+        device: where the batches are made.
+        num_workers: processes that decode the files; 0 decodes in this one.
+        seed: of the parts, the order and the augmentation.
+
+    Returns:
+        The training, validation and test loaders.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: an argument is out of its range; the folder holds no images or one class; files
+            are not images (they are named).
+    """
+    return _build(
+        datasets.image_folder(root),
+        batch_size=batch_size,
+        image_size=image_size,
+        image_fit=image_fit,
+        stats=stats,
+        augmentation=augmentation,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        train_images=train_images,
+        resize=resize,
+        device=device,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def build_dataset_loaders(
+    train: Dataset[Any],
+    test: Dataset[Any] | None = None,
+    *,
+    batch_size: int = 128,
+    image_size: int = 227,
+    image_fit: ImageFit = "crop",
+    stats: Stats = "train",
+    augmentation: Augmentation | None = None,
+    validation_fraction: float = 0.1,
+    train_images: int | None = None,
+    resize: int | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    seed: int = 0,
+    classes: Iterable[str] | None = None,
+) -> Loaders:
+    """Loaders of any map-style data set of (image, label): CIFAR-100, FashionMNIST, your own.
+
+    A torchvision data set is best given without a transform: its small images are then decoded
+    once. Images are PIL images, arrays ``(H, W, 3)`` or tensors ``(3, H, W)``, uint8 or floating
+    from 0 to 1; labels are integers from 0.
+
+    Args:
+        train: the training images.
+        test: the test images, or None.
+        batch_size: images in a batch, at least 1.
+        image_size: side of the images that the network sees, in pixels.
+        image_fit: ``"crop"`` (shorter side and centre crop) or ``"squash"`` (both sides forced).
+        stats: channel statistics to normalise with, or ``"train"`` to measure them on the
+            training part, which reads every image once.
+        augmentation: random treatment of the training images, or None.
+        validation_fraction: share of the training images kept for validation, from 0 (none) to
+            below 1.
+        train_images: use only so many of the training images (the validation share included),
+            drawn by ``seed`` in the classes' proportions; None uses all.
+        resize: side that images are fitted to before the centre crop of ``image_size``, in
+            pixels; None is ``image_size``.
+        device: where the batches are made.
+        num_workers: processes that read the data set; 0 reads in this one.
+        seed: of the parts, the order and the augmentation.
+        classes: names of the classes; None takes the data set's ``classes``, or the labels'
+            numbers.
+
+    Returns:
+        The training, validation and test loaders.
+
+    Raises:
+        TypeError: a data set has no length, or its items are no pairs.
+        ValueError: an argument is out of its range, or a label has no class.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from alexnet_lib import build_dataset_loaders
+        >>> data = TensorDataset(torch.rand(40, 3, 8, 8), torch.arange(40) % 4)
+        >>> loaders = build_dataset_loaders(data, image_size=67, batch_size=16)
+        >>> [len(labels) for images, labels in loaders.train]
+        [16, 16, 4]
+    """
+    train_set = datasets.wrap_dataset(train, classes)
+    test_set = None if test is None else datasets.wrap_dataset(test, train_set.classes)
+    return _build(
+        (train_set, None, test_set),
+        batch_size=batch_size,
+        image_size=image_size,
+        image_fit=image_fit,
+        stats=stats,
+        augmentation=augmentation,
+        validation_fraction=validation_fraction,
+        train_images=train_images,
+        resize=resize,
+        device=device,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def build_shapes_loaders(
+    *,
+    batch_size: int = 128,
+    image_size: int = 67,
+    stats: Stats = "train",
+    augmentation: Augmentation | None = None,
+    validation_fraction: float = 0.1,
+    train_images: int | None = None,
+    resize: int | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    seed: int = 0,
+) -> Loaders:
+    """Loaders of the built-in synthetic set: ten kinds of figures, drawn, no files needed.
+
+    Args:
+        batch_size: images in a batch, at least 1.
+        image_size: side of the images that the network sees, in pixels.
+        stats: channel statistics to normalise with, or ``"train"`` to measure them.
+        augmentation: random treatment of the training images, or None.
+        validation_fraction: share of the training images kept for validation, from 0 (none) to
+            below 1.
+        train_images: use only so many of the training images (the validation share included);
+            None uses all.
+        resize: side that images are resized to before the centre crop of ``image_size``, in
+            pixels; None is ``image_size``.
+        device: where the batches are made.
+        num_workers: without use here, since the images are held in memory; as in the other
+            builders.
+        seed: of the parts, the order and the augmentation; the images are the same for each.
+
+    Returns:
+        The training, validation and test loaders.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from alexnet_lib import build_shapes_loaders
+        >>> loaders = build_shapes_loaders(batch_size=64)
+        >>> images, labels = next(iter(loaders.train))
+        >>> images.shape, loaders.classes[:3]
+        (torch.Size([64, 3, 67, 67]), ('bar', 'bowtie', 'circle'))
+    """
+    train, test = datasets.shapes()
+    return _build(
+        (train, None, test),
+        batch_size=batch_size,
+        image_size=image_size,
+        image_fit="squash",
+        stats=stats,
+        augmentation=augmentation,
+        validation_fraction=validation_fraction,
+        train_images=train_images,
+        resize=resize,
+        device=device,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def _build(
+    parts: tuple[ImageSet, ImageSet | None, ImageSet | None],
+    *,
+    batch_size: int,
+    image_size: int,
+    image_fit: ImageFit,
+    stats: Stats,
+    augmentation: Augmentation | None,
+    validation_fraction: float,
+    train_images: int | None,
+    resize: int | None,
+    device: torch.device | str,
+    num_workers: int,
+    seed: int,
+    test_fraction: float = 0.0,
+) -> Loaders:
+    train, validation, test = parts
+    for name, fraction in (
+        ("validation_fraction", validation_fraction),
+        ("test_fraction", test_fraction),
+    ):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name} is {fraction!r}; expected a share from 0 to below 1")
+    split = _generator(seed, 0)
+    if test is None and test_fraction:
+        train, test = _split_off(train, round(test_fraction * len(train)), split)
+    if train_images is not None:
+        least = len(train.classes)
+        if not least <= train_images <= len(train):
+            raise ValueError(
+                f"train_images is {train_images!r}; expected {least} (one of each class) to "
+                f"{len(train):,}, the training images there are"
+            )
+        _, train = _split_off(train, train_images, split)
+    if validation is None and validation_fraction:
+        train, validation = _split_off(train, round(validation_fraction * len(train)), split)
+    preprocess = Preprocess(image_size if resize is None else resize, image_size, image_fit)
+    if isinstance(stats, str):
+        if stats != "train":
+            raise ValueError(f"stats is {stats!r}; expected a ChannelStats or 'train'")
+        images = train.images if isinstance(train, ImageTensors) else train
+        stats = compute_channel_stats(images)
+    if min(stats.std) <= 0:
+        raise ValueError(f"stats has the standard deviations {stats.std}; expected all above 0")
+    preprocess = replace(preprocess, mean=stats.mean, std=stats.std)
+
+    def loader(part: ImageSet, *, training: bool = False) -> BatchLoader:
+        return BatchLoader(
+            part,
+            preprocess,
+            stats,
+            batch_size=batch_size,
+            shuffle=training,
+            augmentation=augmentation if training else None,
+            seed=seed,
+            num_workers=num_workers,
+        )
+
+    loaders = Loaders(
+        loader(train, training=True),
+        None if validation is None or not len(validation) else loader(validation),
+        None if test is None or not len(test) else loader(test),
+    )
+    return loaders.to(device)
+
+
+def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+    """The rest, and ``count`` images drawn in the classes' proportions; both in their old order."""
+    sizes = torch.bincount(data.labels, minlength=len(data.classes))
+    # Largest remainders, so that the classes' shares add up to `count` exactly.
+    exact = sizes * (count / len(data))
+    shares = exact.floor().to(torch.int64)
+    shares[(exact - shares).argsort(descending=True)[: count - int(shares.sum())]] += 1
+    order = torch.randperm(len(data), generator=generator)
+    order = order[data.labels[order].argsort(stable=True)]
+    drawn = torch.zeros(len(data), dtype=torch.bool)
+    for share, places in zip(shares.tolist(), order.split(sizes.tolist()), strict=True):
+        drawn[places[:share]] = True
+    if drawn.all():
+        return data.subset(torch.arange(0)), data
+    return data.subset((~drawn).nonzero()[:, 0]), data.subset(drawn.nonzero()[:, 0])
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator for one epoch; NumPy's seed sequence mixes the two numbers well."""
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; expected an integer of at least 0")
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; expected for example 'cpu' or 'cuda'") from error
