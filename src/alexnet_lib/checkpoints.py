@@ -87,10 +87,14 @@ def save_checkpoint(
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
         new = Path(folder) / file.name
+        new.touch()
+        mode = new.stat().st_mode
         try:
             save_file(tensors, new, {"format": "pt", _METADATA: json.dumps(metadata)})
         except SafetensorError as error:
             raise OSError(f"{file} cannot be written: {error}") from error
+        # safetensors makes files that only their owner may read, whatever the umask allows.
+        new.chmod(mode)
         with new.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(new, file)

@@ -316,6 +316,41 @@ def _unpack_cifar10(archive: Path) -> None:
     extract_archive(str(archive), str(archive.parent))
 
 
+def open_datasets(
+    data: str | os.PathLike[str],
+) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:
+    """A folder's, CIFAR-10's or the shapes' images as (training, validation or None, test or None).
+
+    Args:
+        data: ``"shapes"``; ``"cifar10"``, which is kept in the folder ``data`` and downloaded where
+            it is missing; or a folder, as ``cifar10`` or ``image_folder`` read it, told apart by
+            what is in it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder's files cannot be used; the message names them.
+        OSError: CIFAR-10 cannot be downloaded.
+    """
+    if data == "shapes":
+        train, test = shapes()
+    elif data == "cifar10":
+        train, test = cifar10("data")
+    elif is_cifar10_folder(data):
+        train, test = cifar10(data, download=False)
+    else:
+        return image_folder(data)
+    return train, None, test
+
+
+def is_cifar10_folder(root: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds CIFAR-10's files, or their archive, rather than images."""
+    from torchvision.datasets import CIFAR10
+
+    folder = Path(root)
+    batches, archive = str(CIFAR10.base_folder), str(CIFAR10.filename)
+    return folder.name == batches or (folder / batches).is_dir() or (folder / archive).is_file()
+
+
 def image_folder(
     root: str | os.PathLike[str], *, progress: bool = True
 ) -> tuple[ImageSet, ImageSet | None, ImageSet | None]:

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -416,35 +416,34 @@ def evaluate(
     where = _device_of(model, device)
     chosen = resolve_precision(precision, where)
     criterion = criterion or F.cross_entropy
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     totals = Totals(where)
     confusion = ranks = None
     started = time.perf_counter()
-    total = _length(loader)
-    try:
-        with tqdm(
-            total=total, desc="evaluating", disable=None if progress else True, leave=False
-        ) as bar:
-            for images, labels in _batches(loader, where):
-                with _autocast(chosen, where):
-                    logits = model(images)
-                    _check_labels(labels, logits)
-                    loss = criterion(logits, labels)
-                num_classes = logits.shape[1]
-                if confusion is None or ranks is None:
-                    confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
-                    ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
-                order = logits.topk(min(max((1, *topk)), num_classes)).indices
-                hits = order == labels[:, None]
-                totals.add(loss, hits[:, 0], len(labels))
-                places = labels * num_classes + order[:, 0]
-                confusion.scatter_add_(0, places, torch.ones_like(places))
-                ranks[: hits.shape[1]] += hits.sum(0)
-                bar.update()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with (
+        evaluation_mode(model),
+        tqdm(
+            total=_length(loader),
+            desc="evaluating",
+            disable=None if progress else True,
+            leave=False,
+        ) as bar,
+    ):
+        for images, labels in _batches(loader, where):
+            with _autocast(chosen, where):
+                logits = model(images)
+                _check_labels(labels, logits)
+                loss = criterion(logits, labels)
+            num_classes = logits.shape[1]
+            if confusion is None or ranks is None:
+                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
+                ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
+            order = logits.topk(min(max((1, *topk)), num_classes)).indices
+            hits = order == labels[:, None]
+            totals.add(loss, hits[:, 0], len(labels))
+            places = labels * num_classes + order[:, 0]
+            confusion.scatter_add_(0, places, torch.ones_like(places))
+            ranks[: hits.shape[1]] += hits.sum(0)
+            bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")
     seconds = time.perf_counter() - started
@@ -467,6 +466,18 @@ def evaluate(
     if progress and bar.disable:
         print(f"evaluating: {metrics}", file=sys.stderr)
     return metrics
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and each of its modules back into the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _length(loader: Any) -> int | None:

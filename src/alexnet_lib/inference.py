@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alexnet_lib.datasets import read_image
+from alexnet_lib.engine import evaluation_mode
 from alexnet_lib.transforms import Preprocess, image_to_tensor
 
 # Photos are preprocessed and shown to the network this many at a time.
@@ -81,27 +82,21 @@ def predict(
     classes = getattr(model, "classes", None) if classes is None else tuple(map(str, classes))
     preprocess = getattr(model, "preprocess", None) if preprocess is None else preprocess
     parameter = next(model.parameters())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     predictions: list[Prediction] = []
-    try:
-        with torch.inference_mode():
-            for sources, batch in _batches(images, preprocess):
-                logits = model(batch.to(parameter.device, parameter.dtype))
-                if classes is not None and len(classes) != logits.shape[1]:
-                    raise ValueError(
-                        f"classes has {len(classes)} names; expected the model's {logits.shape[1]}"
-                    )
-                names = classes or tuple(map(str, range(logits.shape[1])))
-                best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
-                for source, shares, places in zip(
-                    sources, best.values.tolist(), best.indices.tolist(), strict=True
-                ):
-                    named = tuple(names[place] for place in places)
-                    predictions.append(Prediction(source, named, tuple(shares)))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model), torch.inference_mode():
+        for sources, batch in _batches(images, preprocess):
+            logits = model(batch.to(parameter.device, parameter.dtype))
+            if classes is not None and len(classes) != logits.shape[1]:
+                raise ValueError(
+                    f"classes has {len(classes)} names; expected the model's {logits.shape[1]}"
+                )
+            names = classes or tuple(map(str, range(logits.shape[1])))
+            best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
+            for source, shares, places in zip(
+                sources, best.values.tolist(), best.indices.tolist(), strict=True
+            ):
+                named = tuple(names[place] for place in places)
+                predictions.append(Prediction(source, named, tuple(shares)))
     return predictions
 
 

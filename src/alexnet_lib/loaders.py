@@ -36,7 +36,6 @@ class BatchLoader:
     Args:
         dataset: the images, their labels and the names of the classes.
         preprocess: the fixed treatment.
-        stats: what the treatment's mean and standard deviation were taken from.
         batch_size: images in a batch, at least 1.
         shuffle: a new random order in each epoch, instead of the data set's.
         augmentation: the random treatment, or None.
@@ -46,11 +45,11 @@ class BatchLoader:
         memory_format: of the batches' images.
         num_workers: processes that decode image files; 0 decodes in this one. Images that are held
             in memory need none.
+        stats: what the treatment's mean and standard deviation were taken from, where it is known.
     """
 
     dataset: ImageSet
     preprocess: Preprocess
-    stats: ChannelStats
     batch_size: int = 128
     shuffle: bool = False
     augmentation: Augmentation | None = None
@@ -59,6 +58,7 @@ class BatchLoader:
     dtype: torch.dtype = torch.float32
     memory_format: torch.memory_format = torch.contiguous_format
     num_workers: int = 0
+    stats: ChannelStats | None = None
     _epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class Loaders(NamedTuple):
         return self.train.dataset.classes
 
     @property
-    def stats(self) -> ChannelStats:
+    def stats(self) -> ChannelStats | None:
         """The channel statistics that images are normalised with."""
         return self.train.stats
 
@@ -503,12 +503,12 @@ def _build(
         return BatchLoader(
             part,
             preprocess,
-            stats,
             batch_size=batch_size,
             shuffle=training,
             augmentation=augmentation if training else None,
             seed=seed,
             num_workers=num_workers,
+            stats=stats,
         )
 
     loaders = Loaders(

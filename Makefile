@@ -1,0 +1,50 @@
+# For GNU make (3.81 or newer) on Linux and macOS. Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-slow docs clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/library ## train on the built-in shapes, evaluate, write runs/demo/ (under 5 minutes)
+	$(BIN)/alexnet-lib demo
+
+test: .venv/dev ## lint, types, tests, docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not bad_input and not slow" --jaxtyping-packages=alexnet_lib,beartype.beartype
+	$(MAKE) --no-print-directory docs
+
+test-slow: .venv/dev ## the tests that take minutes
+	$(PYTEST) -m slow
+
+# A fresh environment, because a page that is not read again does not repeat its warnings.
+docs: .venv/dev ## build the documentation into docs/_build/html/
+	$(BIN)/sphinx-build -W --keep-going --fresh-env -b html docs docs/_build/html
+
+clean: ## remove .venv and what was built; data/ and runs/ stay
+	rm -rf .venv docs/_build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
+
+# Each of the three files below is written when its step is complete. What an interruption has left
+# of .venv is cleared by the next call; what it has left of an installation is completed by pip.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is %d.%d: name another with make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/library: pyproject.toml | .venv/made
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/dev: pyproject.toml | .venv/made
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch .venv/library $@

@@ -1,0 +1,296 @@
+"""The command line. Whatever computes is imported by the command that needs it."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="alexnet-lib",
+    help="AlexNet: train it, evaluate it, use it, and look at its numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+download_app = typer.Typer(help="Fetch a data set.", no_args_is_help=True)
+app.add_typer(download_app, name="download")
+
+_DATA_HELP = (
+    "'shapes' (built in, synthetic), 'cifar10' (kept in ./data, downloaded where it is missing), "
+    "or a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and test/CLASS/*.jpg, or "
+    "CLASS/*.jpg."
+)
+_CHECKPOINT_HELP = "A .safetensors file, or the folder of a run (its best weights)."
+Device = Annotated[
+    str, typer.Option(help="'auto' (CUDA, then Apple's MPS, then the CPU) or a device's name.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it."),
+]
+Workers = Annotated[
+    int, typer.Option(help="Processes that decode image files; small images need none.", min=0)
+]
+BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=1)]
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    recipe: Annotated[str, typer.Option(help="Name of the recipe: 'plain'.")] = "plain",
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images [default: the recipe's].")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the run [default: runs/ and the date and time]."),
+    ] = None,
+    train_images: Annotated[
+        int | None,
+        typer.Option(help="Use only so many of the training images [default: all]."),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images, in pixels [default: the network's own, 227]."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a step [default: the recipe's].")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate [default: the recipe's].")
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="'paper', 'single_tower' or 'one_weird_trick' [default: the recipe's]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_workers: Workers = 0,
+) -> None:
+    """Train on DATA, evaluate on its test images, and write the run to a folder."""
+    from alexnet_lib.recipes import RunOptions
+    from alexnet_lib.training import fit
+
+    overrides: dict[str, Any] = {
+        "train_images": train_images,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "architecture": architecture,
+    }
+    run = fit(
+        data,
+        recipe=recipe,
+        overrides={name: value for name, value in overrides.items() if value is not None},
+        epochs=epochs,
+        seed=seed,
+        out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
+        options=RunOptions(device=device, precision=precision, num_workers=num_workers),
+    )
+    _report(run, data)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the run; an earlier demo in it is replaced.")
+    ] = Path("runs/demo"),
+    device: Device = "auto",
+) -> None:
+    """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
+    import json
+
+    from alexnet_lib.recipes import DEMO_OVERRIDES, RunOptions
+    from alexnet_lib.training import fit
+
+    earlier = out / "recipe.json"
+    if earlier.is_file() and json.loads(earlier.read_text(encoding="utf-8"))["data"] == "shapes":
+        for name in _RUN_FILES:
+            (out / name).unlink(missing_ok=True)
+    run = fit("shapes", overrides=DEMO_OVERRIDES, out=out, options=RunOptions(device=device))
+    _report(run, "the built-in synthetic shapes")
+
+
+_RUN_FILES = (
+    "best.safetensors",
+    "last.safetensors",
+    "history.jsonl",
+    "result.json",
+    "recipe.json",
+)
+
+
+def _report(run: Any, data: str) -> None:
+    images = run.history[-1].train.images
+    print(f"trained on {data}: {images:,} images, {len(run.history)} epochs")
+    if run.test is not None:
+        print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
+    print(f"results in {run.folder}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP)],
+    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    batch_size: BatchSize = 128,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_workers: Workers = 0,
+) -> None:
+    """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
+    import numpy as np
+
+    from alexnet_lib import engine
+    from alexnet_lib.datasets import open_datasets
+    from alexnet_lib.loaders import BatchLoader
+
+    model = _load(checkpoint)
+    if model.preprocess is None:
+        raise ValueError(f"{checkpoint} holds no preprocessing; expected a run's checkpoint")
+    everything, _, test = open_datasets(data)
+    if test is None:
+        print(
+            f"{data} has no test part: evaluating on all its images, which may include those that "
+            "the network was trained on",
+            file=sys.stderr,
+        )
+        test = everything
+    if model.classes != test.classes:
+        raise ValueError(
+            f"the network's classes are {model.classes}, those of {data} are {test.classes}"
+        )
+    loader = BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers)
+    metrics = engine.evaluate(
+        model, loader, device=device, precision=precision, progress=sys.stderr.isatty()
+    )
+    print(metrics)
+    width = max(map(len, metrics.classes))
+    for place, name in enumerate(metrics.classes):
+        row = metrics.confusion[place].copy()
+        row[place] = 0
+        mistaken = int(np.argmax(row))
+        most = f"most taken for {metrics.classes[mistaken]} ({row[mistaken]})" if row.any() else ""
+        share = metrics.per_class_accuracy[place]
+        print(f"{name:<{width}}  {share:6.1%}  {most}".rstrip())
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    checkpoint: Annotated[Path, typer.Option(help=_CHECKPOINT_HELP)],
+    top: Annotated[int, typer.Option(help="How many classes to name for each image.", min=1)] = 5,
+) -> None:
+    """Name the likeliest classes of photos."""
+    from alexnet_lib import inference
+
+    for prediction in inference.predict(_load(checkpoint), images, top=top):
+        print(prediction)
+
+
+@app.command()
+def stats(
+    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    std: Annotated[
+        str,
+        typer.Option(
+            help="'pixel': over all pixels; 'per_image': mean of the images' own deviations."
+        ),
+    ] = "pixel",
+) -> None:
+    """Measure the channels' mean and standard deviation (values 0 to 1) of the training images."""
+    from alexnet_lib.channel_stats import compute_channel_stats
+    from alexnet_lib.datasets import ImageTensors, open_datasets
+
+    images, *_ = open_datasets(data)
+    source = images.images if isinstance(images, ImageTensors) else images
+    print(compute_channel_stats(source, std=std))  # type: ignore[arg-type]
+
+
+@app.command()
+def summary(
+    architecture: Annotated[
+        str, typer.Argument(help="'paper', 'single_tower' or 'one_weird_trick'.")
+    ] = "paper",
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images, in pixels [default: 227, 227, 224].")
+    ] = None,
+    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
+) -> None:
+    """Print a network's layers: kernels, feature maps, parameters and multiply-accumulates."""
+    from alexnet_lib import architecture as tables
+
+    print(tables.summary(architecture, image_size=image_size, num_classes=num_classes))
+
+
+@download_app.callback()
+def _download() -> None:
+    pass
+
+
+@download_app.command()
+def cifar10(
+    root: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("data"),
+) -> None:
+    """Fetch CIFAR-10 (170 MB), MD5-checked; a broken download is resumed."""
+    from alexnet_lib.datasets import download_cifar10
+
+    print(f"CIFAR-10 is in {download_cifar10(root)}")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices, and the precisions that the processor multiplies."""
+    import platform
+
+    import torch
+
+    from alexnet_lib.engine import default_device, multiplies_bfloat16
+    from alexnet_lib.training import versions
+
+    for name, number in versions().items():
+        print(f"{name:<12} {number}")
+    print(f"{'system':<12} {platform.platform()}")
+    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "unknown"
+    print(f"{'processor':<12} {cpu}, {torch.get_num_threads()} threads")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    for device in map(torch.device, devices):
+        native = "float32, bfloat16" if multiplies_bfloat16(device) else "float32"
+        chosen = " (the default)" if device.type == default_device().type else ""
+        name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+        print(f"{'device':<12} {device}{name}{chosen}: multiplies {native}")
+
+
+def _load(checkpoint: Path) -> Any:
+    from alexnet_lib.checkpoints import load_checkpoint
+
+    if checkpoint.is_dir():
+        best, last = checkpoint / "best.safetensors", checkpoint / "last.safetensors"
+        checkpoint = best if best.exists() else last
+    return load_checkpoint(checkpoint)
+
+
+def main() -> None:
+    """Runs the command line: exit status 2 and one line for a user's mistake, 1 for a failed run.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        app()
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except (ValueError, TypeError, OSError) as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status)

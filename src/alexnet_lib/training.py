@@ -1,0 +1,384 @@
+"""fit: from data and a recipe to a trained network, with its history and its files."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from alexnet_lib.checkpoints import save_checkpoint
+from alexnet_lib.engine import EpochMetrics, EvalMetrics, Totals, evaluate, run_steps, train_steps
+from alexnet_lib.loaders import Loaders
+from alexnet_lib.model import AlexNet
+from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
+
+# A run's time is foretold after this many steps; the first few, which set things up, do not count.
+_ESTIMATE_STEPS = 20
+_SETTLING_STEPS = 3
+# Training and evaluating an image differ by about this factor (a backward pass costs two forward).
+_FORWARD_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a run: its number from 1, the rate it ended with, and its metrics."""
+
+    epoch: int
+    learning_rate: float
+    train: EpochMetrics
+    validation: EvalMetrics | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line of ``history.jsonl``."""
+        train, validation = self.train, self.validation
+        return {
+            "epoch": self.epoch,
+            "learning_rate": self.learning_rate,
+            "train": {
+                "loss": train.loss,
+                "accuracy": train.accuracy,
+                "images_per_second": train.images_per_second,
+            },
+            "validation": validation and {"loss": validation.loss, "accuracy": validation.accuracy},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What ``fit`` did.
+
+    ``history`` has a record for each epoch; ``test`` holds the metrics on the test images, or None
+    where there are none; ``model`` has the weights of the best validation accuracy (of the last
+    epoch where there is no validation part), its ``classes`` and ``preprocess``; ``folder`` is
+    where the files are, or None.
+    """
+
+    history: tuple[EpochRecord, ...]
+    test: EvalMetrics | None
+    model: AlexNet
+    folder: Path | None
+
+
+def fit(
+    data: str | os.PathLike[str] | Loaders,
+    *,
+    recipe: str | Recipe = "plain",
+    overrides: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    model: AlexNet | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
+) -> Run:
+    """Trains a network, evaluates it on the test images once, and writes what it found.
+
+    With ``out``, the folder gets ``recipe.json`` (all that determines the run), ``history.jsonl``
+    (a line an epoch), ``best.safetensors`` (weights of the best validation accuracy),
+    ``last.safetensors`` (weights after the last finished epoch) and, at the end, ``result.json``.
+
+    Args:
+        data: ``"shapes"``; ``"cifar10"``; a folder with CIFAR-10 or with images; or ``Loaders``.
+        recipe: a name among ``RECIPES``, or a ``Recipe``.
+        overrides: fields of the recipe to change, by name.
+        epochs: passes over the training images, at least 1; None is the recipe's.
+        model: a network to go on with; None builds the recipe's.
+        seed: of the weights, the parts, the order, the augmentation and dropout. torch's global
+            generators are left as they were.
+        out: a folder to write to, that holds no run yet; None writes nothing.
+        options: device, precision and the like.
+
+    Returns:
+        The history, the test metrics, the trained model and the folder.
+
+    Raises:
+        ValueError: an argument is out of its range; the model or the loaders contradict the recipe
+            (the field is named).
+        FileExistsError: ``out`` holds a run already.
+        OSError: ``out`` cannot be written, or the disk has too little room for the checkpoints.
+        FloatingPointError: the loss became NaN or infinite; the message names epoch and step, and
+            the files keep the last good weights.
+
+    Example:
+        >>> from alexnet_lib import RunOptions, fit
+        >>> run = fit(
+        ...     "shapes",
+        ...     overrides={"image_size": 67, "train_images": 40, "batch_size": 12},
+        ...     epochs=1,
+        ...     options=RunOptions(progress=False),
+        ... )
+        >>> run.history[0].train.images, run.test.images
+        (36, 2000)
+    """
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(
+                f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
+            )
+        recipe = RECIPES[recipe]
+    recipe = recipe.overridden(dict(overrides or {}))
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    options = options.resolved()
+    device = torch.device(options.device)
+    folder = None if out is None else _new_folder(Path(out))
+    if isinstance(data, Loaders):
+        loaders = data.to(device)
+        _check_loaders(loaders, recipe)
+    else:
+        loaders = recipe.build_loaders(
+            os.fspath(data), seed, device=device, num_workers=options.num_workers
+        )
+    if model is None:
+        model = recipe.build_model(loaders.classes, seed)
+    else:
+        _check_model(model, recipe, loaders)
+    model.to(device)
+    model.classes, model.preprocess = loaders.classes, loaders.preprocess
+    source = "loaders" if isinstance(data, Loaders) else os.fspath(data)
+    if folder is not None:
+        _check_disk(folder, model)
+        description = {
+            "recipe": recipe.to_dict(),
+            "data": source,
+            "seed": seed,
+            "options": asdict(options),
+        }
+        _write_json(folder / "recipe.json", description)
+    if options.progress:
+        _say(_headline(source, recipe, loaders, model, options))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return _train(recipe, loaders, model, folder, options)
+
+
+def _train(
+    recipe: Recipe, loaders: Loaders, model: AlexNet, folder: Path | None, options: RunOptions
+) -> Run:
+    started = time.perf_counter()
+    optimizer = recipe.build_optimizer(model)
+    schedule = recipe.build_schedule(optimizer, recipe.epochs * len(loaders.train))
+    history: list[EpochRecord] = []
+    best_accuracy, best_weights = -1.0, None
+    estimate = _Estimate(recipe, loaders) if options.progress else None
+    for epoch in range(1, recipe.epochs + 1):
+        loaders.train.set_epoch(epoch - 1)
+        steps = train_steps(
+            model,
+            loaders.train,
+            optimizer,
+            criterion=recipe.criterion,
+            precision=options.precision,
+            batch_scheduler=schedule,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        try:
+            metrics = run_steps(
+                steps,
+                loaders.train,
+                f"epoch {epoch}/{recipe.epochs}",
+                progress=options.progress,
+                each=estimate or (lambda totals: None),
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"epoch {epoch}: {error}") from None
+        validation = None
+        if loaders.validation is not None:
+            validation = _evaluate(model, loaders.validation, options)
+        record = EpochRecord(epoch, optimizer.param_groups[0]["lr"], metrics, validation)
+        history.append(record)
+        accuracy = metrics.accuracy if validation is None else validation.accuracy
+        is_best = validation is None or accuracy > best_accuracy
+        if is_best:
+            best_accuracy = accuracy
+            if epoch < recipe.epochs:
+                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            else:
+                best_weights = None
+        if folder is not None:
+            _save_epoch(folder, model, record, is_best=is_best)
+        if options.progress:
+            _say(_epoch_line(record, recipe.epochs))
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    model.eval()
+    test = None if loaders.test is None else _evaluate(model, loaders.test, options)
+    seconds = time.perf_counter() - started
+    if folder is not None:
+        images = sum(record.train.images for record in history)
+        training_seconds = sum(record.train.seconds for record in history)
+        result = {
+            "test": test and test.to_dict(),
+            "epochs": len(history),
+            "seconds": seconds,
+            "images_per_second": images / training_seconds,
+            "versions": versions(),
+        }
+        _write_json(folder / "result.json", result)
+    if options.progress and test is not None:
+        _say(f"test: {test}; {_duration(seconds)} in all")
+    return Run(tuple(history), test, model, folder)
+
+
+def _evaluate(model: AlexNet, loader: Any, options: RunOptions) -> EvalMetrics:
+    # Without a terminal the epoch's line, which has these numbers, is enough.
+    return evaluate(
+        model,
+        loader,
+        precision=options.precision,
+        progress=options.progress and sys.stderr.isatty(),
+    )
+
+
+def _save_epoch(folder: Path, model: AlexNet, record: EpochRecord, *, is_best: bool) -> None:
+    metrics = record.to_dict()
+    save_checkpoint(folder / "last.safetensors", model, metrics=metrics)
+    if is_best:
+        save_checkpoint(folder / "best.safetensors", model, metrics=metrics)
+    with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics) + "\n")
+
+
+class _Estimate:
+    """Says once, after some steps, how long the run will take and what would shorten it."""
+
+    def __init__(self, recipe: Recipe, loaders: Loaders) -> None:
+        part_sizes = [len(part.dataset) if part else 0 for part in loaders]
+        train, validation, test = part_sizes
+        # In images trained on: what the whole run amounts to.
+        self._work = recipe.epochs * (train + validation * _FORWARD_SHARE) + test * _FORWARD_SHARE
+        self._epochs = recipe.epochs
+        self._steps = 0
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, totals: Totals) -> None:
+        self._steps += 1
+        if self._steps == _SETTLING_STEPS:
+            self._start = time.perf_counter(), totals.images
+        if self._steps == _ESTIMATE_STEPS and self._start is not None:
+            # One wait for the device, so that the time is that of finished steps.
+            totals.metrics()
+            since, images = self._start
+            rate = (totals.images - images) / (time.perf_counter() - since)
+            left = (self._work - totals.images) / rate
+            _say(
+                f"about {_duration(left)} to go for {self._epochs} epochs at {rate:.0f} images/s; "
+                "shorter with fewer images (--train-images, or overrides={'train_images': ...}), "
+                "smaller ones (--image-size, 'image_size') or fewer epochs (--epochs)"
+            )
+
+
+def _new_folder(folder: Path) -> Path:
+    """The folder, made and tried out: a run should not fail at its first checkpoint."""
+    if (folder / "recipe.json").exists():
+        raise FileExistsError(f"out is {str(folder)!r}, which holds a run already; name another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"out is {str(folder)!r}, which cannot be written: {reason}") from error
+    return folder
+
+
+def _check_disk(folder: Path, model: AlexNet) -> None:
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    # best, last, and the one that is being written.
+    needed, free = 3 * weights, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"out is {str(folder)!r}, where {free / 1e6:,.0f} MB are free; the checkpoints need "
+            f"{needed / 1e6:,.0f} MB"
+        )
+
+
+def _check_loaders(loaders: Loaders, recipe: Recipe) -> None:
+    for name, found, expected in (
+        ("image_size", loaders.image_size, recipe.size_of_images()),
+        ("batch_size", loaders.train.batch_size, recipe.batch_size),
+        (
+            "augmentation",
+            "none" if loaders.train.augmentation is None else "flip",
+            recipe.augmentation,
+        ),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"data has {name} {found!r}, but the recipe has {expected!r}; build the loaders "
+                f"with the recipe's, or pass overrides={{{name!r}: {found!r}}}"
+            )
+
+
+def _check_model(model: AlexNet, recipe: Recipe, loaders: Loaders) -> None:
+    if not isinstance(model, AlexNet):
+        raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
+    for name, found, expected in (
+        ("architecture", model.architecture.name, recipe.architecture),
+        ("image_size", model.image_size, recipe.size_of_images()),
+        ("dropout", model.dropout, recipe.dropout),
+        ("num_classes", model.num_classes, len(loaders.classes)),
+    ):
+        if found != expected:
+            source = "data" if name == "num_classes" else "recipe"
+            raise ValueError(f"model has {name} {found!r}, but the {source} has {expected!r}")
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, file)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for results and bug reports."""
+    packages = ("alexnet-lib", "torch", "torchvision", "numpy", "pillow", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _headline(
+    source: str, recipe: Recipe, loaders: Loaders, model: AlexNet, options: RunOptions
+) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    counts = ", ".join(
+        f"{len(part.dataset):,} {name}"
+        for name, part in zip(("training", "validation", "test"), loaders, strict=True)
+        if part is not None
+    )
+    size = loaders.image_size
+    return (
+        f"AlexNet ({recipe.architecture}, {parameters:,} parameters) on {source}: {counts} images "
+        f"of {size}x{size} pixels, {len(loaders.classes)} classes; recipe {recipe.name}, "
+        f"{recipe.epochs} epochs; {options.device}, {options.precision}"
+    )
+
+
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    line = f"epoch {record.epoch}/{epochs}: training {record.train}"
+    if record.validation is not None:
+        validation = record.validation
+        line += f"; validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.1%}"
+    return f"{line}; {_duration(record.train.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _say(line: str) -> None:
+    # Through tqdm, so that a bar that is being shown moves down instead of being torn.
+    tqdm.write(line, file=sys.stderr)

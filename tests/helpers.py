@@ -1,0 +1,99 @@
+"""What several test modules need: pixels, image folders, and a CIFAR-10 of a few images."""
+
+import hashlib
+import pickle
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from alexnet_lib import datasets
+
+EXIF_ORIENTATION = 0x0112
+
+
+def random_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A uint8 image (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def smooth_pixels(height: int, width: int) -> np.ndarray:
+    """A uint8 image (height, width, 3) without fine detail, as most of a photo is."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    waves = [np.sin(5 * x + 3 * y), np.cos(4 * x - 2 * y), np.sin(6 * x * y)]
+    return np.uint8(127.5 + 120 * np.stack(waves, axis=-1))
+
+
+def exif(orientation: int) -> Image.Exif:
+    data = Image.Exif()
+    data[EXIF_ORIENTATION] = orientation
+    return data
+
+
+def write_class_folders(
+    root: Path,
+    classes: Iterable[str] = ("cat", "dog"),
+    *,
+    count: int = 2,
+    size: tuple[int, int] = (8, 8),
+    seed: int = 0,
+) -> Path:
+    """``root/CLASS/0.png`` and so on, of (height, width) ``size``, no two of them alike."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random_pixels(*size, seed=seed + 1000 * number + i)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+class FakeCifar10:
+    """CIFAR-10's files with 4 images a batch, in the layout of the real ones.
+
+    Making it tells torchvision and the library the sums and the size of its files, and takes
+    every real address from them.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = folder / "source"
+        batches = source / CIFAR10.base_folder
+        batches.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        sums = {}
+        self.images, self.labels = {}, {}
+        for name in [file for file, _ in (*CIFAR10.train_list, *CIFAR10.test_list)]:
+            # A row is an image: all of its red, then its green, then its blue.
+            rows = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+            self.images[name] = rows.reshape(4, 3, 32, 32)
+            self.labels[name] = rng.integers(0, 10, 4).tolist()
+            sums[name] = _write(batches / name, {"data": rows, "labels": self.labels[name]})
+        self.classes = tuple(f"class {i}" for i in range(10))
+        meta = CIFAR10.meta["filename"]
+        sums[meta] = _write(batches / meta, {"label_names": list(self.classes)})
+        self.archive = source / CIFAR10.filename
+        with tarfile.open(self.archive, "w:gz") as tar:
+            tar.add(batches, CIFAR10.base_folder)
+        self.batches = batches
+        self.md5 = hashlib.md5(self.archive.read_bytes()).hexdigest()
+        for part in ("train_list", "test_list"):
+            known = [[name, sums[name]] for name, _ in getattr(CIFAR10, part)]
+            monkeypatch.setattr(CIFAR10, part, known)
+        monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums[meta]})
+        monkeypatch.setattr(CIFAR10, "tgz_md5", self.md5)
+        # Nothing listens on port 9 of this machine.
+        monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/own-host.tar.gz")
+        monkeypatch.setattr(datasets, "CIFAR10_MIRRORS", ())
+        size = self.archive.stat().st_size
+        monkeypatch.setattr(datasets, "CIFAR10_ARCHIVE_BYTES", size)
+        monkeypatch.delenv(datasets.CIFAR10_URL_VARIABLE, raising=False)
+        for proxy in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(proxy, raising=False)
+
+
+def _write(file: Path, content: dict) -> str:
+    file.write_bytes(pickle.dumps(content, protocol=2))
+    return hashlib.md5(file.read_bytes()).hexdigest()

@@ -1,0 +1,65 @@
+"""README and documentation say nothing that the library does not have."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import alexnet_lib
+from alexnet_lib.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def command_lines() -> Iterator[Any]:
+    for page in PAGES:
+        for language in ("console", "bash", "sh"):
+            for block in blocks(page, language):
+                for line in block.replace("\\\n", " ").splitlines():
+                    words = shlex.split(line.removeprefix("$ "), comments=True)
+                    if words[:1] == ["alexnet-lib"]:
+                        yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words)}")
+
+
+def test_every_public_name_stands_on_a_page_of_the_reference() -> None:
+    documented = {
+        name.rpartition(".")[2]
+        for page in (ROOT / "docs" / "reference").glob("*.md")
+        for name in re.findall(
+            r"^\.\. auto\w+:: (alexnet_lib\S+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert set(alexnet_lib.__all__) - documented == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_on_a_page_is_valid_and_imports_what_there_is(page: Path) -> None:
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module == "alexnet_lib":
+                names = {alias.name for alias in node.names}
+                assert names - set(alexnet_lib.__all__) == set()
+
+
+@pytest.mark.parametrize("words", command_lines())
+def test_a_command_line_on_a_page_is_understood(words: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    context = typer.Context(command, info_name="alexnet-lib")
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+        context = typer.Context(command, info_name=name, parent=context)
+    # Reads and converts the arguments, as the command line does, and calls nothing.
+    command.parse_args(context, words)
