@@ -1,4 +1,4 @@
-"""What several test modules need: pixels, image folders, and a CIFAR-10 of a few images."""
+"""What several test modules need: pixels, folders, data sets, a CIFAR-10 of a few images."""
 
 import hashlib
 import pickle
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 
 from alexnet_lib import datasets
@@ -49,6 +50,20 @@ def write_class_folders(
             pixels = random_pixels(*size, seed=seed + 1000 * number + i)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
     return root
+
+
+class Items(Dataset):
+    """A data set of given items, some of them repeated."""
+
+    def __init__(self, items: list, length: int | None = None) -> None:
+        self.items = items
+        self.length = len(items) if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        return self.items[index % len(self.items)]
 
 
 class FakeCifar10:

@@ -5,29 +5,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import random_pixels
+from helpers import Items, random_pixels
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from alexnet_lib.channel_stats import ChannelStats, compute_channel_stats
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-class Items(Dataset):
-    """A data set of given items, some of them repeated."""
-
-    def __init__(self, items: list, length: int | None = None) -> None:
-        self.items = items
-        self.length = len(items) if length is None else length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int):
-        return self.items[index % len(self.items)]
 
 
 def random_images(seed: int, count: int = 7) -> np.ndarray:

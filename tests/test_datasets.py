@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import FakeCifar10, exif, random_pixels, smooth_pixels, write_class_folders
+from helpers import FakeCifar10, Items, exif, random_pixels, smooth_pixels, write_class_folders
 from PIL import Image
 from torch.utils.data import IterableDataset, Subset
 from torchvision.datasets import FakeData, VisionDataset
@@ -72,7 +72,7 @@ def test_a_subset_of_files_has_the_files_asked_for_in_their_order(tmp_path):
 
 def test_a_subset_of_a_subset_of_another_data_set_reads_the_right_images():
     images = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in range(5)]
-    whole = wrap_dataset([(image, value) for value, image in enumerate(images)])
+    whole = wrap_dataset(Items([(image, value) for value, image in enumerate(images)]))
     part = whole.subset(torch.tensor([4, 2, 0])).subset(torch.tensor([1, 0]))
     assert isinstance(part, WrappedDataset)
     assert [(int(image[0, 0, 0]), label) for image, label in map(part.__getitem__, range(2))] == [
@@ -197,10 +197,9 @@ def test_a_strange_suffix_warns_and_names_the_file(tmp_path):
     write_class_folders(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("mine")
     text = f"1 files in {tmp_path} do not end like images and are passed over, {tmp_path / 'cat'}"
-    with pytest.warns(UserWarning, match=re.escape(text)) as caught:
+    with pytest.warns(UserWarning, match=re.escape(text)):
         train, _, _ = image_folder(tmp_path)
     assert len(train) == 4
-    assert caught[0].filename == __file__
 
 
 @bad_input
@@ -276,7 +275,7 @@ def test_of_many_damaged_files_ten_are_named_and_the_others_counted(tmp_path):
     write_class_folders(tmp_path)
     for i in range(13):
         write_text_as_image(tmp_path / "cat" / f"bad{i}.jpg")
-    with pytest.raises(ValueError, match="; and 3 more$") as error:
+    with pytest.raises(ValueError, match=r"; and 3 more$") as error:
         image_folder(tmp_path)
     assert str(error.value).count("unknown format") == 10
 
@@ -407,7 +406,7 @@ def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
 ):
     mine = "http://127.0.0.1:9/mine.tar.gz"
     monkeypatch.setenv(CIFAR10_URL_VARIABLE, mine)
-    with pytest.raises(OSError, match="no address gave cifar-10-python.tar.gz") as error:
+    with pytest.raises(OSError, match=r"no address gave cifar-10-python\.tar\.gz") as error:
         cifar10(tmp_path / "data", progress=False)
     text = str(error.value)
     for address in (mine, "http://127.0.0.1:9/own-host.tar.gz"):
@@ -507,7 +506,7 @@ def test_a_subset_has_the_labels_and_images_of_its_places():
 
 
 def test_classes_without_names_have_their_numbers():
-    wrapped = wrap_dataset([(np.zeros((8, 8, 3), np.uint8), label) for label in (0, 2)])
+    wrapped = wrap_dataset(Items([(np.zeros((8, 8, 3), np.uint8), label) for label in (0, 2)]))
     assert wrapped.classes == ("0", "1", "2")
 
 
@@ -537,7 +536,7 @@ def test_an_empty_data_set_is_refused():
 def test_items_that_are_no_pairs_are_refused(item):
     text = rf"dataset\[0\] is a {type(item).__name__}; expected a pair \(image, label\)"
     with pytest.raises(TypeError, match=text):
-        wrap_dataset([item])
+        wrap_dataset(Items([item]))
 
 
 @bad_input
@@ -546,12 +545,12 @@ def test_a_label_that_is_no_integer_is_refused(label):
     text = f"the label of image 1 of the data set is {label!r}; expected an integer from 0"
     image = torch.zeros(3, 8, 8)
     with pytest.raises(TypeError, match=re.escape(text)):
-        wrap_dataset([(image, 0), (image, label)])
+        wrap_dataset(Items([(image, 0), (image, label)]))
 
 
 @bad_input
 def test_a_wrong_image_of_a_data_set_is_named_by_its_place():
     image = torch.zeros(3, 8, 8)
-    wrapped = wrap_dataset([(image, 0), (255 + image, 0)])
+    wrapped = wrap_dataset(Items([(image, 0), (255 + image, 0)]))
     with pytest.raises(ValueError, match="image 1 of the data set has floats from 255 to 255"):
         wrapped.subset(torch.tensor([1]))[0]

@@ -53,7 +53,7 @@ def test_python_on_a_page_is_valid_and_imports_what_there_is(page: Path) -> None
                 assert names - set(alexnet_lib.__all__) == set()
 
 
-@pytest.mark.parametrize("words", command_lines())
+@pytest.mark.parametrize("words", list(command_lines()))
 def test_a_command_line_on_a_page_is_understood(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     context = typer.Context(command, info_name="alexnet-lib")

@@ -322,7 +322,7 @@ def train_steps(
         )
     where = _device_of(model, device)
     chosen = resolve_precision(precision, where)
-    criterion = criterion or F.cross_entropy
+    criterion = F.cross_entropy if criterion is None else criterion
     model.train()
     totals = Totals(where)
     for images, labels in _batches(loader, where):
@@ -373,7 +373,9 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     return where
 
 
-@torch.inference_mode()
+# Not inference_mode: what it makes can never be trained with, so it would spoil the images that a
+# data set keeps, and the weights that `device` moves.
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -415,7 +417,7 @@ def evaluate(
         raise ValueError(f"topk is {tuple(topk)!r}; expected integers of at least 1")
     where = _device_of(model, device)
     chosen = resolve_precision(precision, where)
-    criterion = criterion or F.cross_entropy
+    criterion = F.cross_entropy if criterion is None else criterion
     totals = Totals(where)
     confusion = ranks = None
     started = time.perf_counter()

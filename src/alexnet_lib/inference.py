@@ -81,10 +81,10 @@ def predict(
         raise ValueError(f"top is {top!r}; expected an integer of at least 1")
     classes = getattr(model, "classes", None) if classes is None else tuple(map(str, classes))
     preprocess = getattr(model, "preprocess", None) if preprocess is None else preprocess
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))
     predictions: list[Prediction] = []
     with evaluation_mode(model), torch.inference_mode():
-        for sources, batch in _batches(images, preprocess):
+        for sources, batch in _batches(images, preprocess, parameter.device):
             logits = model(batch.to(parameter.device, parameter.dtype))
             if classes is not None and len(classes) != logits.shape[1]:
                 raise ValueError(
@@ -100,11 +100,14 @@ def predict(
     return predictions
 
 
-def _batches(images: Any, preprocess: Preprocess | None) -> Iterator[tuple[list[str], Tensor]]:
+def _batches(
+    images: Any, preprocess: Preprocess | None, device: torch.device
+) -> Iterator[tuple[list[str], Tensor]]:
     """Sources and network inputs, a few at a time."""
     if hasattr(images, "dataset"):  # a loader, the library's or torch's
         count = 0
-        for batch, *_ in images:
+        for item in images:
+            batch = item if isinstance(item, Tensor) else item[0]
             yield [str(count + i) for i in range(len(batch))], batch
             count += len(batch)
         return
@@ -124,9 +127,12 @@ def _batches(images: Any, preprocess: Preprocess | None) -> Iterator[tuple[list[
             path = isinstance(image, str | os.PathLike)
             source = os.fspath(image) if path else str(place)
             sources.append(source)
-            inputs.append(
-                preprocess(
-                    read_image(Path(image)) if path else image_to_tensor(image, f"image {source}")
+            pixels = read_image(Path(image)) if path else image_to_tensor(image, f"image {source}")
+            if pixels.ndim != 3:
+                raise ValueError(
+                    f"image {source} has shape {tuple(pixels.shape)}, a batch in a list; expected "
+                    "a list of single images, or one batch"
                 )
-            )
+            # The images of a list may lie on different devices.
+            inputs.append(preprocess(pixels).to(device))
         yield sources, torch.stack(inputs)

@@ -162,7 +162,10 @@ class Loaders(NamedTuple):
         Images that are held in memory move to the device; None leaves a property as it is.
         """
         return Loaders(
-            *(loader and _moved(loader, _device(device), dtype, memory_format) for loader in self)  # type: ignore[arg-type]
+            *(
+                None if loader is None else _moved(loader, _device(device), dtype, memory_format)  # type: ignore[arg-type]
+                for loader in self
+            )
         )
 
 
@@ -481,7 +484,7 @@ def _build(
         train, test = _split_off(train, round(test_fraction * len(train)), split)
     if train_images is not None:
         least = len(train.classes)
-        if not least <= train_images <= len(train):
+        if not isinstance(train_images, int) or not least <= train_images <= len(train):
             raise ValueError(
                 f"train_images is {train_images!r}; expected {least} (one of each class) to "
                 f"{len(train):,}, the training images there are"
@@ -489,12 +492,17 @@ def _build(
         _, train = _split_off(train, train_images, split)
     if validation is None and validation_fraction:
         train, validation = _split_off(train, round(validation_fraction * len(train)), split)
+    if not len(train):
+        raise ValueError(
+            f"validation_fraction is {validation_fraction!r} and test_fraction {test_fraction!r}, "
+            "which leaves no images to train on; expected smaller shares, or more images"
+        )
     preprocess = Preprocess(image_size if resize is None else resize, image_size, image_fit)
-    if isinstance(stats, str):
-        if stats != "train":
-            raise ValueError(f"stats is {stats!r}; expected a ChannelStats or 'train'")
+    if stats == "train":
         images = train.images if isinstance(train, ImageTensors) else train
         stats = compute_channel_stats(images)
+    elif not isinstance(stats, ChannelStats):
+        raise ValueError(f"stats is {stats!r}; expected a ChannelStats or 'train'")
     if min(stats.std) <= 0:
         raise ValueError(f"stats has the standard deviations {stats.std}; expected all above 0")
     preprocess = replace(preprocess, mean=stats.mean, std=stats.std)
@@ -522,10 +530,12 @@ def _build(
 def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
     """The rest, and ``count`` images drawn in the classes' proportions; both in their old order."""
     sizes = torch.bincount(data.labels, minlength=len(data.classes))
-    # Largest remainders, so that the classes' shares add up to `count` exactly.
-    exact = sizes * (count / len(data))
-    shares = exact.floor().to(torch.int64)
-    shares[(exact - shares).argsort(descending=True)[: count - int(shares.sum())]] += 1
+    # Largest remainders, so that the classes' shares add up to `count` exactly; in integers and
+    # stably sorted, so that they are the same on every machine.
+    shares = sizes * count // len(data)
+    remainders = sizes * count % len(data)
+    largest = remainders.argsort(descending=True, stable=True)
+    shares[largest[: count - int(shares.sum())]] += 1
     order = torch.randperm(len(data), generator=generator)
     order = order[data.labels[order].argsort(stable=True)]
     drawn = torch.zeros(len(data), dtype=torch.bool)
@@ -546,6 +556,12 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 def _device(device: torch.device | str) -> torch.device:
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}; expected for example 'cpu' or 'cuda'") from error
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device is {str(device)!r}; expected a device of this machine, for example 'cpu' or "
+            f"'cuda': {reason}"
+        ) from error
+    return found

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from alexnet_lib.architecture import resolve_architecture
+from alexnet_lib.architecture import Architecture, resolve_architecture
 from alexnet_lib.channel_stats import CIFAR10_STATS
 from alexnet_lib.datasets import is_cifar10_folder
-from alexnet_lib.engine import resolve_device, resolve_precision
+from alexnet_lib.engine import default_device, resolve_device, resolve_precision
 from alexnet_lib.loaders import (
     Loaders,
     build_cifar10_loaders,
@@ -77,7 +77,12 @@ class Recipe:
     max_grad_norm: float | None = 5.0
 
     def __post_init__(self) -> None:
-        resolve_architecture(self.architecture)
+        if isinstance(self.architecture, Architecture):
+            raise ValueError(
+                f"architecture is the Architecture {self.architecture.name!r}; expected the name "
+                "of one, so that a recipe stays plain data"
+            )
+        architecture = resolve_architecture(self.architecture)
         for name, choices in (
             ("augmentation", ("flip", "none")),
             ("initialization", get_args(Initialization)),
@@ -87,20 +92,33 @@ class Recipe:
                 raise ValueError(
                     f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}"
                 )
-        for name in ("batch_size", "epochs"):
+        for name, least, optional in (
+            ("batch_size", 1, False),
+            ("epochs", 1, False),
+            ("image_size", architecture.smallest_image_size, True),
+            ("train_images", 1, True),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
+            if optional and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"{name} is {value!r}; expected an integer of at least {least}"
+                    + optional * ", or None"
+                )
         for name in ("warmup_fraction", "momentum", "label_smoothing", "validation_fraction"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not (_is_finite(value) and 0 <= value < 1):
                 raise ValueError(f"{name} is {value!r}; expected a number from 0 to below 1")
-        if not self.learning_rate > 0:
+        if not (_is_finite(self.dropout) and 0 <= self.dropout <= 1):
+            raise ValueError(f"dropout is {self.dropout!r}; expected a probability from 0 to 1")
+        if not (_is_finite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate!r}; expected above 0")
-        if not self.weight_decay >= 0:
+        if not (_is_finite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay!r}; expected at least 0")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm!r}; expected above 0, or None")
+        norm = self.max_grad_norm
+        if norm is not None and not (_is_finite(norm) and norm > 0):
+            raise ValueError(f"max_grad_norm is {norm!r}; expected above 0, or None")
 
     def overridden(self, overrides: Mapping[str, Any]) -> "Recipe":
         """The recipe with some fields changed.
@@ -185,18 +203,23 @@ class Recipe:
 
     def build_schedule(self, optimizer: SGD, steps: int) -> LambdaLR:
         """The learning rate over a run of ``steps`` steps: linear warm-up, then cosine to 0."""
-        warmup = max(1, round(self.warmup_fraction * steps))
+        # At least one step is left to fall in.
+        warmup = min(round(self.warmup_fraction * steps), steps - 1)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
         return LambdaLR(optimizer, factor)
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy with the recipe's label smoothing, the mean over the batch."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({"plain": Recipe("plain")})
@@ -231,7 +254,9 @@ class RunOptions:
         Raises:
             ValueError: there is no such device or precision.
         """
-        device = resolve_device(self.device)
+        # A silent run does not say which device was chosen either.
+        silent = self.device == "auto" and not self.progress
+        device = default_device() if silent else resolve_device(self.device)
         return replace(
             self, device=str(device), precision=resolve_precision(self.precision, device)
         )

@@ -135,9 +135,9 @@ def _draw_block(
     scale = uniform(0.21 * size, 0.27 * size)
     # The whole figure stays inside the frame, whatever its rotation.
     room = size / 2 - _REACH * scale
-    x = columns - room * uniform(-1, 1)
-    y = rows - room * uniform(-1, 1)
-    turn = uniform(0, 2 * np.pi)
+    x = columns - room * uniform(-1.0, 1.0)
+    y = rows - room * uniform(-1.0, 1.0)
+    turn = uniform(0.0, 2 * np.pi)
     u = (np.cos(turn) * x + np.sin(turn) * y) / scale
     v = (np.cos(turn) * y - np.sin(turn) * x) / scale
 
@@ -150,7 +150,7 @@ def _draw_block(
 
     dark = uniform(0.05, 0.35, channels=3)
     light = dark + uniform(0.25, 0.65, channels=3)
-    swap = uniform(0, 1) < 0.5
+    swap = uniform(0.0, 1.0) < 0.5
     ground, ink = np.where(swap, light, dark), np.where(swap, dark, light)
     # Uneven lighting, so that a pixel's value alone does not tell figure from background.
     shade = (uniform(-0.1, 0.1) * columns + uniform(-0.1, 0.1) * rows) / (size / 2)

@@ -1,13 +1,15 @@
 """fit: from data and a recipe to a trained network, with its history and its files."""
 
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -105,8 +107,8 @@ def fit(
             (the field is named).
         FileExistsError: ``out`` holds a run already.
         OSError: ``out`` cannot be written, or the disk has too little room for the checkpoints.
-        FloatingPointError: the loss became NaN or infinite; the message names epoch and step, and
-            the files keep the last good weights.
+        FloatingPointError: a loss or a weight became NaN or infinite; the message names the epoch
+            (and the step of a training loss), and the files keep the last good weights.
 
     Example:
         >>> from alexnet_lib import RunOptions, fit
@@ -119,15 +121,22 @@ def fit(
         >>> run.history[0].train.images, run.test.images
         (36, 2000)
     """
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(
-                f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
-            )
+    if isinstance(recipe, str) and recipe in RECIPES:
         recipe = RECIPES[recipe]
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
+        )
     recipe = recipe.overridden(dict(overrides or {}))
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to below 2**63")
+    if not isinstance(data, str | os.PathLike | Loaders):
+        raise TypeError(
+            f"data is a {type(data).__name__}; expected 'shapes', 'cifar10', a folder, or Loaders "
+            "(build_dataset_loaders makes them of any data set)"
+        )
     options = options.resolved()
     device = torch.device(options.device)
     folder = None if out is None else _new_folder(Path(out))
@@ -156,9 +165,7 @@ def fit(
         _write_json(folder / "recipe.json", description)
     if options.progress:
         _say(_headline(source, recipe, loaders, model, options))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with _seeded(seed, device):
         return _train(recipe, loaders, model, folder, options)
 
 
@@ -188,13 +195,15 @@ def _train(
                 loaders.train,
                 f"epoch {epoch}/{recipe.epochs}",
                 progress=options.progress,
-                each=estimate or (lambda totals: None),
+                each=estimate,
             )
+            _check_weights(model)
+            validation = None
+            if loaders.validation is not None:
+                validation = _evaluate(model, loaders.validation, options)
+                _check_loss(validation, "validation")
         except FloatingPointError as error:
             raise FloatingPointError(f"epoch {epoch}: {error}") from None
-        validation = None
-        if loaders.validation is not None:
-            validation = _evaluate(model, loaders.validation, options)
         record = EpochRecord(epoch, optimizer.param_groups[0]["lr"], metrics, validation)
         history.append(record)
         accuracy = metrics.accuracy if validation is None else validation.accuracy
@@ -212,7 +221,10 @@ def _train(
     if best_weights is not None:
         model.load_state_dict(best_weights)
     model.eval()
-    test = None if loaders.test is None else _evaluate(model, loaders.test, options)
+    test = None
+    if loaders.test is not None:
+        test = _evaluate(model, loaders.test, options)
+        _check_loss(test, "test")
     seconds = time.perf_counter() - started
     if folder is not None:
         images = sum(record.train.images for record in history)
@@ -240,6 +252,45 @@ def _evaluate(model: AlexNet, loader: Any, options: RunOptions) -> EvalMetrics:
     )
 
 
+def _check_weights(model: AlexNet) -> None:
+    # The last step's loss is older than its weights.
+    finite = torch.stack([weight.isfinite().all() for weight in model.parameters()])
+    if not finite.all():
+        raise FloatingPointError(
+            "the last step made weights NaN or infinite: lower the learning rate, or clip with "
+            "max_grad_norm"
+        )
+
+
+def _check_loss(metrics: EvalMetrics, part: str) -> None:
+    if not math.isfinite(metrics.loss):
+        raise FloatingPointError(
+            f"the loss on the {part} images is not finite (NaN or infinite): lower the learning "
+            "rate, or clip with max_grad_norm"
+        )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators of the CPU and of the device, and puts them back in the end.
+
+    ``torch.manual_seed`` would seed those of all other devices too.
+    """
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    where = [device] if device.type == "cuda" else []  # MPS has one device, and takes no argument
+    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*where)
+    try:
+        torch.default_generator.manual_seed(seed)
+        if accelerator is not None:
+            generator = torch.Generator(device).manual_seed(seed)
+            accelerator.set_rng_state(generator.get_state(), *where)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        if accelerator is not None:
+            accelerator.set_rng_state(states[1], *where)
+
+
 def _save_epoch(folder: Path, model: AlexNet, record: EpochRecord, *, is_best: bool) -> None:
     metrics = record.to_dict()
     save_checkpoint(folder / "last.safetensors", model, metrics=metrics)
@@ -253,24 +304,31 @@ class _Estimate:
     """Says once, after some steps, how long the run will take and what would shorten it."""
 
     def __init__(self, recipe: Recipe, loaders: Loaders) -> None:
-        part_sizes = [len(part.dataset) if part else 0 for part in loaders]
-        train, validation, test = part_sizes
-        # In images trained on: what the whole run amounts to.
-        self._work = recipe.epochs * (train + validation * _FORWARD_SHARE) + test * _FORWARD_SHARE
+        # All work is counted in images trained on.
+        train, validation, test = (
+            0 if part is None else len(part.dataset) * share
+            for part, share in zip(loaders, (1, _FORWARD_SHARE, _FORWARD_SHARE), strict=True)
+        )
+        self._work = recipe.epochs * (train + validation) + test
+        self._epoch_work = train + validation
         self._epochs = recipe.epochs
         self._steps = 0
-        self._start: tuple[float, int] | None = None
+        self._finished_epochs = 0
+        self._start: tuple[float, float] | None = None
 
     def __call__(self, totals: Totals) -> None:
         self._steps += 1
+        if totals.steps == 1 and self._steps > 1:
+            self._finished_epochs += 1
+        done = self._finished_epochs * self._epoch_work + totals.images
         if self._steps == _SETTLING_STEPS:
-            self._start = time.perf_counter(), totals.images
+            self._start = time.perf_counter(), done
         if self._steps == _ESTIMATE_STEPS and self._start is not None:
             # One wait for the device, so that the time is that of finished steps.
             totals.metrics()
-            since, images = self._start
-            rate = (totals.images - images) / (time.perf_counter() - since)
-            left = (self._work - totals.images) / rate
+            since, done_before = self._start
+            rate = (done - done_before) / (time.perf_counter() - since)
+            left = (self._work - done) / rate
             _say(
                 f"about {_duration(left)} to go for {self._epochs} epochs at {rate:.0f} images/s; "
                 "shorter with fewer images (--train-images, or overrides={'train_images': ...}), "
@@ -304,7 +362,11 @@ def _check_disk(folder: Path, model: AlexNet) -> None:
 
 
 def _check_loaders(loaders: Loaders, recipe: Recipe) -> None:
+    images = len(loaders.train.dataset)
+    if loaders.validation is not None:
+        images += len(loaders.validation.dataset)
     for name, found, expected in (
+        ("train_images", images, recipe.train_images or images),
         ("image_size", loaders.image_size, recipe.size_of_images()),
         ("batch_size", loaders.train.batch_size, recipe.batch_size),
         (

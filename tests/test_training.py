@@ -1,0 +1,478 @@
+"""The promises of `fit`: what it computes, what it writes, and what it leaves alone."""
+
+import json
+import random
+import re
+from collections import namedtuple
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_class_folders
+from tiny import TINY, TINY_OVERRIDES, use_tiny
+
+from alexnet_lib import AlexNet, engine, evaluate, load_checkpoint, training
+from alexnet_lib.loaders import Loaders
+from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
+from alexnet_lib.training import Run, fit
+
+QUIET = RunOptions(device="cpu", precision="float32", progress=False)
+RECIPE = RECIPES["plain"].overridden(TINY_OVERRIDES)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    use_tiny(monkeypatch)
+
+
+def quick_fit(data="shapes", **arguments) -> Run:
+    """Two epochs of four steps."""
+    return fit(data, **{"recipe": RECIPE, "epochs": 2, "options": QUIET, **arguments})
+
+
+def build_loaders(**changes) -> Loaders:
+    return RECIPE.overridden(changes).build_loaders("shapes", seed=0)
+
+
+def weights_of(model: AlexNet) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def read_json(text: str):
+    """JSON without the NaN and Infinity that Python adds to it."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def read_history(folder: Path) -> list[dict]:
+    return [read_json(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def with_accuracies(monkeypatch: pytest.MonkeyPatch, *accuracies: float) -> list:
+    """Makes the evaluations report these; the list fills with the loaders evaluated on."""
+    seen, real, left = [], training._evaluate, iter(accuracies)
+
+    def evaluate_as_told(model, loader, options):
+        seen.append(loader)
+        return replace(real(model, loader, options), accuracy=next(left))
+
+    monkeypatch.setattr(training, "_evaluate", evaluate_as_told)
+    return seen
+
+
+# What a run writes.
+
+
+def test_a_run_writes_its_five_files_and_nothing_else(tmp_path):
+    run = quick_fit(out=tmp_path / "new" / "run")
+    assert run.folder == tmp_path / "new" / "run"
+    assert {file.name for file in run.folder.iterdir()} == {
+        "recipe.json",
+        "history.jsonl",
+        "best.safetensors",
+        "last.safetensors",
+        "result.json",
+    }
+
+
+def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
+    options = replace(QUIET, device="auto", precision="auto")
+    quick_fit(out=tmp_path, seed=3, options=options)
+    stored = read_json((tmp_path / "recipe.json").read_text())
+    assert stored == {
+        "recipe": {**RECIPE.to_dict(), "epochs": 2},
+        "data": "shapes",
+        "seed": 3,
+        "options": asdict(options.resolved()),
+    }
+    assert "auto" not in stored["options"].values()
+
+
+def test_history_jsonl_has_a_line_for_each_epoch(tmp_path):
+    run = quick_fit(out=tmp_path)
+    lines = read_history(tmp_path)
+    assert lines == [record.to_dict() for record in run.history]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert set(lines[0]) == {"epoch", "learning_rate", "train", "validation"}
+    assert set(lines[0]["train"]) == {"loss", "accuracy", "images_per_second"}
+    assert set(lines[0]["validation"]) == {"loss", "accuracy"}
+
+
+def test_result_json_holds_the_test_metrics_the_time_and_the_versions(tmp_path):
+    run = quick_fit(out=tmp_path)
+    result = read_json((tmp_path / "result.json").read_text())
+    assert set(result) == {"test", "epochs", "seconds", "images_per_second", "versions"}
+    assert result["test"] == run.test.to_dict()
+    assert result["epochs"] == 2
+    assert result["seconds"] > 0
+    assert result["images_per_second"] > 0
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def test_without_out_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert quick_fit().folder is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_but_holds_no_run_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert quick_fit(out=tmp_path).folder == tmp_path
+
+
+def test_overrides_and_epochs_are_applied_and_stored(tmp_path):
+    run = quick_fit(overrides={"image_size": 20, "dropout": 0.1}, epochs=3, out=tmp_path)
+    stored = read_json((tmp_path / "recipe.json").read_text())["recipe"]
+    assert (run.model.image_size, run.model.dropout, len(run.history)) == (20, 0.1, 3)
+    assert (stored["image_size"], stored["dropout"], stored["epochs"]) == (20, 0.1, 3)
+
+
+def test_a_folder_of_images_is_stored_by_its_path(tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    run = quick_fit(photos, out=tmp_path / "run")
+    assert read_json((tmp_path / "run" / "recipe.json").read_text())["data"] == str(photos)
+    assert run.model.classes == ("cat", "dog")
+
+
+# What a run computes.
+
+
+def test_training_lowers_the_loss():
+    history = quick_fit(epochs=8, overrides={"dropout": 0.0, "label_smoothing": 0.0}).history
+    assert history[-1].train.loss < history[0].train.loss - 0.1
+
+
+def test_the_same_seed_gives_the_same_run():
+    first, second = quick_fit(seed=4), quick_fit(seed=4)
+    assert torch.equal(weights_of(first.model), weights_of(second.model))
+    for one, other in zip(first.history, second.history, strict=True):
+        assert one.train.loss == other.train.loss
+        assert one.validation.to_dict()["confusion"] == other.validation.to_dict()["confusion"]
+
+
+def test_another_seed_gives_another_run():
+    first, second = quick_fit(seed=4), quick_fit(seed=5)
+    assert not torch.equal(weights_of(first.model), weights_of(second.model))
+    assert first.history[0].train.loss != second.history[0].train.loss
+
+
+def test_dropout_is_drawn_from_the_seed():
+    model, loaders = RECIPE.build_model(build_loaders().classes, seed=0), build_loaders()
+    runs = [
+        quick_fit(loaders, model=RECIPE.build_model(loaders.classes, seed=0), seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    losses = [run.history[0].train.loss for run in runs]
+    assert model.dropout > 0
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_global_random_states_are_left_as_they_were():
+    def draws():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    expected = draws()
+    torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    quick_fit()
+    assert draws() == expected
+
+
+def test_the_rate_has_fallen_to_0_at_the_end():
+    history = quick_fit().history
+    assert history[0].learning_rate > 0
+    assert history[-1].learning_rate == pytest.approx(0, abs=1e-12)
+
+
+def test_the_test_images_are_evaluated_once_and_last(monkeypatch):
+    seen = with_accuracies(monkeypatch, 0.1, 0.2, 0.3, 0.4)
+    quick_fit(build_loaders(), epochs=3)
+    assert [len(loader.dataset) for loader in seen] == [6, 6, 6, 20]
+
+
+def test_the_model_that_is_returned_has_the_best_weights(tmp_path, monkeypatch):
+    with_accuracies(monkeypatch, 0.2, 0.9, 0.1, 0.0)
+    run = quick_fit(epochs=3, out=tmp_path)
+    best = weights_of(load_checkpoint(tmp_path / "best.safetensors"))
+    last = weights_of(load_checkpoint(tmp_path / "last.safetensors"))
+    assert torch.equal(weights_of(run.model), best)
+    assert not torch.equal(best, last)
+
+
+def test_of_equal_accuracies_the_first_is_the_best(monkeypatch):
+    with_accuracies(monkeypatch, 0.5, 0.5, 0.0)
+    first = quick_fit(epochs=2)
+    with_accuracies(monkeypatch, 0.5, 0.1, 0.0)
+    assert torch.equal(weights_of(first.model), weights_of(quick_fit(epochs=2).model))
+
+
+def test_the_test_metrics_are_those_of_the_model_that_is_returned(monkeypatch):
+    loaders = build_loaders()
+    run = quick_fit(loaders)
+    again = evaluate(run.model, loaders.test, progress=False)
+    assert (run.test.loss, run.test.accuracy) == (again.loss, again.accuracy)
+    assert not run.model.training
+
+
+def test_the_model_knows_its_classes_and_its_preprocessing(tmp_path):
+    loaders = build_loaders()
+    run = quick_fit(loaders, out=tmp_path)
+    loaded = load_checkpoint(tmp_path / "best.safetensors")
+    for model in (run.model, loaded):
+        assert model.classes == loaders.classes
+        assert model.preprocess == loaders.preprocess
+
+
+def test_loaders_and_the_name_of_their_data_give_the_same_run():
+    by_name, by_loaders = quick_fit(), quick_fit(build_loaders())
+    assert torch.equal(weights_of(by_name.model), weights_of(by_loaders.model))
+
+
+def test_the_loaders_that_are_given_are_left_at_their_epoch():
+    loaders = build_loaders()
+    quick_fit(loaders)
+    fresh = next(iter(build_loaders().train))[0]
+    assert torch.equal(next(iter(loaders.train))[0], fresh)
+
+
+def test_a_model_that_is_given_goes_on_training():
+    model = quick_fit().model
+    before = weights_of(model)
+    run = quick_fit(model=model, overrides={"learning_rate": 1e-9})
+    assert run.model is model
+    assert 0 < (weights_of(model) - before).abs().max() < 1e-6
+
+
+def test_without_a_validation_part_every_epoch_is_the_best_so_far(tmp_path, monkeypatch):
+    saved, save = [], training._save_epoch
+
+    def note(folder, model, record, *, is_best):
+        saved.append(is_best)
+        save(folder, model, record, is_best=is_best)
+
+    monkeypatch.setattr(training, "_save_epoch", note)
+    run = quick_fit(overrides={"validation_fraction": 0.0}, out=tmp_path)
+    assert saved == [True, True]
+    assert [line["validation"] for line in read_history(tmp_path)] == [None, None]
+    last = weights_of(load_checkpoint(tmp_path / "last.safetensors"))
+    assert torch.equal(weights_of(run.model), last)
+
+
+def test_without_test_images_the_test_is_none(tmp_path):
+    run = quick_fit(build_loaders()._replace(test=None), out=tmp_path)
+    assert run.test is None
+    assert read_json((tmp_path / "result.json").read_text())["test"] is None
+
+
+# What a run says.
+
+
+def test_without_progress_a_run_is_silent(capfd):
+    engine._announced_default_device.cache_clear()
+    quick_fit(options=RunOptions(progress=False))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_says_what_it_trains_each_epoch_and_the_test(capsys):
+    quick_fit(options=replace(QUIET, progress=True))
+    out, err = capsys.readouterr()
+    assert not out
+    lines = err.splitlines()
+    assert len(lines) == 4
+    assert "54 training, 6 validation, 20 test images of 12x12 pixels, 10 classes" in lines[0]
+    assert lines[1].startswith("epoch 1/2: training loss")
+    assert lines[2].startswith("epoch 2/2: training loss")
+    assert lines[3].startswith("test: loss")
+
+
+def test_the_time_to_go_is_said_once_with_what_shortens_it(capsys):
+    quick_fit(overrides={"batch_size": 2}, epochs=3, options=replace(QUIET, progress=True))
+    said = [line for line in capsys.readouterr().err.splitlines() if "to go" in line]
+    assert len(said) == 1
+    assert "--train-images" in said[0]
+    assert "--image-size" in said[0]
+
+
+@pytest.mark.parametrize("steps", [8, 50])
+def test_the_time_to_go_does_not_depend_on_the_length_of_an_epoch(steps, monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now))
+    # 4,000 images at 10 a second; 20 steps of 10 images are done when it is said.
+    recipe = Recipe("r", batch_size=10, epochs=400 // steps)
+    train = SimpleNamespace(dataset=range(10 * steps))
+    estimate = training._Estimate(recipe, Loaders(train, None, None))
+    for step in range(20):
+        now += 1
+        done = step % steps + 1
+        estimate(SimpleNamespace(steps=done, images=10 * done, metrics=lambda: None))
+    assert capsys.readouterr().err.startswith("about 6 min to go for ")
+
+
+# What a run refuses.
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
+        ({"recipe": "modern"}, "recipe is 'modern'; expected a Recipe or one of 'plain'"),
+        ({"recipe": {"epochs": 1}}, "recipe is {'epochs': 1}; expected a Recipe or one of"),
+        ({"overrides": {"epoch": 1}}, "overrides has ['epoch']; expected names among"),
+        ({"seed": -1}, "seed is -1; expected an integer from 0"),
+        ({"seed": 2**70}, f"seed is {2**70}; expected an integer from 0"),
+        ({"overrides": {"train_images": 61}}, "train_images is 61; expected 10"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_named(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick_fit(**arguments)
+
+
+@pytest.mark.bad_input
+def test_data_that_is_neither_a_name_nor_loaders_is_refused():
+    with pytest.raises(TypeError, match="data is a list; expected 'shapes', 'cifar10', a folder"):
+        quick_fit([1, 2])
+
+
+@pytest.mark.bad_input
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "photos"))):
+        quick_fit(tmp_path / "photos")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", 20), ("dropout", 0.25), ("architecture", "paper"), ("num_classes", 3)],
+)
+def test_a_model_that_contradicts_the_recipe_or_the_data_is_refused(field, value):
+    arguments = {"num_classes": 10, "architecture": TINY, field: value}
+    model = AlexNet(**arguments)
+    with pytest.raises(ValueError, match=rf"^model has {field} {value!r}, but the .* has"):
+        quick_fit(model=model)
+
+
+@pytest.mark.bad_input
+def test_a_model_that_is_no_alexnet_is_refused():
+    with pytest.raises(TypeError, match="model is a Linear; expected an AlexNet"):
+        quick_fit(model=torch.nn.Linear(1, 1))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size", 20), ("batch_size", 8), ("augmentation", "none")]
+)
+def test_loaders_that_contradict_the_recipe_are_refused(field, value):
+    with pytest.raises(ValueError, match=rf"^data has {field} {value!r}, but the recipe has"):
+        quick_fit(build_loaders(**{field: value}))
+
+
+@pytest.mark.bad_input
+def test_a_number_of_training_images_that_the_loaders_do_not_have_is_refused():
+    with pytest.raises(ValueError, match="^data has train_images 60, but the recipe has 50"):
+        quick_fit(build_loaders(), overrides={"train_images": 50})
+
+
+@pytest.mark.bad_input
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
+    quick_fit(out=tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        quick_fit(out=tmp_path, seed=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.bad_input
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"out is '.*run', which cannot be written"):
+        quick_fit(out=tmp_path / "file" / "run")
+
+
+@pytest.mark.bad_input
+def test_too_little_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: usage(10, 0, 10))
+    with pytest.raises(OSError, match=r"where 0 MB are free; the checkpoints need"):
+        quick_fit(out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def poison_step(monkeypatch: pytest.MonkeyPatch, step: int, before=lambda: None) -> None:
+    """Makes the loss of this step of the run, counted from 1, NaN."""
+    steps, real = 0, Recipe.criterion
+
+    def criterion(recipe, logits, labels):
+        nonlocal steps
+        steps += 1
+        if steps == step:
+            before()
+            return real(recipe, logits, labels) * float("nan")
+        return real(recipe, logits, labels)
+
+    monkeypatch.setattr(Recipe, "criterion", criterion)
+
+
+@pytest.mark.bad_input
+def test_a_loss_that_is_not_finite_is_named_by_epoch_and_step(monkeypatch):
+    poison_step(monkeypatch, 4 + 3)  # an epoch has four steps
+    with pytest.raises(FloatingPointError, match="epoch 2: the loss of step 3 is not finite"):
+        quick_fit()
+
+
+@pytest.mark.bad_input
+def test_a_loss_that_is_not_finite_leaves_the_files_of_the_last_good_epoch(tmp_path, monkeypatch):
+    good = {}
+
+    def look():
+        good.update({file.name: file.read_bytes() for file in tmp_path.iterdir()})
+
+    poison_step(monkeypatch, 5, look)
+    with pytest.raises(FloatingPointError):
+        quick_fit(out=tmp_path)
+    assert {"best.safetensors", "last.safetensors", "history.jsonl"} <= set(good)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == good
+
+
+@pytest.mark.bad_input
+def test_weights_that_the_last_step_spoiled_are_not_written(tmp_path, monkeypatch):
+    steps, real = 0, Recipe.criterion
+
+    def criterion(recipe, logits, labels):
+        nonlocal steps
+        steps += 1
+        if steps == 4:  # a good loss with a bad gradient
+            logits.register_hook(lambda gradient: gradient * float("nan"))
+        return real(recipe, logits, labels)
+
+    monkeypatch.setattr(Recipe, "criterion", criterion)
+    with pytest.raises(FloatingPointError, match="epoch 1: the last step made weights NaN"):
+        quick_fit(out=tmp_path, overrides={"validation_fraction": 0.0})
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("part", "message"), [(6, "epoch 1: .* validation"), (20, "on the test")])
+def test_an_evaluation_whose_loss_is_not_finite_is_named(part, message, monkeypatch):
+    real = training._evaluate
+
+    def spoiled(model, loader, options):
+        metrics = real(model, loader, options)
+        return replace(metrics, loss=float("nan")) if metrics.images == part else metrics
+
+    monkeypatch.setattr(training, "_evaluate", spoiled)
+    with pytest.raises(FloatingPointError, match=message):
+        quick_fit()
+
+
+@pytest.mark.bad_input
+def test_a_learning_rate_beyond_reason_ends_the_run():
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        quick_fit(overrides={"learning_rate": 1e12, "max_grad_norm": None})

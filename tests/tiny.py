@@ -1,0 +1,32 @@
+"""A network and data so small that a whole run takes a fraction of a second."""
+
+from types import MappingProxyType
+
+import pytest
+
+from alexnet_lib import architecture, datasets
+from alexnet_lib.architecture import Architecture, Conv, Dropout, Flatten, Linear, MaxPool, ReLU
+
+TINY = Architecture(
+    "tiny",
+    image_size=12,
+    layers=(
+        Conv("conv1", 4, kernel=3, stride=2),
+        ReLU("relu1"),
+        MaxPool("pool1"),
+        Flatten("flatten"),
+        Dropout("drop2"),
+        Linear("fc2", None),
+    ),
+)
+
+# What a recipe changes to train it.
+TINY_OVERRIDES = MappingProxyType({"architecture": "tiny", "batch_size": 16, "learning_rate": 0.1})
+
+
+def use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``TINY`` known by its name, and the shapes 60 images for training and 20 for tests."""
+    known = {**architecture.ARCHITECTURES, "tiny": TINY}
+    monkeypatch.setattr(architecture, "ARCHITECTURES", known)
+    monkeypatch.setattr(datasets, "SHAPES_TRAIN_IMAGES", 60)
+    monkeypatch.setattr(datasets, "SHAPES_TEST_IMAGES", 20)
