@@ -331,8 +331,12 @@ def test_auto_precision_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch
 
 @pytest.mark.parametrize(
     ("capabilities", "able"),
-    [({}, False), ({"avx512_bf16": False}, False), ({"avx512_bf16": True}, True)]
-    + [({"avx512_bf16": False, "amx_bf16": True}, True)],
+    [
+        ({}, False),
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+    ],
 )
 def test_a_cpu_multiplies_bfloat16_with_avx512_or_amx(monkeypatch, capabilities, able):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -461,7 +465,7 @@ def tutorial_train(model, device, train_loader, optimizer, criterion):
     correct = 0
     total = 0
     for images, labels in tqdm(train_loader):
-        images, labels = images.to(device), labels.to(device)
+        images, labels = images.to(device), labels.to(device)  # noqa: PLW2901
         optimizer.zero_grad()
         outputs = model(images)
         loss = criterion(outputs, labels)
@@ -481,7 +485,7 @@ def tutorial_test(model, device, test_loader, criterion):
     total = 0
     with torch.no_grad():
         for images, labels in tqdm(test_loader):
-            images, labels = images.to(device), labels.to(device)
+            images, labels = images.to(device), labels.to(device)  # noqa: PLW2901
             outputs = model(images)
             running_loss += criterion(outputs, labels).item()
             _, predicted = torch.max(outputs.data, 1)

@@ -235,7 +235,7 @@ def test_the_seed_decides_the_validation_part():
 
 
 def test_no_validation_fraction_means_no_validation_part():
-    loaders = dataset_loaders(60, validation_fraction=0)
+    loaders = dataset_loaders(60, validation_fraction=0.0)
     assert loaders.validation is None
     assert len(loaders.train.dataset) == 60
 
@@ -261,15 +261,15 @@ def test_train_images_leaves_the_test_part_alone():
 
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
-    share=st.floats(0, 1),
+    percent=st.integers(0, 100),
     seed=st.integers(0, 1000),
 )
-def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, share, seed):
+def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, seed):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     classes = tuple(map(str, range(len(sizes))))
     everything = torch.arange(len(labels))
     data = WrappedDataset(TensorDataset(everything), everything, labels, classes)
-    count = round(share * len(labels))
+    count = round(percent / 100 * len(labels))
     rest, drawn = _split_off(data, count, torch.Generator().manual_seed(seed))
     assert len(drawn) == count
     assert sorted((*rest.indices.tolist(), *drawn.indices.tolist())) == everything.tolist()
@@ -328,13 +328,20 @@ def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatc
     assert loaders.validation is None
 
 
-def test_to_leaves_what_it_is_not_told_and_the_loaders_it_came_from():
-    before = dataset_loaders().to("cpu", torch.float64)
+def test_to_leaves_what_it_is_not_told():
+    before = dataset_loaders().to("cpu", torch.float64, torch.channels_last)
     before.train.set_epoch(5)
-    after = before.to("cpu", memory_format=torch.channels_last)
+    after = before.to("cpu")
     assert after.train.dtype == torch.float64
-    assert before.train.memory_format == torch.contiguous_format
+    assert after.train.memory_format == torch.channels_last
     assert numbers(after.train) == numbers(before.train)
+
+
+def test_to_leaves_the_loaders_it_came_from_alone():
+    before = dataset_loaders()
+    before.to("cpu", torch.float64, torch.channels_last)
+    assert before.train.dtype == torch.float32
+    assert before.train.memory_format == torch.contiguous_format
 
 
 def test_the_data_set_of_a_loader_works_in_torchs_dataloader():
@@ -382,8 +389,8 @@ def test_photos_of_mixed_sizes_are_fitted_as_torchvision_does(photo_folder, imag
         image_size=60,
         image_fit=image_fit,
         stats=STATS,
-        test_fraction=0,
-        validation_fraction=0,
+        test_fraction=0.0,
+        validation_fraction=0.0,
     )
     loaders.train.shuffle = False
     ((images, _),) = loaders.train
@@ -458,8 +465,8 @@ def test_shapes_loaders_need_no_files():
         ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats or 'train'"),
         ({"stats": None}, "stats is None; expected a ChannelStats or 'train'"),
         (
-            {"stats": ChannelStats((0, 0, 0), (1, 0, 1), 1)},
-            "stats has the standard deviations (1, 0, 1); expected all above 0",
+            {"stats": ChannelStats((0.0,) * 3, (1.0, 0.0, 1.0), 1)},
+            "stats has the standard deviations (1.0, 0.0, 1.0); expected all above 0",
         ),
         ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
         ({"resize": 3}, "resize is 3; expected an integer of at least 4"),

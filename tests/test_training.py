@@ -20,7 +20,6 @@ from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
 from alexnet_lib.training import Run, fit
 
 QUIET = RunOptions(device="cpu", precision="float32", progress=False)
-RECIPE = RECIPES["plain"].overridden(TINY_OVERRIDES)
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +27,17 @@ def _tiny(monkeypatch):
     use_tiny(monkeypatch)
 
 
+def tiny_recipe(**changes) -> Recipe:
+    return RECIPES["plain"].overridden({**TINY_OVERRIDES, **changes})
+
+
 def quick_fit(data="shapes", **arguments) -> Run:
     """Two epochs of four steps."""
-    return fit(data, **{"recipe": RECIPE, "epochs": 2, "options": QUIET, **arguments})
+    return fit(data, **{"recipe": tiny_recipe(), "epochs": 2, "options": QUIET, **arguments})
 
 
 def build_loaders(**changes) -> Loaders:
-    return RECIPE.overridden(changes).build_loaders("shapes", seed=0)
+    return tiny_recipe(**changes).build_loaders("shapes", seed=0)
 
 
 def weights_of(model: AlexNet) -> torch.Tensor:
@@ -56,11 +59,12 @@ def read_history(folder: Path) -> list[dict]:
 
 def with_accuracies(monkeypatch: pytest.MonkeyPatch, *accuracies: float) -> list:
     """Makes the evaluations report these; the list fills with the loaders evaluated on."""
-    seen, real, left = [], training._evaluate, iter(accuracies)
+    seen, left = [], iter(accuracies)
 
     def evaluate_as_told(model, loader, options):
         seen.append(loader)
-        return replace(real(model, loader, options), accuracy=next(left))
+        metrics = evaluate(model, loader, progress=False)
+        return replace(metrics, accuracy=next(left))
 
     monkeypatch.setattr(training, "_evaluate", evaluate_as_told)
     return seen
@@ -86,7 +90,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     quick_fit(out=tmp_path, seed=3, options=options)
     stored = read_json((tmp_path / "recipe.json").read_text())
     assert stored == {
-        "recipe": {**RECIPE.to_dict(), "epochs": 2},
+        "recipe": tiny_recipe(epochs=2).to_dict(),
         "data": "shapes",
         "seed": 3,
         "options": asdict(options.resolved()),
@@ -112,7 +116,7 @@ def test_result_json_holds_the_test_metrics_the_time_and_the_versions(tmp_path):
     assert result["epochs"] == 2
     assert result["seconds"] > 0
     assert result["images_per_second"] > 0
-    assert result["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(result["versions"]["torch"])
 
 
 def test_without_out_nothing_is_written(tmp_path, monkeypatch):
@@ -163,13 +167,13 @@ def test_another_seed_gives_another_run():
 
 
 def test_dropout_is_drawn_from_the_seed():
-    model, loaders = RECIPE.build_model(build_loaders().classes, seed=0), build_loaders()
+    # The weights and the batches are the same in all three.
+    loaders = build_loaders()
     runs = [
-        quick_fit(loaders, model=RECIPE.build_model(loaders.classes, seed=0), seed=seed)
+        quick_fit(loaders, model=tiny_recipe().build_model(loaders.classes, seed=0), seed=seed)
         for seed in (0, 0, 1)
     ]
     losses = [run.history[0].train.loss for run in runs]
-    assert model.dropout > 0
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -206,10 +210,9 @@ def test_the_model_that_is_returned_has_the_best_weights(tmp_path, monkeypatch):
 
 
 def test_of_equal_accuracies_the_first_is_the_best(monkeypatch):
-    with_accuracies(monkeypatch, 0.5, 0.5, 0.0)
-    first = quick_fit(epochs=2)
-    with_accuracies(monkeypatch, 0.5, 0.1, 0.0)
-    assert torch.equal(weights_of(first.model), weights_of(quick_fit(epochs=2).model))
+    with_accuracies(monkeypatch, 0.5, 0.5, 0.0, 0.5, 0.1, 0.0)
+    equal, falling = quick_fit(), quick_fit()
+    assert torch.equal(weights_of(equal.model), weights_of(falling.model))
 
 
 def test_the_test_metrics_are_those_of_the_model_that_is_returned(monkeypatch):
@@ -376,7 +379,7 @@ def test_loaders_that_contradict_the_recipe_are_refused(field, value):
 
 @pytest.mark.bad_input
 def test_a_number_of_training_images_that_the_loaders_do_not_have_is_refused():
-    with pytest.raises(ValueError, match="^data has train_images 60, but the recipe has 50"):
+    with pytest.raises(ValueError, match=r"^data has train_images 60, but the recipe has 50"):
         quick_fit(build_loaders(), overrides={"train_images": 50})
 
 
@@ -398,7 +401,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 @pytest.mark.bad_input
 def test_too_little_disk_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: usage(10, 0, 10))
     with pytest.raises(OSError, match=r"where 0 MB are free; the checkpoints need"):
         quick_fit(out=tmp_path)

@@ -1,0 +1,368 @@
+"""The promises of the command line: what it prints, its exit codes, one line for a mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import FakeCifar10, random_pixels, write_class_folders
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import TINY, TINY_OVERRIDES, use_tiny
+
+from alexnet_lib import AlexNet, Preprocess, cli, datasets, recipes, save_checkpoint, summary
+from alexnet_lib.channel_stats import compute_channel_stats
+from alexnet_lib.shapes import SHAPES_CLASSES
+
+TINY_RUN = ("--architecture", "tiny", "--batch-size", "16", "--epochs", "1", "--device", "cpu")
+COMMANDS = ("train", "demo", "evaluate", "predict", "stats", "summary", "info", "download cifar10")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch, tmp_path):
+    use_tiny(monkeypatch)
+    monkeypatch.setattr(recipes, "DEMO_OVERRIDES", {**TINY_OVERRIDES, "epochs": 1})
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line in this process: exit status, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["alexnet-lib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def write_checkpoint(folder: Path, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    file = folder / "model.safetensors"
+    model = AlexNet(len(classes), architecture=TINY, seed=0)
+    save_checkpoint(file, model, classes=classes, preprocess=Preprocess(12, 12))
+    return file
+
+
+def write_photo(file: Path) -> Path:
+    Image.fromarray(random_pixels(20, 30)).save(file)
+    return file
+
+
+# What the commands do.
+
+
+def test_train_writes_a_run_and_says_how_it_went(call, tmp_path):
+    code, out, err = call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", "--seed", 3)
+    assert code == 0
+    assert re.search(r"^test accuracy \d+\.\d% on 20 images$", out, re.MULTILINE)
+    assert f"results in {tmp_path / 'run'}" in out
+    assert "epoch 1/1: training loss" in err
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (stored["seed"], stored["data"], stored["recipe"]["epochs"]) == (3, "shapes", 1)
+
+
+def test_the_options_of_train_are_those_of_the_recipe(call, tmp_path):
+    options = {"train_images": 40, "image_size": 20, "learning_rate": 0.5, "batch_size": 8}
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    given = [str(part).replace("_", "-") for part in given]
+    assert call("train", "shapes", *TINY_RUN, *given, "--out", tmp_path / "run")[0] == 0
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]
+    assert options.items() <= stored.items()
+
+
+def test_train_without_out_writes_to_runs(call, tmp_path):
+    assert call("train", "shapes", *TINY_RUN)[0] == 0
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
+
+
+def test_a_second_demo_replaces_the_first(call, tmp_path):
+    for _ in range(2):
+        code, out, _ = call("demo", "--device", "cpu")
+        assert code == 0
+        assert "built-in synthetic shapes" in out
+    history = (tmp_path / "runs" / "demo" / "history.jsonl").read_text()
+    assert len(history.splitlines()) == 1
+
+
+def test_evaluate_gives_accuracies_each_class_and_what_it_is_taken_for(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    for part in ("train", "test"):
+        write_class_folders(tmp_path / "photos" / part, count=3)
+    code, out, err = call("evaluate", checkpoint, tmp_path / "photos", "--device", "cpu")
+    assert code == 0
+    assert "(6 images)" in out
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == ["cat", "dog"]
+    assert "most taken for" in out
+    assert "no test part" not in err
+
+
+def test_evaluate_takes_the_folder_of_a_run(call, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run")
+    code, out, _ = call("evaluate", tmp_path / "run", "shapes", "--device", "cpu")
+    assert code == 0
+    assert "(20 images)" in out
+    assert all(name in out for name in SHAPES_CLASSES)
+
+
+def test_evaluate_says_where_there_is_no_test_part(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    write_class_folders(tmp_path / "photos")
+    code, out, err = call("evaluate", checkpoint, tmp_path / "photos", "--device", "cpu")
+    assert code == 0
+    assert "(4 images)" in out
+    assert "has no test part: evaluating on all its images" in err
+
+
+def test_predict_gives_a_line_for_each_photo(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    photos = [write_photo(tmp_path / name) for name in ("b.png", "a.jpg")]
+    code, out, _ = call("predict", *photos, "--checkpoint", checkpoint, "--top", 1)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == list(map(str, photos))
+    assert all(re.search(r": (cat|dog) \d+\.\d%$", line) for line in lines)
+
+
+@pytest.mark.parametrize("std", ["pixel", "per_image"])
+def test_stats_are_those_of_the_training_images(std, call):
+    code, out, _ = call("stats", "shapes", "--std", std)
+    assert code == 0
+    assert out.strip() == str(compute_channel_stats(datasets.shapes()[0].images, std=std))
+
+
+def test_summary_is_the_librarys(call):
+    code, out, _ = call("summary", "single_tower", "--image-size", 100, "--num-classes", 7)
+    assert code == 0
+    assert out == f"{summary('single_tower', image_size=100, num_classes=7)}\n"
+
+
+def test_summary_is_of_the_papers_network_where_nothing_is_said(call):
+    assert call("summary")[1] == f"{summary('paper')}\n"
+
+
+def test_info_names_versions_and_devices(call):
+    code, out, _ = call("info")
+    assert code == 0
+    for word in ("alexnet-lib", "torch ", "python", "system", "processor", "device", "cpu"):
+        assert word in out
+
+
+def test_download_cifar10_says_where_the_data_are(call, monkeypatch):
+    monkeypatch.setattr(datasets, "download_cifar10", lambda root: Path(root) / "here")
+    code, out, _ = call("download", "cifar10", "--root", "elsewhere")
+    assert code == 0
+    assert out == f"CIFAR-10 is in {Path('elsewhere') / 'here'}\n"
+
+
+def test_a_folder_with_cifar10_is_known_by_its_files(call, tmp_path, monkeypatch):
+    cifar = FakeCifar10(tmp_path, monkeypatch)
+    code, out, _ = call("stats", cifar.batches.parent)
+    assert code == 0
+    assert out.strip() == str(compute_channel_stats(datasets.cifar10(cifar.batches)[0].images))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_0_and_states_what_is_taken_by_default(command, call):
+    code, out, _ = call(*command.split(), "--help")
+    assert code == 0
+    assert "Usage:" in out
+    text = " ".join(out.split())
+    options = re.split(r" (?=--[a-z])", text)[1:]
+    # A mandatory option has no default.
+    silent = [o for o in options if "default" not in o and "[required]" not in o]
+    assert [o.split()[0] for o in silent] == ["--help"]
+
+
+def test_without_arguments_the_commands_are_listed(call):
+    out = "".join(call()[1:])
+    assert all(command.split()[0] in out for command in COMMANDS)
+
+
+# What a mistake looks like.
+
+
+def assert_one_line(result: tuple[int, str, str], status: int, *words: str) -> None:
+    code, out, err = result
+    assert code == status
+    assert not out
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--epochs", "0"), "epochs is 0"),
+        (("--recipe", "modern"), "recipe is 'modern'"),
+        (("--device", "gpu"), "device is 'gpu'"),
+        (("--precision", "int8"), "precision is 'int8'"),
+        (("--image-size", "0"), "image_size is 0"),
+        (("--architecture", "vgg"), "architecture is 'vgg'"),
+        (("--train-images", "9"), "train_images is 9"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named_in_one_line(options, word, call, tmp_path):
+    result = call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", *options)
+    assert_one_line(result, 2, word)
+    assert result[2].count("\n") == 1
+
+
+@pytest.mark.bad_input
+def test_an_out_that_cannot_be_written_is_named(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = call("train", "shapes", *TINY_RUN, "--out", tmp_path / "file" / "run")
+    assert_one_line(result, 2, str(tmp_path / "file" / "run"), "cannot be written")
+
+
+@pytest.mark.bad_input
+def test_an_out_that_holds_a_run_is_refused(call, tmp_path):
+    arguments = ("train", "shapes", *TINY_RUN, "--out", tmp_path / "run")
+    assert call(*arguments)[0] == 0
+    assert_one_line(call(*arguments), 2, "holds a run already")
+
+
+@pytest.mark.bad_input
+def test_demo_leaves_the_run_on_other_data_alone(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    call("train", photos, *TINY_RUN, "--out", tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert_one_line(call("demo", "--out", tmp_path / "run"), 2, "holds a run already")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.bad_input
+def test_a_failed_run_ends_with_1(call, monkeypatch):
+    real = recipes.Recipe.criterion
+    spoiled = lambda recipe, logits, labels: real(recipe, logits, labels) * float("nan")
+    monkeypatch.setattr(recipes.Recipe, "criterion", spoiled)
+    assert_one_line(call("train", "shapes", *TINY_RUN), 1, "epoch 1", "step 1", "not finite")
+
+
+def no_folder(root: Path) -> str:
+    return str(root)
+
+
+def empty_folder(root: Path) -> str:
+    root.mkdir()
+    return f"{root} has no images"
+
+
+def one_class(root: Path) -> str:
+    write_class_folders(root, ["cat"])
+    return "one class, 'cat'"
+
+
+def text_named_jpg(root: Path) -> str:
+    write_class_folders(root)
+    (root / "dog" / "text.jpg").write_text("not a photo")
+    return str(root / "dog" / "text.jpg")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make", [no_folder, empty_folder, one_class, text_named_jpg])
+@pytest.mark.parametrize("command", ["train", "stats"])
+def test_a_folder_that_cannot_be_used_is_named(make, command, call, tmp_path):
+    named = make(tmp_path / "photos")
+    options = TINY_RUN if command == "train" else ()
+    assert_one_line(call(command, tmp_path / "photos", *options), 2, named)
+
+
+def no_checkpoint(file: Path) -> str:
+    return "no such file"
+
+
+def damaged_checkpoint(file: Path) -> str:
+    write_checkpoint(file.parent)
+    file.write_bytes(file.read_bytes()[:-1])
+    return "is damaged"
+
+
+def text_checkpoint(file: Path) -> str:
+    file.write_text("not a checkpoint")
+    return "is damaged or no safetensors file"
+
+
+def foreign_checkpoint(file: Path) -> str:
+    save_file(dict(AlexNet(2, architecture=TINY).state_dict()), file)
+    return "was not written by save_checkpoint"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "make", [no_checkpoint, damaged_checkpoint, text_checkpoint, foreign_checkpoint]
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(make, call, tmp_path):
+    file = tmp_path / "model.safetensors"
+    word = make(file)
+    photo = write_photo(tmp_path / "photo.png")
+    assert_one_line(call("predict", photo, "--checkpoint", file), 2, str(file), word)
+
+
+@pytest.mark.bad_input
+def test_a_photo_that_is_none_is_named(call, tmp_path):
+    photo = tmp_path / "photo.jpg"
+    photo.write_text("not a photo")
+    result = call("predict", photo, "--checkpoint", write_checkpoint(tmp_path))
+    assert_one_line(result, 2, str(photo))
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_without_preprocessing_is_refused(call, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_checkpoint(file, AlexNet(2, architecture=TINY))
+    photo = write_photo(tmp_path / "photo.png")
+    assert_one_line(call("predict", photo, "--checkpoint", file), 2, "preprocess is None")
+    assert_one_line(call("evaluate", file, "shapes"), 2, "holds no preprocessing")
+
+
+@pytest.mark.bad_input
+def test_data_of_other_classes_than_the_networks_are_refused(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path, classes=("cat", "cow"))
+    write_class_folders(tmp_path / "photos")
+    result = call("evaluate", checkpoint, tmp_path / "photos", "--device", "cpu")
+    assert_one_line(result, 2, "('cat', 'cow')", "('cat', 'dog')")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "arguments", [("fly",), ("train",), ("train", "shapes", "--epoch"), ("predict", "photo.jpg")]
+)
+def test_a_command_line_that_cannot_be_read_ends_with_2(arguments, call):
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert not out
+    assert "Usage:" in err
+
+
+# The real thing.
+
+
+def test_help_loads_no_torch():
+    script = (
+        "import sys; from alexnet_lib.cli import main; sys.argv = ['alexnet-lib', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "alexnet_lib", "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert all(name.split()[0] in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.bad_input
+def test_a_mistake_prints_one_line_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "alexnet_lib", "stats", str(tmp_path / "none")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'none'}: no such folder\n"
