@@ -465,7 +465,7 @@ def tutorial_train(model, device, train_loader, optimizer, criterion):
     correct = 0
     total = 0
     for images, labels in tqdm(train_loader):
-        images, labels = images.to(device), labels.to(device)  # noqa: PLW2901
+        images, labels = images.to(device), labels.to(device)
         optimizer.zero_grad()
         outputs = model(images)
         loss = criterion(outputs, labels)
@@ -485,7 +485,7 @@ def tutorial_test(model, device, test_loader, criterion):
     total = 0
     with torch.no_grad():
         for images, labels in tqdm(test_loader):
-            images, labels = images.to(device), labels.to(device)  # noqa: PLW2901
+            images, labels = images.to(device), labels.to(device)
             outputs = model(images)
             running_loss += criterion(outputs, labels).item()
             _, predicted = torch.max(outputs.data, 1)

@@ -6,7 +6,7 @@ photo; an ``Augmentation`` is the random part, in training only.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -209,6 +209,7 @@ def _center_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """A random change of training images.
 
