@@ -249,3 +249,20 @@ def test_missing_weights_are_named(tmp_path):
     rewrite(file, tensors, json.dumps(metadata_of(file)))
     with pytest.raises(ValueError, match=r"features\.conv1\.bias has shape None, expected \(4,\)"):
         load_checkpoint(file)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("metadata", ["{", "{}", "[]", '{"architecture": {"layers": 3}}'])
+def test_metadata_that_describe_no_model_are_refused_with_the_files_name(metadata, tmp_path):
+    file = tmp_path / "model.safetensors"
+    rewrite(file, dict(tiny_model().state_dict()), metadata)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_checkpoint(file)
+
+
+@pytest.mark.bad_input
+def test_a_model_without_a_last_linear_layer_is_refused(tmp_path):
+    model = tiny_model()
+    model.classifier[-1] = torch.nn.Identity()
+    with pytest.raises(ValueError, match="ends with Identity"):
+        save_checkpoint(tmp_path / "model.safetensors", model)

@@ -239,6 +239,18 @@ def test_demo_leaves_the_run_on_other_data_alone(call, tmp_path):
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("spoil", [False, True])
+def test_demo_leaves_a_training_run_on_shapes_alone(call, tmp_path, spoil):
+    run = tmp_path / "run"
+    call("train", "shapes", *TINY_RUN, "--out", run)
+    if spoil:
+        (run / "recipe.json").write_text("{", encoding="utf-8")
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    assert_one_line(call("demo", "--out", run), 2, "holds a run already")
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+@pytest.mark.bad_input
 def test_a_failed_run_ends_with_1(call, monkeypatch):
     real = recipes.Recipe.criterion
     spoiled = lambda recipe, logits, labels: real(recipe, logits, labels) * float("nan")

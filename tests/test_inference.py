@@ -105,7 +105,9 @@ def test_a_loader_of_the_library_gives_an_answer_for_each_image():
     images = torch.rand(7, 3, 12, 12)
     data = TensorDataset(images, torch.arange(7) % 4)
     model = tiny_model()
-    loaders = build_dataset_loaders(data, data, image_size=12, batch_size=3, validation_fraction=0)
+    loaders = build_dataset_loaders(
+        data, data, image_size=12, batch_size=3, validation_fraction=0.0
+    )
     predictions = predict(model, loaders.test)
     model.preprocess = loaders.preprocess
     assert [prediction.source for prediction in predictions] == [str(i) for i in range(7)]

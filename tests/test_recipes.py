@@ -73,7 +73,9 @@ def test_the_optimizer_has_the_recipes_numbers():
 
 def test_momentum_0_is_plain_gradient_descent():
     layer = nn.Linear(1, 1)
-    optimizer = Recipe("r", learning_rate=0.5, momentum=0, weight_decay=0).build_optimizer(layer)
+    optimizer = Recipe("r", learning_rate=0.5, momentum=0.0, weight_decay=0.0).build_optimizer(
+        layer
+    )
     before = layer.weight.detach().clone()
     layer.weight.grad = torch.ones(1, 1)
     optimizer.step()
@@ -154,15 +156,15 @@ def test_every_recipe_has_the_name_it_is_found_by():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dropout", 0),
-        ("dropout", 1),
+        ("dropout", 0.0),
+        ("dropout", 1.0),
         ("image_size", 67),
         ("train_images", 1),
-        ("validation_fraction", 0),
-        ("warmup_fraction", 0),
-        ("momentum", 0),
-        ("weight_decay", 0),
-        ("label_smoothing", 0),
+        ("validation_fraction", 0.0),
+        ("warmup_fraction", 0.0),
+        ("momentum", 0.0),
+        ("weight_decay", 0.0),
+        ("label_smoothing", 0.0),
         ("max_grad_norm", None),
     ],
 )

@@ -348,7 +348,7 @@ def resolve_architecture(architecture: str | Architecture) -> Architecture:
     """The architecture of this name, or the architecture itself."""
     if isinstance(architecture, Architecture):
         return architecture
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture is {architecture!r}; expected an Architecture or one of "
             f"{', '.join(map(repr, ARCHITECTURES))}"

@@ -59,6 +59,10 @@ def save_checkpoint(
         raise ValueError(f"path is {str(file)!r}; expected a name that ends in .safetensors")
     if not isinstance(model, AlexNet):
         raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
+    if not hasattr(model.classifier[-1], "out_features"):
+        raise ValueError(
+            f"model ends with {model.classifier[-1]}; expected a Linear layer of the classes"
+        )
     weights = model.state_dict()
     num_classes = model.num_classes
     with torch.device("meta"):
@@ -121,18 +125,21 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = json.loads((opened.metadata() or {})[_METADATA])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        # Parameters are made without memory and then take the file's tensors, dtype included.
+        with torch.device("meta"):
+            model = AlexNet(
+                metadata["num_classes"],
+                architecture=Architecture.from_dict(metadata["architecture"]),
+                image_size=metadata["image_size"],
+                dropout=metadata["dropout"],
+            )
+        classes, preprocess = metadata["classes"], metadata["preprocess"]
+        model.classes = None if classes is None else tuple(classes)
+        model.preprocess = None if preprocess is None else Preprocess.from_dict(preprocess)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
-    except KeyError:
-        raise ValueError(f"{file} was not written by save_checkpoint: no metadata") from None
-    # Parameters are made without memory and then take the file's tensors, dtype included.
-    with torch.device("meta"):
-        model = AlexNet(
-            metadata["num_classes"],
-            architecture=Architecture.from_dict(metadata["architecture"]),
-            image_size=metadata["image_size"],
-            dropout=metadata["dropout"],
-        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} was not written by save_checkpoint: {error!r}") from error
     _check_weights(
         {name: tuple(tensor.shape) for name, tensor in weights.items()},
         {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
@@ -140,9 +147,6 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     )
     model.load_state_dict(weights, assign=True)
     model.requires_grad_()
-    classes, preprocess = metadata["classes"], metadata["preprocess"]
-    model.classes = None if classes is None else tuple(classes)
-    model.preprocess = None if preprocess is None else Preprocess.from_dict(preprocess)
     return model.to(device).eval()
 
 

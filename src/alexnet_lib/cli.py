@@ -104,24 +104,23 @@ def demo(
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
     import json
 
-    from alexnet_lib.recipes import DEMO_OVERRIDES, RunOptions
-    from alexnet_lib.training import fit
+    from alexnet_lib.engine import resolve_device
+    from alexnet_lib.recipes import DEMO_OVERRIDES, RECIPES, RunOptions
+    from alexnet_lib.training import RUN_FILES, fit
 
+    resolve_device(device)  # before anything is replaced
+    recipe = RECIPES["plain"].overridden(DEMO_OVERRIDES)
     earlier = out / "recipe.json"
-    if earlier.is_file() and json.loads(earlier.read_text(encoding="utf-8"))["data"] == "shapes":
-        for name in _RUN_FILES:
-            (out / name).unlink(missing_ok=True)
-    run = fit("shapes", overrides=DEMO_OVERRIDES, out=out, options=RunOptions(device=device))
+    if earlier.is_file():
+        try:
+            ours = json.loads(earlier.read_text(encoding="utf-8"))["recipe"] == recipe.to_dict()
+        except (ValueError, KeyError, TypeError):
+            ours = False
+        if ours:
+            for name in RUN_FILES:
+                (out / name).unlink(missing_ok=True)
+    run = fit("shapes", recipe=recipe, out=out, options=RunOptions(device=device))
     _report(run, "the built-in synthetic shapes")
-
-
-_RUN_FILES = (
-    "best.safetensors",
-    "last.safetensors",
-    "history.jsonl",
-    "result.json",
-    "recipe.json",
-)
 
 
 def _report(run: Any, data: str) -> None:

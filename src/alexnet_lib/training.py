@@ -24,6 +24,15 @@ from alexnet_lib.loaders import Loaders
 from alexnet_lib.model import AlexNet
 from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
 
+# What a run writes into its folder.
+RUN_FILES = (
+    "recipe.json",
+    "history.jsonl",
+    "best.safetensors",
+    "last.safetensors",
+    "result.json",
+)
+
 # A run's time is foretold after this many steps; the first few, which set things up, do not count.
 _ESTIMATE_STEPS = 20
 _SETTLING_STEPS = 3
@@ -111,15 +120,19 @@ def fit(
             (and the step of a training loss), and the files keep the last good weights.
 
     Example:
-        >>> from alexnet_lib import RunOptions, fit
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from alexnet_lib import RunOptions, build_dataset_loaders, fit
+        >>> data = TensorDataset(torch.rand(60, 3, 8, 8), torch.arange(60) % 2)
+        >>> loaders = build_dataset_loaders(data, image_size=67, batch_size=32)
         >>> run = fit(
-        ...     "shapes",
-        ...     overrides={"image_size": 67, "train_images": 40, "batch_size": 12},
+        ...     loaders,
+        ...     overrides={"image_size": 67, "batch_size": 32, "augmentation": "none"},
         ...     epochs=1,
         ...     options=RunOptions(progress=False),
         ... )
-        >>> run.history[0].train.images, run.test.images
-        (36, 2000)
+        >>> run.history[0].train.images, run.history[0].validation.images
+        (54, 6)
     """
     if isinstance(recipe, str) and recipe in RECIPES:
         recipe = RECIPES[recipe]
