@@ -122,15 +122,22 @@ def resolve_device(device: torch.device | str) -> torch.device:
     """
     if device == "auto":
         return _announced_default_device()
+    return checked_device(device, "'auto' or a device of this machine")
+
+
+def checked_device(device: torch.device | str, expected: str) -> torch.device:
+    """The device of this name; ``expected`` is what an error says could be passed.
+
+    Raises:
+        ValueError: there is no such device on this machine.
+    """
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        found = torch.device(device)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device is {str(device)!r}; expected 'auto' or a device of this machine: {reason}"
-        ) from error
-    return resolved
+        raise ValueError(f"device is {str(device)!r}; expected {expected}: {reason}") from error
+    return found
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -190,6 +197,10 @@ class Totals:
         bad = ~loss.isfinite() & (self._first_bad_step == 0)
         self._first_bad_step += bad * self.steps
 
+    def seconds(self) -> float:
+        """The time since the pass began."""
+        return time.perf_counter() - self._started
+
     def mean_loss(self) -> float:
         """The mean over the images so far, finite or not."""
         return float(self._loss) / self.images
@@ -207,7 +218,7 @@ class Totals:
                 "then are worthless: lower the learning rate, or clip with max_grad_norm"
             )
         loss, accuracy = self.mean_loss(), int(self._hits) / self.images
-        seconds = time.perf_counter() - self._started
+        seconds = self.seconds()
         return EpochMetrics(loss, accuracy, self.images, seconds, self.images / seconds)
 
 
@@ -420,7 +431,6 @@ def evaluate(
     criterion = F.cross_entropy if criterion is None else criterion
     totals = Totals(where)
     confusion = ranks = None
-    started = time.perf_counter()
     with (
         evaluation_mode(model),
         tqdm(
@@ -448,7 +458,7 @@ def evaluate(
             bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")
-    seconds = time.perf_counter() - started
+    seconds = totals.seconds()
     num_classes = len(ranks)
     table = confusion.view(num_classes, num_classes).cpu().numpy()
     counts = table.sum(1)

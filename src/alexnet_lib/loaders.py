@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from alexnet_lib import datasets
 from alexnet_lib.channel_stats import CIFAR10_STATS, ChannelStats, compute_channel_stats
 from alexnet_lib.datasets import ImageSet, ImageTensors
+from alexnet_lib.engine import checked_device
 from alexnet_lib.transforms import Augmentation, ImageFit, Preprocess
 
 Stats = ChannelStats | Literal["train"]
@@ -161,9 +162,10 @@ class Loaders(NamedTuple):
 
         Images that are held in memory move to the device; None leaves a property as it is.
         """
+        where = checked_device(device, "a device of this machine, for example 'cpu' or 'cuda'")
         return Loaders(
             *(
-                None if loader is None else _moved(loader, _device(device), dtype, memory_format)  # type: ignore[arg-type]
+                None if loader is None else _moved(loader, where, dtype, memory_format)  # type: ignore[arg-type]
                 for loader in self
             )
         )
@@ -541,8 +543,6 @@ def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[
     drawn = torch.zeros(len(data), dtype=torch.bool)
     for share, places in zip(shares.tolist(), order.split(sizes.tolist()), strict=True):
         drawn[places[:share]] = True
-    if drawn.all():
-        return data.subset(torch.arange(0)), data
     return data.subset((~drawn).nonzero()[:, 0]), data.subset(drawn.nonzero()[:, 0])
 
 
@@ -552,16 +552,3 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
         raise ValueError(f"seed is {seed!r}; expected an integer of at least 0")
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device is {str(device)!r}; expected a device of this machine, for example 'cpu' or "
-            f"'cuda': {reason}"
-        ) from error
-    return found
