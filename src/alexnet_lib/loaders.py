@@ -83,13 +83,14 @@ class BatchLoader:
         draws = None if self.augmentation is None else self.augmentation.draw(count, generator)
         start = 0
         for raw, labels in self._raw_batches(order, generator):
-            images = self.preprocess.resized(raw.to(self.device, non_blocking=True))
+            images = raw.to(self.device, non_blocking=True)
             if self.augmentation is not None and draws is not None:
+                if not self.augmentation.commutes_with_resize:
+                    images = self.preprocess.resized(images)
                 images = self.augmentation.apply(images, draws[start : start + len(images)])
-            images = self.preprocess.normalized(self.preprocess.center_cropped(images))
             start += len(images)
             yield (
-                images.to(self.dtype).contiguous(memory_format=self.memory_format),
+                self.preprocess.network_input(images, self.dtype, self.memory_format),
                 labels.to(self.device, non_blocking=True),
             )
         self._epoch = epoch + 1

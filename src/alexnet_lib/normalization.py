@@ -1,10 +1,32 @@
-"""Local response normalisation: torch.nn's interface, in every floating dtype."""
+r"""Local response normalisation: torch.nn's interface, in every floating dtype, one pass each way.
+
+With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over the window
+:math:`W(c)` around channel :math:`c`, the output is :math:`y_c = x_c s_c^{-\beta}`. With
+:math:`g` the gradient of the output, that of the input is
+
+.. math:: g_c s_c^{-\beta} - \frac{2 \alpha \beta}{n} x_c
+          \sum_{j :\, c \in W(j)} g_j x_j s_j^{-\beta - 1},
+
+which needs nothing but :math:`x`: that is all that is kept for the backward pass. Who computes
+it: ``kernels.py`` on the CPU, ``triton_kernels.py`` on a GPU, and torch's own operations (the
+formulas as they stand, in ``_output`` and ``_gradient``) everywhere else and for whoever traces.
+"""
+
+import functools
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from alexnet_lib import kernels
+
+# Values: a few intermediate results of so many are a megabyte or two.
+_BLOCK = 131_072
 
 
 class LocalResponseNorm(nn.Module):
@@ -94,12 +116,119 @@ def local_response_norm(
             f"the input of LocalResponseNorm has {channels} channels, "
             f"which {groups} groups do not divide"
         )
+    window = _Window(size, alpha, beta, k, groups)
+    if not kernels.takes(x):
+        return _output(x, window)
+    y: Tensor = _LocalResponseNorm.apply(x, window)
+    return y
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The arguments of ``LocalResponseNorm``."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+    groups: int
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: _Window) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.window = window
+        return _computed(x, None, window)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        # With create_graph=True this gradient is to be differentiated in its turn.
+        compute = _gradient if torch.is_grad_enabled() else _computed
+        return compute(x, grad, ctx.window), None
+
+
+@torch.no_grad()
+def _computed(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor:
+    """The output, or with ``grad`` the gradient of ``x``, by the fastest there is."""
+    found = None
+    if x.device.type == "cpu":
+        found = kernels.local_response_norm(x, grad, **asdict(window))
+    elif x.device.type == "cuda" and x.dtype != torch.float64:
+        found = _computed_by_triton(x, grad, window)
+    return _computed_in_blocks(x, grad, window) if found is None else found
+
+
+def _computed_by_triton(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor | None:
+    triton_kernels = _triton_kernels()
+    if triton_kernels is None:
+        return None
+    result: Tensor = triton_kernels.local_response_norm(x, grad, **asdict(window))
+    return result
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    try:
+        from alexnet_lib import triton_kernels
+    except ImportError as error:
+        warnings.warn(
+            "LocalResponseNorm computes with torch's own operations, which takes longer: there is "
+            f"no Triton ({error})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return triton_kernels
+
+
+def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor:
+    """As many images at a time as leave the intermediate results in a CPU's cache."""
+    images = len(x) if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
+    out = torch.empty_like(x)
+    for start in range(0, len(x), max(1, images)):
+        part = slice(start, start + images)
+        out[part] = (
+            _output(x[part], window) if grad is None else _gradient(x[part], grad[part], window)
+        )
+    return out
+
+
+def _output(x: Tensor, window: _Window) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    squares = torch.unflatten(wide.square(), 1, (groups, channels // groups))
-    # An even window reaches one channel further down than up, as torch's does.
-    padded = F.pad(squares, (0, 0) * (x.ndim - 2) + (size // 2, (size - 1) // 2))
-    window = padded.narrow(2, 0, channels // groups)
-    for start in range(1, size):
-        window = window + padded.narrow(2, start, channels // groups)
-    scale = (k + alpha / size * window.flatten(1, 2)).pow(-beta)
-    return (wide * scale).to(x.dtype)
+    return (wide * _power(_scale(wide, window), -window.beta)).to(x.dtype)
+
+
+def _gradient(x: Tensor, grad: Tensor, window: _Window) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = _scale(wide, window)
+    direct = grad * _power(scale, -window.beta)
+    ratios = wide * direct / scale
+    # From the channels whose windows hold this one: the window turned round.
+    gathered = _window_sums(ratios, window, (window.size - 1) // 2)
+    factor = 2 * window.alpha * window.beta / window.size
+    return (direct - factor * wide * gathered).to(x.dtype)
+
+
+def _scale(x: Tensor, window: _Window) -> Tensor:
+    sums = _window_sums(x.square(), window, window.size // 2)
+    return window.k + window.alpha / window.size * sums
+
+
+def _power(scale: Tensor, exponent: float) -> Tensor:
+    if exponent == -0.75:  # several times as fast as pow
+        root = scale.rsqrt()
+        return root * root.sqrt()
+    return scale.pow(exponent)
+
+
+def _window_sums(x: Tensor, window: _Window, below: int) -> Tensor:
+    """Sums over ``size`` neighbouring channels, ``below`` of them before each one."""
+    channels = x.shape[1] // window.groups
+    grouped = torch.unflatten(x, 1, (window.groups, channels))
+    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, window.size - 1 - below))
+    sums = padded.narrow(2, 0, channels)
+    for start in range(1, window.size):
+        sums = sums + padded.narrow(2, start, channels)
+    return sums.flatten(1, 2)

@@ -6,7 +6,7 @@ photo; an ``Augmentation`` is the random part, in training only.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from alexnet_lib import kernels
 
 ImageFit = Literal["crop", "squash"]
 ImageLike = Image.Image | np.ndarray | Tensor
@@ -151,13 +153,55 @@ class Preprocess:
         Raises:
             ValueError: a wrong rank, channel count, dtype or range.
         """
-        return self.normalized(self.center_cropped(self.resized(image_to_tensor(image))))
+        return self.network_input(image_to_tensor(image))
+
+    def network_input(
+        self,
+        images: Shaped[Tensor, "*batch 3 h w"],
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Float[Tensor, "*batch 3 size size"]:
+        """``__call__`` for tensors known to be uint8, or floating from 0 to 1, made in a dtype.
+
+        Where a batch of uint8 images on the CPU is enlarged, one compiled loop does all of it.
+
+        Args:
+            images: ``(3, H, W)`` or ``(N, 3, H, W)``.
+            dtype: of the result; values are computed in float32.
+            memory_format: of the result of a batch.
+
+        Returns:
+            ``(3, image_size, image_size)``, or a batch of them, on the device of ``images``.
+        """
+        height, width = images.shape[-2:]
+        enlarges = max(height, width) <= self.resize
+        keeps_shape = height == width or self.fit == "squash"
+        if enlarges and keeps_shape and images.ndim == 4 and images.dtype == torch.uint8:
+            made = None
+            if images.device.type == "cpu":
+                made = kernels.enlarge(
+                    images,
+                    resize=self.resize,
+                    size=self.image_size,
+                    scale=self.scale,
+                    mean=self.mean,
+                    std=self.std,
+                    dtype=dtype,
+                    memory_format=memory_format,
+                )
+            if made is not None:
+                return made
+        if enlarges:
+            # Bilinear weights add up to 1, so the few pixels there are can be normalised first.
+            made = self.center_cropped(self.resized(self.normalized(_unit(images))))
+        else:
+            made = self.normalized(self.center_cropped(self.resized(images)))
+        made = made.to(dtype)
+        return made.contiguous(memory_format=memory_format) if made.ndim == 4 else made
 
     def resized(self, images: Shaped[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 r r"]:
         """uint8 images, or floating ones from 0 to 1, as float32 ``resize`` x ``resize``."""
-        unit = images.to(torch.float32)
-        if images.dtype == torch.uint8:
-            unit = unit / 255
+        unit = _unit(images)
         height, width = images.shape[-2:]
         if height == width == self.resize:
             return unit
@@ -204,6 +248,11 @@ class Preprocess:
             raise ValueError(f"data is not a Preprocess: {error!r}") from error
 
 
+def _unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 from 0 to 1, floating ones as float32."""
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.float()
+
+
 def _center_crop(images: Tensor, size: int) -> Tensor:
     top, left = ((side - size) // 2 for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
@@ -215,7 +264,13 @@ class Augmentation(Protocol):
 
     What is random is drawn for all images of an epoch at once, in the order in which they come;
     so a batch's images do not depend on the batch size or on who makes the batch.
+
+    Attributes:
+        commutes_with_resize: whether it may as well be applied before the resize, to images as the
+            data set holds them, which are mostly smaller and often uint8.
     """
+
+    commutes_with_resize: ClassVar[bool]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
@@ -238,6 +293,8 @@ class HorizontalFlip:
         >>> flip.apply(torch.rand(4, 3, 8, 8), draws).shape
         torch.Size([4, 3, 8, 8])
     """
+
+    commutes_with_resize: ClassVar[bool] = True
 
     probability: float = 0.5
 
