@@ -176,10 +176,11 @@ def test_options_resolve_auto_to_what_the_machine_offers():
     options = RunOptions(progress=False).resolved()
     assert options.device in {"cpu", "cuda", "mps"}
     assert options.precision in {"float32", "bfloat16"}
+    assert options.memory_format in {"contiguous", "channels_last"}
 
 
 def test_options_that_are_named_stay():
-    options = RunOptions(device="cpu", precision="bfloat16", num_workers=3)
+    options = RunOptions(device="cpu", precision="bfloat16", memory_format="contiguous")
     assert options.resolved() == options
 
 

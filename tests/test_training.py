@@ -13,7 +13,7 @@ import torch
 from helpers import write_class_folders
 from tiny import TINY, TINY_OVERRIDES, use_tiny
 
-from alexnet_lib import AlexNet, Preprocess, engine, evaluate, load_checkpoint, training
+from alexnet_lib import AlexNet, Preprocess, engine, evaluate, kernels, load_checkpoint, training
 from alexnet_lib.datasets import ImageTensors
 from alexnet_lib.loaders import BatchLoader, Loaders
 from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
@@ -86,7 +86,7 @@ def test_a_run_writes_its_five_files_and_nothing_else(tmp_path):
 
 
 def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
-    options = replace(QUIET, device="auto", precision="auto")
+    options = replace(QUIET, device="auto", precision="auto", memory_format="auto")
     quick_fit(out=tmp_path, seed=3, options=options)
     stored = read_json((tmp_path / "recipe.json").read_text())
     assert stored == {
@@ -94,6 +94,8 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
         "data": "shapes",
         "seed": 3,
         "options": asdict(options.resolved()),
+        "threads": torch.get_num_threads(),
+        "kernels": kernels.library() is not None,
     }
     assert "auto" not in stored["options"].values()
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         build_image_folder_loaders,
         build_shapes_loaders,
     )
+    from alexnet_lib.memory import keep_freed_memory
     from alexnet_lib.model import AlexNet
     from alexnet_lib.normalization import LocalResponseNorm
     from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
@@ -59,6 +60,7 @@ _NAMES_BY_MODULE = {
         "Loaders build_cifar10_loaders build_dataset_loaders build_image_folder_loaders "
         "build_shapes_loaders"
     ),
+    "memory": "keep_freed_memory",
     "model": "AlexNet",
     "normalization": "LocalResponseNorm",
     "recipes": "RECIPES Recipe RunOptions",

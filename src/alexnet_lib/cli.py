@@ -34,6 +34,12 @@ Precision = Annotated[
 Workers = Annotated[
     int, typer.Option(help="Processes that decode image files; small images need none.", min=0)
 ]
+KeepMemory = Annotated[
+    bool,
+    typer.Option(
+        help="On Linux, keep freed memory for the next step instead of giving it back each time."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=1)]
 
 
@@ -69,12 +75,17 @@ def train(
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Annotated[
+        bool, typer.Option(help="Train through torch.compile, which is slower on CPUs.")
+    ] = False,
     num_workers: Workers = 0,
+    keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder."""
     from alexnet_lib.recipes import RunOptions
     from alexnet_lib.training import fit
 
+    _set_up_memory(keep_memory)
     overrides: dict[str, Any] = {
         "train_images": train_images,
         "image_size": image_size,
@@ -89,7 +100,9 @@ def train(
         epochs=epochs,
         seed=seed,
         out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
-        options=RunOptions(device=device, precision=precision, num_workers=num_workers),
+        options=RunOptions(
+            device=device, precision=precision, compile=compile, num_workers=num_workers
+        ),
     )
     _report(run, data)
 
@@ -100,6 +113,7 @@ def demo(
         Path, typer.Option(help="Folder for the run; an earlier demo in it is replaced.")
     ] = Path("runs/demo"),
     device: Device = "auto",
+    keep_memory: KeepMemory = True,
 ) -> None:
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
     import json
@@ -108,6 +122,7 @@ def demo(
     from alexnet_lib.recipes import DEMO_OVERRIDES, RECIPES, RunOptions
     from alexnet_lib.training import RUN_FILES, fit
 
+    _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
     recipe = RECIPES["plain"].overridden(DEMO_OVERRIDES)
     earlier = out / "recipe.json"
@@ -121,6 +136,13 @@ def demo(
                 (out / name).unlink(missing_ok=True)
     run = fit("shapes", recipe=recipe, out=out, options=RunOptions(device=device))
     _report(run, "the built-in synthetic shapes")
+
+
+def _set_up_memory(keep: bool) -> None:
+    from alexnet_lib.memory import keep_freed_memory
+
+    if keep:
+        keep_freed_memory()
 
 
 def _report(run: Any, data: str) -> None:
@@ -139,6 +161,7 @@ def evaluate(
     device: Device = "auto",
     precision: Precision = "auto",
     num_workers: Workers = 0,
+    keep_memory: KeepMemory = True,
 ) -> None:
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
     import numpy as np
@@ -147,6 +170,7 @@ def evaluate(
     from alexnet_lib.datasets import open_datasets
     from alexnet_lib.loaders import BatchLoader
 
+    _set_up_memory(keep_memory)
     model = _load(checkpoint)
     if model.preprocess is None:
         raise ValueError(f"{checkpoint} holds no preprocessing; expected a run's checkpoint")

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
+
+from alexnet_lib.substitutes import substituted
 
 Precision = Literal["float32", "bfloat16"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -170,8 +172,12 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
 
 
-def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+@contextmanager
+def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """How a model computes: in which precision, and by which of torch's functions."""
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with autocast, substituted(device):
+        yield
 
 
 class Totals:
@@ -338,7 +344,7 @@ def train_steps(
     totals = Totals(where)
     for images, labels in _batches(loader, where):
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(chosen, where):
+        with _arithmetic(chosen, where):
             logits = model(images)
             _check_labels(labels, logits)
             loss = criterion(logits, labels)
@@ -384,9 +390,6 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     return where
 
 
-# Not inference_mode: what it makes can never be trained with, so it would spoil the images that a
-# data set keeps, and the weights that `device` moves.
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -441,20 +444,22 @@ def evaluate(
         ) as bar,
     ):
         for images, labels in _batches(loader, where):
-            with _autocast(chosen, where):
+            # Around the model only: what a loader makes in inference mode, and a data set keeps,
+            # could never be trained with.
+            with torch.inference_mode(), _arithmetic(chosen, where):
                 logits = model(images)
                 _check_labels(labels, logits)
                 loss = criterion(logits, labels)
-            num_classes = logits.shape[1]
-            if confusion is None or ranks is None:
-                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
-                ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
-            order = logits.topk(min(max((1, *topk)), num_classes)).indices
-            hits = order == labels[:, None]
-            totals.add(loss, hits[:, 0], len(labels))
-            places = labels * num_classes + order[:, 0]
-            confusion.scatter_add_(0, places, torch.ones_like(places))
-            ranks[: hits.shape[1]] += hits.sum(0)
+                num_classes = logits.shape[1]
+                if confusion is None or ranks is None:
+                    confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
+                    ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
+                order = logits.topk(min(max((1, *topk)), num_classes)).indices
+                hits = order == labels[:, None]
+                totals.add(loss, hits[:, 0], len(labels))
+                places = labels * num_classes + order[:, 0]
+                confusion.scatter_add_(0, places, torch.ones_like(places))
+                ranks[: hits.shape[1]] += hits.sum(0)
             bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")

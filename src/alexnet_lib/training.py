@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
+from alexnet_lib import kernels
 from alexnet_lib.checkpoints import save_checkpoint
 from alexnet_lib.engine import EpochMetrics, EvalMetrics, Totals, evaluate, run_steps, train_steps
 from alexnet_lib.loaders import Loaders
 from alexnet_lib.model import AlexNet
-from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
+from alexnet_lib.recipes import MEMORY_FORMATS, RECIPES, Recipe, RunOptions
 
 # What a run writes into its folder.
 RUN_FILES = (
@@ -152,9 +154,14 @@ def fit(
         )
     options = options.resolved()
     device = torch.device(options.device)
+    memory_format = MEMORY_FORMATS[options.memory_format]
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    if device.type == "cpu":
+        # At once, so that every step of every run of a seed is computed by the same code.
+        kernels.library()
     folder = None if out is None else _new_folder(Path(out))
     if isinstance(data, Loaders):
-        loaders = data.to(device)
+        loaders = data
         _check_loaders(loaders, recipe)
     else:
         loaders = recipe.build_loaders(
@@ -164,7 +171,8 @@ def fit(
         model = recipe.build_model(loaders.classes, seed)
     else:
         _check_model(model, recipe, loaders)
-    model.to(device)
+    loaders = loaders.to(device, dtype, memory_format)
+    model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     model.classes, model.preprocess = loaders.classes, loaders.preprocess
     source = "loaders" if isinstance(data, Loaders) else os.fspath(data)
     if folder is not None:
@@ -174,6 +182,8 @@ def fit(
             "data": source,
             "seed": seed,
             "options": asdict(options),
+            "threads": torch.get_num_threads(),
+            "kernels": device.type == "cpu" and kernels.library() is not None,
         }
         _write_json(folder / "recipe.json", description)
     if options.progress:
@@ -191,10 +201,12 @@ def _train(
     history: list[EpochRecord] = []
     best_accuracy, best_weights = -1.0, None
     estimate = _Estimate(recipe, loaders) if options.progress else None
+    # A module's compiled form is a module, whatever torch's annotation says.
+    trained: nn.Module = torch.compile(model) if options.compile else model  # type: ignore[assignment]
     for epoch in range(1, recipe.epochs + 1):
         loaders.train.set_epoch(epoch - 1)
         steps = train_steps(
-            model,
+            trained,
             loaders.train,
             optimizer,
             criterion=recipe.criterion,
