@@ -12,7 +12,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import TINY, TINY_OVERRIDES, use_tiny
 
-from alexnet_lib import AlexNet, Preprocess, cli, datasets, recipes, save_checkpoint, summary
+from alexnet_lib import (
+    AlexNet,
+    Preprocess,
+    cli,
+    datasets,
+    memory,
+    recipes,
+    save_checkpoint,
+    summary,
+)
 from alexnet_lib.channel_stats import compute_channel_stats
 from alexnet_lib.shapes import SHAPES_CLASSES
 
@@ -25,6 +34,14 @@ def _tiny(monkeypatch, tmp_path):
     use_tiny(monkeypatch)
     monkeypatch.setattr(recipes, "DEMO_OVERRIDES", {**TINY_OVERRIDES, "epochs": 1})
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def kept_memory(monkeypatch) -> list[str]:
+    """The calls of what would change this process for good."""
+    calls: list[str] = []
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("kept"))
+    return calls
 
 
 @pytest.fixture
@@ -163,6 +180,14 @@ def test_a_folder_with_cifar10_is_known_by_its_files(call, tmp_path, monkeypatch
     code, out, _ = call("stats", cifar.batches.parent)
     assert code == 0
     assert out.strip() == str(compute_channel_stats(datasets.cifar10(cifar.batches)[0].images))
+
+
+@pytest.mark.parametrize(("options", "calls"), [((), ["kept"]), (("--no-keep-memory",), [])])
+def test_memory_is_kept_unless_the_user_says_no(options, calls, call, kept_memory, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", *options)
+    assert kept_memory == calls
+    call("evaluate", tmp_path / "run", "shapes", *options)
+    assert kept_memory == 2 * calls
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -251,7 +251,7 @@ def test_evaluation_is_in_evaluation_mode_and_records_no_gradients():
     class Witness(nn.Module):
         def forward(self, logits):
             assert not self.training
-            assert not torch.is_grad_enabled()
+            assert torch.is_inference_mode_enabled()
             return logits
 
     model = nn.Sequential(linear_model(), Witness())

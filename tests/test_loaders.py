@@ -5,6 +5,8 @@ which images it holds.
 """
 
 import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms as tv
 
-from alexnet_lib import datasets
+from alexnet_lib import datasets, kernels
 from alexnet_lib.channel_stats import CIFAR10_STATS, ChannelStats, compute_channel_stats
 from alexnet_lib.datasets import ImageFiles, ImageTensors, WrappedDataset
 from alexnet_lib.loaders import (
@@ -315,6 +317,46 @@ def test_to_changes_dtype_and_memory_format_of_the_batches():
         assert images.dtype == torch.bfloat16
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kernels_are", ["compiled", "away"])
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_batches_in_bfloat16_are_those_in_float32_rounded_once(kind, kernels_are, monkeypatch):
+    if kernels_are == "away":
+        monkeypatch.setattr(kernels, "library", lambda values=None: None)
+    else:
+        kernels.library()
+    images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
+    treatment = Preprocess(9, 7, mean=(0.5,) * 3, std=(0.25,) * 3)
+    loader = BatchLoader(kind(images), treatment, augmentation=HorizontalFlip(), shuffle=True)
+    short = replace(loader, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    assert torch.equal(whole_pass(short), whole_pass(loader).bfloat16())
+
+
+def test_an_image_mirrored_before_the_resize_is_the_resized_one_mirrored():
+    images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
+    treatment = Preprocess(resize=11, image_size=11)
+    plain = BatchLoader(in_memory(images), treatment, shuffle=True)
+    mirrored = whole_pass(replace(plain, augmentation=HorizontalFlip(probability=1.0)))
+    torch.testing.assert_close(mirrored, whole_pass(plain).flip(-1), rtol=0, atol=1e-6)
+
+
+def test_an_augmentation_that_does_not_commute_sees_resized_images():
+    @dataclass(frozen=True)
+    class Witness:
+        commutes_with_resize: ClassVar[bool] = False
+
+        def draw(self, count, generator):
+            return torch.zeros(count)
+
+        def apply(self, images, draws):
+            assert images.shape[1:] == (3, 9, 9)
+            assert images.dtype == torch.float32
+            return torch.ones_like(images)
+
+    treatment = Preprocess(resize=9, image_size=5)
+    loader = BatchLoader(in_memory(numbered_images(20)), treatment, augmentation=Witness())
+    assert torch.equal(whole_pass(loader), torch.ones(20, 3, 5, 5))
 
 
 def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatch):

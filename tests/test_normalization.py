@@ -8,8 +8,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from alexnet_lib import LocalResponseNorm
+from alexnet_lib import LocalResponseNorm, kernels
+
+COMPILED = kernels.library()
+
+
+@pytest.fixture(params=["compiled", "torch's operations"], autouse=True)
+def implementation(request, monkeypatch):
+    """Every promise holds with the compiled kernels and where they cannot be had."""
+    if request.param == "compiled" and COMPILED is None:
+        pytest.skip("there is no C compiler")
+    library = COMPILED if request.param == "compiled" else None
+    monkeypatch.setattr(kernels, "library", lambda values=None: library)
+    return request.param
+
 
 # Relative and absolute, for a few additions and one power.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -89,11 +104,93 @@ def test_squares_that_float16_cannot_hold_do_no_harm():
     assert torch.equal(LocalResponseNorm()(x), LocalResponseNorm()(x.float()).half())
 
 
+@given(sizes, constants, shapes(), short_dtypes, seeds)
+def test_a_short_dtypes_gradient_is_the_float32_gradient_rounded(
+    size, constants, shape, dtype, seed
+):
+    x = random_tensor(shape, dtype, seed).requires_grad_()
+    weights = random_tensor(shape, dtype, seed + 1)
+    norm = LocalResponseNorm(size, **constants)
+    (actual,) = torch.autograd.grad(norm(x), x, weights)
+    wide = x.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(norm(wide), wide, weights.float())
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected.to(dtype))
+
+
 @given(sizes, constants, st.integers(1, 3), seeds)
 def test_channels_last_changes_no_value(size, constants, groups, seed):
     x = random_tensor((2, 6, 3, 4), torch.float32, seed)
     norm = LocalResponseNorm(size, groups=groups, **constants)
     assert_equal_up_to_rounding(norm(x.contiguous(memory_format=torch.channels_last)), norm(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_and_gradient_come_in_the_inputs_memory_format(dtype, memory_format):
+    x = random_tensor((2, 6, 3, 4), dtype, seed=0).contiguous(memory_format=memory_format)
+    x.requires_grad_()
+    y = LocalResponseNorm()(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+
+@given(sizes, seeds)
+def test_a_view_that_is_not_contiguous_is_read_right(size, seed):
+    x = random_tensor((3, 4, 8, 5), torch.float32, seed).transpose(1, 2)[:, ::2, :, 1:]
+    norm = LocalResponseNorm(size, alpha=0.5)
+    assert_equal_up_to_rounding(norm(x), norm(x.contiguous()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sizes_of_many_blocks_are_computed_to_the_last_value(memory_format):
+    # More pixels than the widest block, and a width that no vector divides.
+    x = random_tensor((3, 10, 37, 53), torch.float32, seed=0)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    weights = random_tensor(x.shape, torch.float32, seed=1)
+    theirs, ours = nn.LocalResponseNorm(5, alpha=0.5), LocalResponseNorm(5, alpha=0.5, k=1.0)
+    assert_equal_up_to_rounding(ours(x), theirs(x))
+    (expected,) = torch.autograd.grad(theirs(x), x, weights)
+    (actual,) = torch.autograd.grad(ours(x), x, weights)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.75, 0.6])
+def test_what_is_not_finite_goes_through_as_torch_has_it(dtype, beta):
+    x = torch.ones(1, 9, 2)
+    x[0, 0, 0], x[0, 4, 0], x[0, 8, 0] = math.inf, 1e30, math.nan
+    expected = nn.LocalResponseNorm(3, alpha=0.1, beta=beta)(x)
+    actual = LocalResponseNorm(3, alpha=0.1, beta=beta, k=1.0)(x.to(dtype))
+    torch.testing.assert_close(actual, expected.to(dtype), equal_nan=True, rtol=1e-2, atol=0)
+    assert actual.isnan().sum() == expected.isnan().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nothing_but_the_input_is_kept_for_the_backward_pass(dtype):
+    x = random_tensor((2, 6, 3, 4), dtype, seed=0).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        LocalResponseNorm()(x)
+    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+def test_the_number_of_threads_changes_no_bit():
+    x = random_tensor((8, 12, 30, 30), torch.float32, seed=0).requires_grad_()
+    weights = random_tensor(x.shape, torch.float32, seed=1)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = LocalResponseNorm(groups=2)(x)
+            results.append((y, *torch.autograd.grad(y, x, weights)))
+    finally:
+        torch.set_num_threads(before)
+    for y, gradient in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(gradient, results[0][1])
 
 
 def test_the_input_is_left_as_it_was():
@@ -158,6 +255,35 @@ def test_per_image_gradients_come_from_vmap_over_grad():
     gradient = torch.func.grad(lambda image: norm(image[None]).sum())
     expected = torch.stack([gradient(image) for image in images])
     assert_equal_up_to_rounding(torch.func.vmap(gradient)(images), expected)
+
+
+# torch's own rules for forward mode are scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_forward_mode_derivative_is_that_of_torchs_layer(size):
+    x, direction = (random_tensor((2, 6, 4), torch.float64, seed) for seed in (0, 1))
+    theirs = nn.LocalResponseNorm(size, alpha=0.5)
+    expected = torch.func.jvp(theirs, (x,), (direction,))[1]
+    ours = LocalResponseNorm(size, alpha=0.5, k=1.0)
+    with forward_ad.dual_level():
+        actual = forward_ad.unpack_dual(ours(forward_ad.make_dual(x, direction))).tangent
+    assert_equal_up_to_rounding(actual, expected)
+    assert_equal_up_to_rounding(torch.func.jvp(ours, (x,), (direction,))[1], expected)
+
+
+def test_an_exported_program_holds_torchs_operations_only():
+    x = random_tensor((2, 6, 4, 4), torch.float32, seed=0)
+    program = torch.export.export(LocalResponseNorm(groups=2), (x,))
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert targets
+    assert all(target.startswith("aten.") for target in targets)
+    assert_equal_up_to_rounding(program.module()(x), LocalResponseNorm(groups=2)(x))
+
+
+def test_a_graph_made_from_operations_computes_anew_for_other_inputs():
+    x, other = (random_tensor((2, 6, 4), torch.float32, seed) for seed in (0, 1))
+    graph = make_fx(LocalResponseNorm())(x)
+    assert_equal_up_to_rounding(graph(other), LocalResponseNorm()(other))
 
 
 def test_it_has_no_state_and_prints_its_arguments():

@@ -100,6 +100,43 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     assert "auto" not in stored["options"].values()
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_weights_and_batches_are_in_the_memory_format_of_the_options(memory_format, monkeypatch):
+    wanted = getattr(torch, memory_format.replace("contiguous", "contiguous_format"))
+    seen = []
+
+    def witness(model, loader, *arguments, **options):
+        seen.append(next(iter(loader))[0].is_contiguous(memory_format=wanted))
+        return engine.train_steps(model, loader, *arguments, **options)
+
+    monkeypatch.setattr(training, "train_steps", witness)
+    run = quick_fit(options=replace(QUIET, memory_format=memory_format))
+    assert seen == [True, True]
+    assert run.model.features.conv1.weight.is_contiguous(memory_format=wanted)
+
+
+def test_bfloat16_training_gets_bfloat16_batches(monkeypatch):
+    seen = []
+
+    def witness(model, loader, *arguments, **options):
+        seen.append(next(iter(loader))[0].dtype)
+        return engine.train_steps(model, loader, *arguments, **options)
+
+    monkeypatch.setattr(training, "train_steps", witness)
+    quick_fit(options=replace(QUIET, precision="bfloat16"))
+    assert seen == [torch.bfloat16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_model_is_compiled_where_the_options_say_so_and_its_own_weights_learn(
+    wanted, monkeypatch
+):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    run = quick_fit(options=replace(QUIET, compile=wanted))
+    assert compiled == [run.model] * wanted
+
+
 def test_history_jsonl_has_a_line_for_each_epoch(tmp_path):
     run = quick_fit(out=tmp_path)
     lines = read_history(tmp_path)

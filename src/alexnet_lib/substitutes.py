@@ -50,6 +50,7 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     return (
         x.ndim == 2
+        and len(x) > 0
         and weight.numel() >= _LARGE_WEIGHT
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and all(map(kernels.takes, tensors))

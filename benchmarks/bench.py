@@ -1,0 +1,547 @@
+"""Where the time goes: one table of ratios, each within one run, its sides taking turns.
+
+    python benchmarks/bench.py                     # everything; about 15 minutes on two CPU cores
+    python benchmarks/bench.py --only lrn,loader   # some of it
+    python benchmarks/bench.py --show FILE.json    # the table of an earlier run
+
+Figures are medians; a ratio is one of two medians of the same block. The result goes to
+benchmarks/results/ as JSON, with versions and processor.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from alexnet_lib import AlexNet, LocalResponseNorm, keep_freed_memory, kernels, predict, summary
+from alexnet_lib.datasets import open_datasets
+from alexnet_lib.engine import multiplies_bfloat16, run_steps, train_steps
+from alexnet_lib.loaders import BatchLoader
+from alexnet_lib.training import versions
+from alexnet_lib.transforms import Preprocess
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tutorial
+
+HERE = Path(__file__).parent
+BATCH = 128
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SIZES = ((BATCH, 96, 55, 55), (BATCH, 256, 27, 27))  # what norm1 and norm2 see
+
+Timings = dict[str, list[float]]
+
+
+class Bench:
+    """The blocks of the table. Each returns rows: (what, figure, unit) or (what, ratio, "x")."""
+
+    def __init__(self, device: torch.device, rounds: int, data: str, images: int) -> None:
+        self.device, self.rounds, self.data, self.images = device, rounds, data, images
+
+    def alternate(self, sides: dict[str, Callable[[], object]], rounds: int = 0) -> Timings:
+        """Seconds of each side, in turns, after two of each that do not count.
+
+        The first fills caches; after the second, memory that is kept has found its places.
+        """
+        timings: Timings = {name: [] for name in sides}
+        for turn in range((rounds or self.rounds) + 2):
+            for name, side in sides.items():
+                started = time.perf_counter()
+                side()
+                self.wait()
+                if turn > 1:
+                    timings[name].append(time.perf_counter() - started)
+        return timings
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak(self) -> dict[str, Any]:
+        """Matrix multiplication at 4096, in float32 by MKL and by oneDNN."""
+        n = 4096
+        sides: dict[str, Callable[[], object]] = {}
+        for name, dtype in DTYPES.items():
+            a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
+            sides[f"{name} torch.mm"] = lambda a=a, b=b: a @ b
+            if dtype is torch.float32 and self.device.type == "cpu":
+                sides[f"{name} oneDNN"] = lambda a=a, b=b: onednn_product(a, b)
+        timings = self.alternate(sides, 7)
+        return {name: 2 * n**3 / min(times) / 1e9 for name, times in timings.items()}
+
+    def lrn(self) -> dict[str, Any]:
+        """LRN alone, forward and backward, against torch's; a ReLU for scale. Milliseconds."""
+        results = {}
+        for shape in SIZES:
+            for form, memory_format in FORMATS.items():
+                for precision, dtype in DTYPES.items():
+                    x = torch.randn(shape, device=self.device, dtype=dtype).relu()
+                    x = x.to(memory_format=memory_format)
+                    layers = {"ours": LocalResponseNorm(), "ReLU": nn.ReLU()}
+                    # torch has no bfloat16 kernel for it on the CPU.
+                    if self.device.type != "cpu" or dtype is torch.float32:
+                        layers["torch"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+                    key = f"{shape[1]}x{shape[2]}x{shape[3]} {precision} {form}"
+                    results[key] = milliseconds(self._forward_and_backward(layers, x))
+        return results
+
+    def _forward_and_backward(self, layers: dict[str, nn.Module], x: torch.Tensor) -> Timings:
+        leaf = x.detach().requires_grad_()
+        grad = torch.randn_like(x)
+        outputs = {name: layer(leaf) for name, layer in layers.items()}
+        sides: dict[str, Callable[[], object]] = {}
+        for name, layer in layers.items():
+            sides[f"{name} forward"] = lambda layer=layer: layer(x)
+            sides[f"{name} backward"] = lambda y=outputs[name]: torch.autograd.grad(
+                y, leaf, grad, retain_graph=True
+            )
+        return self.alternate(sides)
+
+    def step(self) -> dict[str, Any]:
+        """A training step at batch 128: images a second, all under the same allocator setting."""
+        results = {}
+        for precision, dtype in DTYPES.items():
+            if precision == "bfloat16" and not multiplies_bfloat16(self.device):
+                continue
+            sides = {
+                "tutorial": self._plain_step(tutorial.AlexNet(), 227, dtype),
+                "torchvision": self._plain_step(
+                    torchvision.models.alexnet(num_classes=10), 224, dtype, tuned=True
+                ),
+                "torchvision, the library's loop": self._best_step(
+                    torchvision.models.alexnet(num_classes=10), 224, dtype
+                ),
+                "paper": self._best_step(AlexNet(10, seed=0), 227, dtype),
+                "paper without LRN": self._best_step(without_lrn(AlexNet(10, seed=0)), 227, dtype),
+                "single_tower": self._best_step(
+                    AlexNet(10, architecture="single_tower", seed=0), 227, dtype
+                ),
+            }
+            timings = self.alternate(sides)
+            results[precision] = {
+                name: BATCH / statistics.median(times) for name, times in timings.items()
+            }
+            del sides
+        return results
+
+    def compiled(self) -> dict[str, Any]:
+        """Whole-model torch.compile against the same step without. Images a second."""
+        results = {}
+        for precision, dtype in DTYPES.items():
+            if precision == "bfloat16" and not multiplies_bfloat16(self.device):
+                continue
+            sides = {
+                "paper": self._best_step(AlexNet(10, seed=0), 227, dtype),
+                "paper, torch.compile": self._best_step(
+                    AlexNet(10, seed=0), 227, dtype, compiled=True
+                ),
+            }
+            timings = self.alternate(sides)
+            results[precision] = {
+                name: BATCH / statistics.median(times) for name, times in timings.items()
+            }
+        return results
+
+    def _batch(self, size: int, dtype: torch.dtype, memory_format: Any) -> Any:
+        images = torch.randn(BATCH, 3, size, size, device=self.device)
+        labels = torch.randint(10, (BATCH,), device=self.device)
+        return [(images.to(dtype).to(memory_format=memory_format), labels)]
+
+    def _plain_step(
+        self, model: nn.Module, size: int, dtype: torch.dtype, *, tuned: bool = False
+    ) -> Callable[[], object]:
+        """Torch alone, as the blog post trains, or tuned: channels_last, fused SGD, no `item()`."""
+        memory_format = FORMATS["channels_last" if tuned else "contiguous"]
+        model.to(self.device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.0001, momentum=0.9, weight_decay=5e-4, fused=tuned or None
+        )
+        given = dtype if tuned else torch.float32
+        ((images, labels),) = self._batch(size, given, memory_format)
+
+        def step() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+                loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if not tuned:
+                loss.item()
+
+        return step
+
+    def _best_step(
+        self, model: nn.Module, size: int, dtype: torch.dtype, *, compiled: bool = False
+    ) -> Callable[[], object]:
+        """As ``fit`` trains: channels_last, fused SGD, the library's own loop."""
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.0001, momentum=0.9, weight_decay=5e-4, fused=True
+        )
+        batches = self._batch(size, dtype, torch.channels_last)
+        precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
+        trained = torch.compile(model) if compiled else model
+
+        def step() -> None:
+            steps = train_steps(trained, batches, optimizer, precision=precision)
+            run_steps(steps, batches, "step", progress=False)
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    def loader(self) -> dict[str, Any]:
+        """The loader alone: images a second, the first epoch of both left out."""
+        data = open_datasets(self.data)[0]
+        count = 1024
+        part = data.subset(torch.arange(count))
+        preprocess = Preprocess(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), fit="squash")
+        theirs = tutorial.build_loader(self.data, count)
+        sides: dict[str, Callable[[], object]] = {"tutorial": lambda: exhausted(theirs)}
+        for precision, dtype in DTYPES.items():
+            for form, memory_format in FORMATS.items():
+                ours = BatchLoader(
+                    part, preprocess, shuffle=True, dtype=dtype, memory_format=memory_format
+                )
+                sides[f"{precision} {form}"] = lambda ours=ours: exhausted(ours)
+        timings = self.alternate(sides)
+        return {name: count / statistics.median(times) for name, times in timings.items()}
+
+    def latency(self) -> dict[str, Any]:
+        """One image through the network, in evaluation: milliseconds."""
+        models = {
+            "tutorial": (tutorial.AlexNet(), 227),
+            "torchvision": (torchvision.models.alexnet(num_classes=10), 224),
+            "paper": (AlexNet(10, seed=0), 227),
+            "single_tower": (AlexNet(10, architecture="single_tower", seed=0), 227),
+        }
+        sides: dict[str, Callable[[], object]] = {}
+        for name, (model, size) in models.items():
+            model.to(self.device).eval()
+            image = torch.randn(1, 3, size, size, device=self.device)
+            sides[name] = torch.inference_mode()(lambda model=model, image=image: model(image))
+        named = AlexNet(10, seed=0).to(self.device)
+        photo = torch.randint(0, 256, (3, 375, 500), dtype=torch.uint8)
+        preprocess = Preprocess()
+        sides["predict, a photo of 500x375"] = lambda: predict(named, photo, preprocess=preprocess)
+        return milliseconds(self.alternate(sides, 21))
+
+    def end_to_end(self) -> dict[str, Any]:
+        """An epoch of training, each in a process of its own, A B A B, on equally many images."""
+        # The command line holds a tenth of the images back for validation.
+        held_back = round(self.images / 9)
+        theirs = [sys.executable, str(HERE / "tutorial.py"), self.data]
+        theirs += ["--train-images", str(self.images), "--device", str(self.device)]
+        ours = [sys.executable, "-m", "alexnet_lib", "train", self.data, "--epochs", "1"]
+        ours += ["--train-images", str(self.images + held_back), "--device", str(self.device)]
+        single = ["--architecture", "single_tower"]
+        sides = {
+            "tutorial": theirs,
+            "tutorial, memory kept": [*theirs, "--keep-memory"],
+            "single_tower float32": [*ours, "--precision", "float32", *single],
+            "paper float32": [*ours, "--precision", "float32"],
+        }
+        if multiplies_bfloat16(self.device):
+            sides["single_tower bfloat16"] = [*ours, "--precision", "bfloat16", *single]
+            sides["paper bfloat16"] = [*ours, "--precision", "bfloat16"]
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for _ in range(max(1, self.rounds // 2)):
+            for name, command in sides.items():
+                runs[name].append(measured_process(command))
+        return {
+            name: {figure: statistics.median(run[figure] for run in done) for figure in done[0]}
+            for name, done in runs.items()
+        }
+
+    def growth(self) -> dict[str, Any]:
+        """Seconds of an epoch against its images; memory in use after each of six epochs."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context) as pool:  # a process without a history
+            return pool.submit(growth, self.data, str(self.device)).result()
+
+
+def growth(data: str, device: str) -> dict[str, Any]:
+    keep_freed_memory()
+    kernels.library()
+    images = open_datasets(data)[0]
+    model = AlexNet(10, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, fused=True)
+    precision = "bfloat16" if multiplies_bfloat16(torch.device(device)) else "float32"
+
+    def epoch(count: int) -> float:
+        loader = BatchLoader(
+            images.subset(torch.arange(count)),
+            Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, fit="squash"),
+            shuffle=True,
+            device=torch.device(device),
+            dtype=DTYPES[precision],
+            memory_format=torch.channels_last,
+        )
+        steps = train_steps(model, loader, optimizer, precision=precision)
+        return run_steps(steps, loader, "epoch", progress=False).seconds
+
+    epoch(2 * BATCH)
+    counts = [4 * BATCH, 8 * BATCH, 16 * BATCH]
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    memory = []
+    for _ in range(3):
+        for count in counts:
+            seconds[count].append(epoch(count))
+        memory.append(memory_in_use())
+    return {
+        "microseconds an image": {
+            str(count): 1e6 * statistics.median(times) / count for count, times in seconds.items()
+        },
+        "memory in use after rounds, MB": memory,
+        "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTES,
+    }
+
+
+# ru_maxrss counts kilobytes on Linux and bytes on macOS.
+KILOBYTES = 1024 if sys.platform == "linux" else 1024**2
+
+
+def memory_in_use() -> float:
+    """Resident memory of this process, in MB; not a number where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return float("nan")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 1024**2
+
+
+def measured_process(command: list[str]) -> dict[str, float]:
+    """Runs the tutorial or `alexnet-lib train`: its images a second, wall time and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        if "alexnet_lib" in command:
+            command = [*command, "--out", folder]
+        started = time.perf_counter()
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            output.seek(0)
+            text = output.read()
+        if status:
+            raise RuntimeError(f"{shlex.join(command)} failed:\n{text}")
+        if "alexnet_lib" in command:
+            epoch = json.loads((Path(folder) / "history.jsonl").read_text(encoding="utf-8"))
+            speed = epoch["train"]["images_per_second"]
+        else:
+            speed = float(text.split()[-2])
+    return {
+        "images/s": speed,
+        "process seconds": seconds,
+        "peak memory, MB": usage.ru_maxrss / KILOBYTES,
+    }
+
+
+def onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return product
+
+
+def exhausted(loader: Any) -> None:
+    for _ in loader:
+        pass
+
+
+def milliseconds(timings: Timings) -> dict[str, float]:
+    return {name: 1000 * statistics.median(times) for name, times in timings.items()}
+
+
+def without_lrn(model: AlexNet) -> AlexNet:
+    model.features.norm1 = model.features.norm2 = nn.Identity()
+    return model
+
+
+def multiply_accumulates(name: str) -> tuple[int, int]:
+    """Of an image, forward: all layers', and the first's, which has no gradient to pass on."""
+    rows = summary(name, num_classes=10).rows
+    counts = [row.multiply_accumulates for row in rows]
+    return sum(counts), counts[0]
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    lines = [header, tuple("---" if i == 0 else "--:" for i in range(len(header))), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as Markdown tables."""
+    blocks = result["blocks"]
+    what = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    parts = [f"{result['device']}; {what}; {result['date']}\n"]
+    for name in BLOCKS:
+        if name in blocks:
+            parts.append(REPORTS[name](blocks))
+    return "\n".join(parts)
+
+
+def report_peak(blocks: dict[str, Any]) -> str:
+    rows = [(name, f"{speed:.0f}") for name, speed in blocks["peak"].items()]
+    return table(rows, ("matrix product at 4096", "GFLOP/s"))
+
+
+def report_lrn(blocks: dict[str, Any]) -> str:
+    rows = []
+    for key, times in blocks["lrn"].items():
+        cells = [key]
+        for way in ("forward", "backward"):
+            own, torchs = times[f"ours {way}"], times.get(f"torch {way}")
+            cells += [
+                f"{own:.1f}",
+                f"{times[f'ReLU {way}']:.1f}",
+                "" if torchs is None else f"{torchs:.0f}",
+                "" if torchs is None else f"**{torchs / own:.0f}x**",
+            ]
+        rows.append(tuple(cells))
+    header = ("LRN alone, ms", "forward", "ReLU", "torch", "ratio")
+    return table(rows, (*header, "backward", "ReLU", "torch", "ratio"))
+
+
+def report_step(blocks: dict[str, Any]) -> str:
+    rows = []
+    for precision, speeds in blocks["step"].items():
+        peaks = [v for k, v in blocks.get("peak", {}).items() if k.startswith(precision)]
+        for name, speed in speeds.items():
+            share = ""
+            if peaks and name in {"paper", "single_tower"}:
+                every, first = multiply_accumulates(name)
+                # Forward, and twice backward but for the images' own gradient.
+                share = f"{2 * (3 * every - first) * speed / 1e9 / max(peaks):.0%}"
+            ratios = (speed / speeds[side] for side in ("paper without LRN", "torchvision"))
+            rows.append(
+                (
+                    f"{name}, {precision}",
+                    f"{speed:.1f}",
+                    *(f"{ratio:.3f}" for ratio in ratios),
+                    f"{speed / speeds['tutorial']:.2f}",
+                    share,
+                )
+            )
+    header = ("training step, batch 128", "images/s", "/ without LRN", "/ torchvision")
+    return table(rows, (*header, "/ tutorial", "of the peak"))
+
+
+def report_compiled(blocks: dict[str, Any]) -> str:
+    rows = [
+        (f"{name}, {precision}", f"{speed:.1f}", f"{speed / speeds['paper']:.2f}")
+        for precision, speeds in blocks["compiled"].items()
+        for name, speed in speeds.items()
+    ]
+    return table(rows, ("torch.compile", "images/s", "ratio"))
+
+
+def report_loader(blocks: dict[str, Any]) -> str:
+    speeds = blocks["loader"]
+    rows = [(k, f"{v:,.0f}", f"{v / speeds['tutorial']:.1f}x") for k, v in speeds.items()]
+    return table(rows, ("loader alone, 32 to 227 pixels", "images/s", "ratio"))
+
+
+def report_latency(blocks: dict[str, Any]) -> str:
+    return table([(k, f"{v:.1f}") for k, v in blocks["latency"].items()], ("one image", "ms"))
+
+
+def report_growth(blocks: dict[str, Any]) -> str:
+    growing = blocks["growth"]
+    rows = [(count, f"{v:,.0f}") for count, v in growing["microseconds an image"].items()]
+    memory = ", ".join(f"{value:,.0f}" for value in growing["memory in use after rounds, MB"])
+    return (
+        table(rows, ("images in an epoch", "microseconds an image"))
+        + f"\nMemory in use after each of the rounds of these epochs, MB: {memory}.\n"
+    )
+
+
+def report_end_to_end(blocks: dict[str, Any]) -> str:
+    runs = blocks["end_to_end"]
+    sides = ("tutorial", "tutorial, memory kept")
+    rows = [
+        (
+            name,
+            f"{run['images/s']:.1f}",
+            *(f"{run['images/s'] / runs[side]['images/s']:.2f}x" for side in sides),
+            f"{run['peak memory, MB']:,.0f}",
+        )
+        for name, run in runs.items()
+    ]
+    header = ("an epoch, end to end", "images/s", "/ tutorial", "/ tutorial, memory kept")
+    return table(rows, (*header, "peak memory, MB"))
+
+
+REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "peak": report_peak,
+    "lrn": report_lrn,
+    "loader": report_loader,
+    "latency": report_latency,
+    "step": report_step,
+    "compiled": report_compiled,
+    "growth": report_growth,
+    "end_to_end": report_end_to_end,
+}
+BLOCKS = tuple(REPORTS)
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--only", default=",".join(BLOCKS), help=f"blocks among {', '.join(BLOCKS)}"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each side")
+    parser.add_argument("--data", default="shapes", help="'shapes', 'cifar10' or CIFAR-10's folder")
+    parser.add_argument("--images", type=int, default=1152, help="of an epoch, end to end")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    parser.add_argument("--show", type=Path, help="print the table of an earlier run")
+    arguments = parser.parse_args()
+    if arguments.show:
+        print(report(json.loads(arguments.show.read_text(encoding="utf-8"))))
+        return
+    device = torch.device(arguments.device)
+    keep_freed_memory()
+    kernels.library()
+    bench = Bench(device, arguments.rounds, arguments.data, arguments.images)
+    result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": describe(device),
+        "kernels": kernels.library() is not None,
+        "versions": versions(),
+        "data": arguments.data,
+        "blocks": {},
+    }
+    out = arguments.out or HERE / "results" / f"bench-{device.type}.json"
+    for name in arguments.only.split(","):
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        result["blocks"][name] = getattr(bench, name)()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(report(result))
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
