@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow docs clean
+.PHONY: help demo test test-slow bench docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ test: .venv/dev ## lint, types, tests, docs
 
 test-slow: .venv/dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+bench: .venv/library ## where the time goes: tables of ratios, written to benchmarks/results/ too (20 minutes)
+	$(BIN)/python benchmarks/bench.py
 
 # A fresh environment, because a page that is not read again does not repeat its warnings.
 docs: .venv/dev ## build the documentation into docs/_build/html/

@@ -34,6 +34,7 @@ from alexnet_lib import AlexNet, LocalResponseNorm, keep_freed_memory, kernels, 
 from alexnet_lib.datasets import open_datasets
 from alexnet_lib.engine import multiplies_bfloat16, run_steps, train_steps
 from alexnet_lib.loaders import BatchLoader
+from alexnet_lib.substitutes import substituted
 from alexnet_lib.training import versions
 from alexnet_lib.transforms import Preprocess
 
@@ -159,6 +160,50 @@ class Bench:
             }
         return results
 
+    def layers(self) -> dict[str, Any]:
+        """Each layer by itself on its own input: milliseconds forward and backward."""
+        results: dict[str, Any] = {}
+        for precision, dtype in DTYPES.items():
+            if precision == "bfloat16" and not multiplies_bfloat16(self.device):
+                continue
+            for name, model, size in (
+                ("paper", AlexNet(10, seed=0), 227),
+                ("torchvision", torchvision.models.alexnet(num_classes=10), 224),
+            ):
+                model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                ((images, _),) = self._batch(size, dtype, FORMATS["channels_last"])
+                results[f"{name} {precision}"] = self._times_of_layers(model, images, dtype)
+        return results
+
+    def _times_of_layers(
+        self, model: nn.Module, images: torch.Tensor, dtype: torch.dtype
+    ) -> dict[str, dict[str, float]]:
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+        x, results = images, {}
+        for name, layer in model.named_modules():
+            if name == "" or isinstance(layer, nn.Sequential):
+                continue
+            if isinstance(layer, nn.Linear):
+                x = x.flatten(1)
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # what it would overwrite is needed again here
+            x = x.detach().requires_grad_(x is not images)
+            wanted = [*([x] if x.requires_grad else []), *layer.parameters()]
+            with autocast, substituted(self.device):
+                y = layer(x)
+                grad = torch.randn_like(y)
+
+                def forward(layer: nn.Module = layer, x: torch.Tensor = x) -> None:
+                    layer(x)
+
+                def backward(y: Any = y, wanted: Any = wanted, grad: Any = grad) -> None:
+                    torch.autograd.grad(y, wanted, grad, retain_graph=True)
+
+                timings = self.alternate({"forward": forward, "backward": backward})
+            results[name] = milliseconds(timings)
+            x = y
+        return results
+
     def _batch(self, size: int, dtype: torch.dtype, memory_format: Any) -> Any:
         images = torch.randn(BATCH, 3, size, size, device=self.device)
         labels = torch.randint(10, (BATCH,), device=self.device)
@@ -260,6 +305,8 @@ class Bench:
         if multiplies_bfloat16(self.device):
             sides["single_tower bfloat16"] = [*ours, "--precision", "bfloat16", *single]
             sides["paper bfloat16"] = [*ours, "--precision", "bfloat16"]
+            not_kept = "paper bfloat16, memory not kept"
+            sides[not_kept] = [*sides["paper bfloat16"], "--no-keep-memory"]
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for _ in range(max(1, self.rounds // 2)):
             for name, command in sides.items():
@@ -385,12 +432,16 @@ def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
 def report(result: dict[str, Any]) -> str:
     """The result as Markdown tables."""
     blocks = result["blocks"]
-    what = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    parts = [f"{result['device']}; {what}; {result['date']}\n"]
+    parts = [machine(result) + "\n"]
     for name in BLOCKS:
         if name in blocks:
             parts.append(REPORTS[name](blocks))
     return "\n".join(parts)
+
+
+def machine(result: dict[str, Any]) -> str:
+    what = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['device']}; {what}; {result['date']}"
 
 
 def report_peak(blocks: dict[str, Any]) -> str:
@@ -437,6 +488,38 @@ def report_step(blocks: dict[str, Any]) -> str:
             )
     header = ("training step, batch 128", "images/s", "/ without LRN", "/ torchvision")
     return table(rows, (*header, "/ tutorial", "of the peak"))
+
+
+def report_layers(blocks: dict[str, Any]) -> str:
+    rows = []
+    for which, layers in blocks["layers"].items():
+        kinds: dict[str, float] = {}
+        for name, times in layers.items():
+            kind = kind_of(name, which)
+            kinds[kind] = kinds.get(kind, 0) + times["forward"] + times["backward"]
+        rows.append((which, *(f"{kinds.get(kind, 0):.0f}" for kind in KINDS)))
+    return table(rows, ("layers, ms forward and backward", *KINDS))
+
+
+KINDS = ("conv1", "conv2 to conv5", "linear", "LRN", "pooling", "ReLU", "dropout")
+
+# torchvision numbers its layers.
+TORCHVISION = {
+    "features.0": "conv1",
+    **dict.fromkeys(("features.3", "features.6", "features.8", "features.10"), "conv2 to conv5"),
+    **dict.fromkeys(("features.2", "features.5", "features.12", "avgpool"), "pooling"),
+    **dict.fromkeys(("classifier.1", "classifier.4", "classifier.6"), "linear"),
+    **dict.fromkeys(("classifier.0", "classifier.3"), "dropout"),
+}
+OURS = {"conv": "conv2 to conv5", "norm": "LRN", "pool": "pooling", "relu": "ReLU"}
+OURS |= {"fc": "linear", "drop": "dropout", "flatten": "pooling"}
+
+
+def kind_of(layer: str, which: str) -> str:
+    if which.startswith("torchvision"):
+        return TORCHVISION.get(layer, "ReLU")
+    name = layer.rsplit(".", 1)[-1]
+    return "conv1" if name == "conv1" else OURS[name.rstrip("0123456789")]
 
 
 def report_compiled(blocks: dict[str, Any]) -> str:
@@ -490,6 +573,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "loader": report_loader,
     "latency": report_latency,
     "step": report_step,
+    "layers": report_layers,
     "compiled": report_compiled,
     "growth": report_growth,
     "end_to_end": report_end_to_end,

@@ -1,12 +1,22 @@
+import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import typer
+from matplotlib import pyplot as plt
 from sphinx.application import Sphinx
 
 import alexnet_lib
 from alexnet_lib.cli import app
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench  # noqa: E402
 
 project = "alexnet-lib"
 author = "the alexnet-lib authors"
@@ -21,6 +31,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
+html_static_path = ["_static"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 
@@ -71,6 +82,56 @@ for _name, _architecture in alexnet_lib.ARCHITECTURES.items():
     myst_substitutions[f"{_name}_table"] = layer_table(_table)
     myst_substitutions[f"{_name}_parameters"] = f"{_table.parameters:,}"
     myst_substitutions[f"{_name}_smallest"] = str(_architecture.smallest_image_size)
+
+
+# What was measured is read from where the benchmarks stored it: {{ bench_lrn }} ...
+_measured = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text(encoding="utf-8"))
+myst_substitutions["bench_machine"] = bench.machine(_measured)
+for _name, _report in bench.REPORTS.items():
+    myst_substitutions[f"bench_{_name}"] = _report(_measured["blocks"])
+
+_precision = json.loads((ROOT / "benchmarks/results/precision.json").read_text(encoding="utf-8"))
+myst_substitutions["precision_table"] = markdown_table(
+    ("", "epoch", "validation loss", "validation accuracy", "training images/s"),
+    [
+        (
+            precision,
+            str(epoch),
+            f"{metrics['loss']:.4f}",
+            f"{metrics['accuracy']:.1%}",
+            f"{speed:.0f}",
+        )
+        for precision, curve in _precision["curves"].items()
+        for epoch, (metrics, speed) in enumerate(
+            zip(curve["validation"], curve["images/s"], strict=True), 1
+        )
+    ],
+    numbers=4,
+)
+
+
+def draw_precision(file: Path) -> None:
+    """Training loss of both precisions, each step and the mean of ten."""
+    with plt.rc_context({"svg.hashsalt": "precision", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for precision, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
+            losses = np.array(_precision["curves"][precision]["losses"])
+            steps = np.arange(1, len(losses) + 1)
+            axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+            smooth = np.convolve(losses, np.ones(10) / 10, "valid")
+            axes.plot(steps[9:], smooth, color=color, linewidth=1.6, label=precision)
+        axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
+        axes.annotate("ln 10: chance", (len(losses), np.log(10)), ha="right", va="bottom")
+        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(None, 2.6))
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file, metadata={"Date": None})
+        plt.close(figure)
+
+
+matplotlib.use("svg")
+draw_precision(ROOT / "docs/_static/precision.svg")
 
 
 def help_texts(command: Any, context: typer.Context) -> Iterator[str]:

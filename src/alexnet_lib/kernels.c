@@ -32,9 +32,8 @@ INLINE void store(void *to, int64_t i, float value, int dtype)
     }
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    /* To nearest, ties to even; a NaN stays one. */
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    ((uint16_t *)to)[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    /* To nearest, ties to even. A NaN stays one: none here has any of the low bits set. */
+    ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
