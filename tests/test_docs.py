@@ -1,8 +1,10 @@
 """README and documentation say nothing that the library does not have."""
 
 import ast
+import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import alexnet_lib
 from alexnet_lib.cli import app
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import bench  # noqa: E402
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -63,3 +68,11 @@ def test_a_command_line_on_a_page_is_understood(words: list[str]) -> None:
         context = typer.Context(command, info_name=name, parent=context)
     # Reads and converts the arguments, as the command line does, and calls nothing.
     command.parse_args(context, words)
+
+
+@pytest.mark.parametrize("block", ["end_to_end", "step", "lrn", "loader"])
+def test_the_readmes_tables_are_those_that_the_benchmarks_stored(block: str) -> None:
+    stored = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert bench.REPORTS[block](stored["blocks"]) in readme
+    assert bench.machine(stored) in readme.replace("\n", " ")

@@ -107,6 +107,13 @@ def test_without_a_compiler_one_warning_says_so_and_torch_computes(fresh, monkey
     torch.testing.assert_close(result, expected)
 
 
+def test_little_work_without_a_compiler_is_worth_no_warning(fresh, monkeypatch):
+    monkeypatch.setattr(kernels, "_compiler", lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LocalResponseNorm()(activations())
+
+
 def test_a_compiler_that_fails_is_quoted_in_one_warning(fresh, monkeypatch):
     script = "import sys; sys.exit('no such option')"
     monkeypatch.setattr(kernels, "_compiler", lambda: (sys.executable, "-c", script))

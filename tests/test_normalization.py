@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from alexnet_lib import LocalResponseNorm, kernels
+from alexnet_lib import LocalResponseNorm, kernels, normalization
 
 COMPILED = kernels.library()
 
@@ -284,6 +285,16 @@ def test_a_graph_made_from_operations_computes_anew_for_other_inputs():
     x, other = (random_tensor((2, 6, 4), torch.float32, seed) for seed in (0, 1))
     graph = make_fx(LocalResponseNorm())(x)
     assert_equal_up_to_rounding(graph(other), LocalResponseNorm()(other))
+
+
+def test_a_triton_that_does_not_run_is_one_warning_and_no_kernel(monkeypatch):
+    normalization._triton_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "alexnet_lib.triton_kernels", None)
+    with pytest.warns(RuntimeWarning, match="Triton does not run here") as caught:
+        found = [normalization._triton_kernels(torch.device("cpu")) for _ in range(2)]
+    assert found == [None, None]
+    assert len(caught) == 1
+    normalization._triton_kernels.cache_clear()
 
 
 def test_it_has_no_state_and_prints_its_arguments():

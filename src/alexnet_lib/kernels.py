@@ -223,10 +223,12 @@ def library(values: int | None = None) -> ctypes.CDLL | None:
         values: how many values are to be computed; None compiles now, if need be.
     """
     global _values_seen  # noqa: PLW0603
-    if values is not None and _cached_file() is not None and not _is_compiled():
-        _values_seen += values
-        if _values_seen < _WORTH_COMPILING:
-            return None
+    if values is not None and _library.cache_info().currsize == 0:
+        file = _cached_file()
+        if file is None or not file.exists():
+            _values_seen += values
+            if _values_seen < _WORTH_COMPILING:
+                return None
     with _lock:
         return _library()
 
@@ -240,11 +242,6 @@ def _cached_file() -> Path | None:
     processor = sorted(torch.cpu.get_capabilities().items())
     key = (SOURCE.read_bytes(), compiler, _FLAGS, _PROCESSOR_FLAGS, platform.machine(), processor)
     return _cache_folder() / f"kernels-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-
-
-def _is_compiled() -> bool:
-    file = _cached_file()
-    return file is not None and file.exists()
 
 
 @functools.cache

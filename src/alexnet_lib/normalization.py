@@ -28,6 +28,9 @@ from alexnet_lib import kernels
 # Values: a few intermediate results of so many are a megabyte or two.
 _BLOCK = 131_072
 
+# Values: on a GPU, a few images are not worth Triton's compiling, which takes about a second.
+_WORTH_TRITON = 2**22
+
 
 class LocalResponseNorm(nn.Module):
     r"""Divides each activation by a power of its neighbour channels' energy (paper, section 3.3).
@@ -155,27 +158,25 @@ def _computed(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor:
     found = None
     if x.device.type == "cpu":
         found = kernels.local_response_norm(x, grad, **asdict(window))
-    elif x.device.type == "cuda" and x.dtype != torch.float64:
-        found = _computed_by_triton(x, grad, window)
+    elif x.device.type == "cuda" and x.dtype != torch.float64 and x.numel() >= _WORTH_TRITON:
+        triton_kernels = _triton_kernels(x.device)
+        if triton_kernels is not None:
+            found = triton_kernels.local_response_norm(x, grad, **asdict(window))
     return _computed_in_blocks(x, grad, window) if found is None else found
 
 
-def _computed_by_triton(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor | None:
-    triton_kernels = _triton_kernels()
-    if triton_kernels is None:
-        return None
-    result: Tensor = triton_kernels.local_response_norm(x, grad, **asdict(window))
-    return result
-
-
 @functools.cache
-def _triton_kernels() -> Any:
+def _triton_kernels(device: torch.device) -> Any:
+    """The module of the Triton kernel, or None, with one warning, where that does not run."""
     try:
         from alexnet_lib import triton_kernels
-    except ImportError as error:
+
+        one = torch.ones(1, 1, 1, device=device)
+        triton_kernels.local_response_norm(one, None, **asdict(_Window(1, 1.0, 1.0, 1.0, 1)))
+    except Exception as error:  # what Triton raises differs from system to system
         warnings.warn(
-            "LocalResponseNorm computes with torch's own operations, which takes longer: there is "
-            f"no Triton ({error})",
+            "LocalResponseNorm computes with torch's own operations, which takes longer: Triton "
+            f"does not run here ({type(error).__name__}: {error})",
             RuntimeWarning,
             stacklevel=2,
         )

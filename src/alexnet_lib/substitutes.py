@@ -5,7 +5,7 @@ here first. So far there is one such function, for one kind of processor.
 
 **Linear layers in float32 on AMD's processors.** torch multiplies float32 matrices by Intel's MKL,
 which uses half the vector width there. oneDNN, which torch has for its convolutions, uses all of
-it: 2.2 to 2.8 times as fast for fc6 and fc7 (``benchmarks/``), with the same rounding.
+it, and is about twice as fast (``benchmarks/``, matrix products).
 """
 
 import functools

@@ -90,18 +90,19 @@ def local_response_norm(
     if not x.numel():
         return out
     kernel: Any = _lrn
-    kernel[(triton.cdiv(x.numel(), _BLOCK),)](
-        x,
-        x if grad is None else grad.contiguous(memory_format=memory_format),
-        out,
-        x.numel(),
-        1 if channels_last else x.shape[2:].numel(),
-        x.shape[1] // groups,
-        k,
-        alpha / size,
-        beta,
-        SIZE=size,
-        BACKWARD=grad is not None,
-        BLOCK=_BLOCK,
-    )
+    with torch.cuda.device_of(x):  # where Triton starts it
+        kernel[(triton.cdiv(x.numel(), _BLOCK),)](
+            x,
+            x if grad is None else grad.contiguous(memory_format=memory_format),
+            out,
+            x.numel(),
+            1 if channels_last else x.shape[2:].numel(),
+            x.shape[1] // groups,
+            k,
+            alpha / size,
+            beta,
+            SIZE=size,
+            BACKWARD=grad is not None,
+            BLOCK=_BLOCK,
+        )
     return out
