@@ -135,10 +135,7 @@ class Bench:
                     AlexNet(10, architecture="single_tower", seed=0), 227, dtype
                 ),
             }
-            timings = self.alternate(sides)
-            results[precision] = {
-                name: BATCH / statistics.median(times) for name, times in timings.items()
-            }
+            results[precision] = per_second(BATCH, self.alternate(sides))
             del sides
         return results
 
@@ -154,10 +151,7 @@ class Bench:
                     AlexNet(10, seed=0), 227, dtype, compiled=True
                 ),
             }
-            timings = self.alternate(sides)
-            results[precision] = {
-                name: BATCH / statistics.median(times) for name, times in timings.items()
-            }
+            results[precision] = per_second(BATCH, self.alternate(sides))
         return results
 
     def layers(self) -> dict[str, Any]:
@@ -265,8 +259,7 @@ class Bench:
                     part, preprocess, shuffle=True, dtype=dtype, memory_format=memory_format
                 )
                 sides[f"{precision} {form}"] = lambda ours=ours: exhausted(ours)
-        timings = self.alternate(sides)
-        return {name: count / statistics.median(times) for name, times in timings.items()}
+        return per_second(count, self.alternate(sides))
 
     def latency(self) -> dict[str, Any]:
         """One image through the network, in evaluation: milliseconds."""
@@ -405,6 +398,10 @@ def onednn_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def exhausted(loader: Any) -> None:
     for _ in loader:
         pass
+
+
+def per_second(images: int, timings: Timings) -> dict[str, float]:
+    return {name: images / statistics.median(times) for name, times in timings.items()}
 
 
 def milliseconds(timings: Timings) -> dict[str, float]:

@@ -214,8 +214,8 @@ def test_enlarging_is_what_torchs_operations_give(
 # On a GPU
 
 TRITON = """
-import dataclasses, torch
-from alexnet_lib import normalization, triton_kernels
+import torch
+from alexnet_lib import kernels, normalization, triton_kernels
 
 generator = torch.Generator().manual_seed(0)
 for shape, groups, size, beta in (
@@ -225,11 +225,10 @@ for shape, groups, size, beta in (
         x, grad = (3 * torch.randn(shape, generator=generator) for _ in range(2))
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
-        window = normalization._Window(size, 0.5, beta, 2.0, groups)
-        arguments = dataclasses.asdict(window)
-        y = triton_kernels.local_response_norm(x, None, **arguments)
+        window = kernels.Window(size, 0.5, beta, 2.0, groups)
+        y = triton_kernels.local_response_norm(x, None, window)
         torch.testing.assert_close(y, normalization._output(x, window))
-        gradient = triton_kernels.local_response_norm(x, grad, **arguments)
+        gradient = triton_kernels.local_response_norm(x, grad, window)
         torch.testing.assert_close(gradient, normalization._gradient(x, grad, window))
         assert gradient.is_contiguous(memory_format=torch.channels_last) == channels_last
 print("equal")

@@ -235,6 +235,15 @@ def test_the_default_is_the_released_codes_alpha_divided_by_the_size(seed):
     assert_equal_up_to_rounding(LocalResponseNorm()(x), expected)
 
 
+def test_a_batch_of_gradients_is_computed_as_one_by_one():
+    x = random_tensor((2, 6, 4), torch.float32, seed=0).requires_grad_()
+    weights = random_tensor((3, 2, 6, 4), torch.float32, seed=1)
+    y = LocalResponseNorm(alpha=0.5)(x)
+    one_by_one = [torch.autograd.grad(y, x, part, retain_graph=True)[0] for part in weights]
+    (together,) = torch.autograd.grad(y, x, weights, is_grads_batched=True)
+    assert_equal_up_to_rounding(together, torch.stack(one_by_one))
+
+
 def test_vmap_maps_over_a_further_dimension():
     x = random_tensor((3, 2, 6, 4, 4), torch.float64, seed=0)
     norm = LocalResponseNorm(groups=2)

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +91,30 @@ class _EnlargeArguments(_Arguments):
     ]
 
 
-def local_response_norm(
-    x: Tensor,
-    grad: Tensor | None,
-    *,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    groups: int,
-) -> Tensor | None:
+@dataclass(frozen=True)
+class Window:
+    """The arguments of ``LocalResponseNorm``."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+    groups: int
+
+
+def dense_format(x: Tensor) -> torch.memory_format:
+    """The memory format of a tensor; contiguous for one of neither format."""
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def local_response_norm(x: Tensor, grad: Tensor | None, window: Window) -> Tensor | None:
     """The output, or with ``grad``, that of the output, the gradient of ``x``.
 
     Args:
         x: ``(batch, channels, *)`` on the CPU.
         grad: of the shape and dtype of ``x``, or None.
-        size: as ``LocalResponseNorm``'s, and so are the others.
-        alpha: before it is divided by ``size``.
-        beta: exponent.
-        k: additive constant.
-        groups: groups of channels.
+        window: what of.
 
     Returns:
         As ``x``, in its memory format; None where there is no kernel: for another dtype, or
@@ -117,11 +122,7 @@ def local_response_norm(
     """
     if x.dtype not in _DTYPES or (kernels := library(x.numel())) is None:
         return None
-    memory_format = (
-        torch.channels_last
-        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
+    memory_format = dense_format(x)
     x = x.contiguous(memory_format=memory_format)
     grad = None if grad is None else grad.contiguous(memory_format=memory_format)
     out = torch.empty_like(x)
@@ -134,13 +135,13 @@ def local_response_norm(
         batch=x.shape[0],
         channels=x.shape[1],
         pixels=x.shape[2:].numel(),
-        groups=groups,
-        size=size,
+        groups=window.groups,
+        size=window.size,
         channels_last=memory_format is torch.channels_last,
         dtype=_DTYPES[x.dtype],
-        k=k,
-        alpha_over_size=alpha / size,
-        beta=beta,
+        k=window.k,
+        alpha_over_size=window.alpha / window.size,
+        beta=window.beta,
     )
     _run(kernels.lrn, arguments, x.numel())
     return out
@@ -206,6 +207,7 @@ def takes(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._get_tracing_state()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(x)  # of autograd.grad(is_grads_batched)
         and torch._C._len_torch_dispatch_stack() == 0
         and unpack_dual(x).tangent is None
     )

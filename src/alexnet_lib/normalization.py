@@ -14,7 +14,6 @@ formulas as they stand, in ``_output`` and ``_gradient``) everywhere else and fo
 
 import functools
 import warnings
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alexnet_lib import kernels
+from alexnet_lib.kernels import Window
 
 # Values: a few intermediate results of so many are a megabyte or two.
 _BLOCK = 131_072
@@ -119,27 +119,16 @@ def local_response_norm(
             f"the input of LocalResponseNorm has {channels} channels, "
             f"which {groups} groups do not divide"
         )
-    window = _Window(size, alpha, beta, k, groups)
+    window = Window(size, alpha, beta, k, groups)
     if not kernels.takes(x):
         return _output(x, window)
     y: Tensor = _LocalResponseNorm.apply(x, window)
     return y
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The arguments of ``LocalResponseNorm``."""
-
-    size: int
-    alpha: float
-    beta: float
-    k: float
-    groups: int
-
-
 class _LocalResponseNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, window: _Window) -> Tensor:
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(x)
         ctx.window = window
         return _computed(x, None, window)
@@ -148,20 +137,21 @@ class _LocalResponseNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         # With create_graph=True this gradient is to be differentiated in its turn.
-        compute = _gradient if torch.is_grad_enabled() else _computed
+        plain = kernels.takes(grad) and not torch.is_grad_enabled()
+        compute = _computed if plain else _gradient
         return compute(x, grad, ctx.window), None
 
 
 @torch.no_grad()
-def _computed(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor:
+def _computed(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
     """The output, or with ``grad`` the gradient of ``x``, by the fastest there is."""
     found = None
     if x.device.type == "cpu":
-        found = kernels.local_response_norm(x, grad, **asdict(window))
+        found = kernels.local_response_norm(x, grad, window)
     elif x.device.type == "cuda" and x.dtype != torch.float64 and x.numel() >= _WORTH_TRITON:
         triton_kernels = _triton_kernels(x.device)
         if triton_kernels is not None:
-            found = triton_kernels.local_response_norm(x, grad, **asdict(window))
+            found = triton_kernels.local_response_norm(x, grad, window)
     return _computed_in_blocks(x, grad, window) if found is None else found
 
 
@@ -172,7 +162,7 @@ def _triton_kernels(device: torch.device) -> Any:
         from alexnet_lib import triton_kernels
 
         one = torch.ones(1, 1, 1, device=device)
-        triton_kernels.local_response_norm(one, None, **asdict(_Window(1, 1.0, 1.0, 1.0, 1)))
+        triton_kernels.local_response_norm(one, None, Window(1, 1.0, 1.0, 1.0, 1))
     except Exception as error:  # what Triton raises differs from system to system
         warnings.warn(
             "LocalResponseNorm computes with torch's own operations, which takes longer: Triton "
@@ -184,7 +174,7 @@ def _triton_kernels(device: torch.device) -> Any:
     return triton_kernels
 
 
-def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: _Window) -> Tensor:
+def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
     """As many images at a time as leave the intermediate results in a CPU's cache."""
     images = len(x) if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
     out = torch.empty_like(x)
@@ -196,12 +186,12 @@ def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: _Window) -> Tens
     return out
 
 
-def _output(x: Tensor, window: _Window) -> Tensor:
+def _output(x: Tensor, window: Window) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * _power(_scale(wide, window), -window.beta)).to(x.dtype)
 
 
-def _gradient(x: Tensor, grad: Tensor, window: _Window) -> Tensor:
+def _gradient(x: Tensor, grad: Tensor, window: Window) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = _scale(wide, window)
     direct = grad * _power(scale, -window.beta)
@@ -212,7 +202,7 @@ def _gradient(x: Tensor, grad: Tensor, window: _Window) -> Tensor:
     return (direct - factor * wide * gathered).to(x.dtype)
 
 
-def _scale(x: Tensor, window: _Window) -> Tensor:
+def _scale(x: Tensor, window: Window) -> Tensor:
     sums = _window_sums(x.square(), window, window.size // 2)
     return window.k + window.alpha / window.size * sums
 
@@ -224,12 +214,12 @@ def _power(scale: Tensor, exponent: float) -> Tensor:
     return scale.pow(exponent)
 
 
-def _window_sums(x: Tensor, window: _Window, below: int) -> Tensor:
+def _window_sums(x: Tensor, window: Window, below: int) -> Tensor:
     """Sums over ``size`` neighbouring channels, ``below`` of them before each one."""
     channels = x.shape[1] // window.groups
-    grouped = torch.unflatten(x, 1, (window.groups, channels))
+    grouped = x.reshape(x.shape[0], window.groups, channels, *x.shape[2:])
     padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, window.size - 1 - below))
     sums = padded.narrow(2, 0, channels)
     for start in range(1, window.size):
         sums = sums + padded.narrow(2, start, channels)
-    return sums.flatten(1, 2)
+    return sums.reshape(x.shape)

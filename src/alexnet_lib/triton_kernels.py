@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from alexnet_lib.kernels import Window, dense_format
+
 _BLOCK = 1024
 
 
@@ -68,23 +70,13 @@ def _lrn(
     tl.store(out + i, result.to(out.dtype.element_ty), mask=inside)
 
 
-def local_response_norm(
-    x: Tensor,
-    grad: Tensor | None,
-    *,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    groups: int,
-) -> Tensor:
+def local_response_norm(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
     """The output, or with ``grad``, that of the output, the gradient of ``x``.
 
     The arguments are those of ``kernels.local_response_norm``; ``x`` is float32, bfloat16 or
     float16, ``(batch, channels, *)``.
     """
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = dense_format(x)
     x = x.contiguous(memory_format=memory_format)
     out = torch.empty_like(x)
     if not x.numel():
@@ -96,12 +88,12 @@ def local_response_norm(
             x if grad is None else grad.contiguous(memory_format=memory_format),
             out,
             x.numel(),
-            1 if channels_last else x.shape[2:].numel(),
-            x.shape[1] // groups,
-            k,
-            alpha / size,
-            beta,
-            SIZE=size,
+            1 if memory_format is torch.channels_last else x.shape[2:].numel(),
+            x.shape[1] // window.groups,
+            window.k,
+            window.alpha / window.size,
+            window.beta,
+            SIZE=window.size,
             BACKWARD=grad is not None,
             BLOCK=_BLOCK,
         )
