@@ -164,7 +164,16 @@ def test_summary_is_of_the_papers_network_where_nothing_is_said(call):
 def test_info_names_versions_and_devices(call):
     code, out, _ = call("info")
     assert code == 0
-    for word in ("alexnet-lib", "torch ", "python", "system", "processor", "device", "cpu"):
+    for word in (
+        "alexnet-lib",
+        "torch ",
+        "python",
+        "system",
+        "processor",
+        "kernels",
+        "device",
+        "cpu",
+    ):
         assert word in out
 
 

@@ -121,12 +121,26 @@ def test_a_compiler_that_fails_is_quoted_in_one_warning(fresh, monkeypatch):
     assert not list(fresh.iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(fresh, monkeypatch):
+@needs_compiler
+def test_where_the_cache_cannot_be_written_each_process_compiles(fresh, monkeypatch):
     (fresh / "file").touch()
     monkeypatch.setattr(kernels, "_cache_folder", lambda: fresh / "file" / "folder")
-    monkeypatch.setattr(kernels, "_compiler", lambda: ("cc",))
     forget()
-    result_with_one_warning("file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
+    torch.testing.assert_close(LocalResponseNorm()(activations()), expected)
+
+
+def test_a_user_without_a_home_gets_a_private_folder(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernels.Path, "home", no_home)
+    folder = kernels._cache_folder()
+    assert folder.is_dir()
+    assert folder != kernels._cache_folder()
 
 
 def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch):

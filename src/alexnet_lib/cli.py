@@ -266,11 +266,12 @@ def cifar10(
 
 @app.command()
 def info() -> None:
-    """Print versions, devices, and the precisions that the processor multiplies."""
+    """Print versions, devices, the precisions that these multiply, and where kernels are kept."""
     import platform
 
     import torch
 
+    from alexnet_lib import kernels
     from alexnet_lib.engine import default_device, multiplies_bfloat16
     from alexnet_lib.training import versions
 
@@ -279,6 +280,8 @@ def info() -> None:
     print(f"{'system':<12} {platform.platform()}")
     cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "unknown"
     print(f"{'processor':<12} {cpu}, {torch.get_num_threads()} threads")
+    compiled = kernels.library()
+    print(f"{'kernels':<12} {compiled._name if compiled else 'none: torch computes instead'}")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")

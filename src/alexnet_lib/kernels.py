@@ -254,9 +254,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         if file is None:
             raise OSError("there is no C compiler (cc, gcc or clang, or the variable CC)")
-        if not file.exists():
-            _compile(file)
-        return ctypes.CDLL(str(file))
+        return ctypes.CDLL(str(file)) if file.exists() else _compiled(file)
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
             "alexnet-lib could not compile its kernels, and computes with torch's own operations, "
@@ -267,19 +265,29 @@ def _library() -> ctypes.CDLL | None:
         return None
 
 
-def _compile(file: Path) -> None:
-    """Writes the compiled kernels beside their place and renames them, as others may do too."""
+def _compiled(file: Path) -> ctypes.CDLL:
+    """Compiles the kernels, keeps them as ``file`` where that can be written, and loads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) / file.name
+        _compile(new)
+        try:
+            # Renamed into its place when complete: others may be doing the same.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent) as beside:
+                os.replace(shutil.copy(new, beside), file)
+        except OSError:
+            return ctypes.CDLL(str(new))  # stays loaded when the file is gone
+    return ctypes.CDLL(str(file))
+
+
+def _compile(new: Path) -> None:
     compiler = _compiler()
     assert compiler is not None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        new = Path(folder) / file.name
-        for processor in _PROCESSOR_FLAGS:
-            command = [*compiler, *_FLAGS, *processor, str(SOURCE), "-o", str(new), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-            if done.returncode == 0:
-                os.replace(new, file)
-                return
+    for processor in _PROCESSOR_FLAGS:
+        command = [*compiler, *_FLAGS, *processor, str(SOURCE), "-o", str(new), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0:
+            return
     raise OSError(f"{shlex.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
 
 
@@ -294,9 +302,13 @@ def _compiler() -> tuple[str, ...] | None:
 
 
 def _cache_folder() -> Path:
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one
+        return Path(tempfile.mkdtemp(prefix="alexnet-lib-"))
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "alexnet-lib"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet-lib"
+        return home / "Library" / "Caches" / "alexnet-lib"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "alexnet-lib"
 
 
 def _run(entry: Any, arguments: Any, values: int) -> None:
