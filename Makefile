@@ -26,7 +26,7 @@ test: .venv/dev ## lint, types, tests, docs
 test-slow: .venv/dev ## the tests that take minutes
 	$(PYTEST) -m slow
 
-bench: .venv/library ## where the time goes: tables of ratios, written to benchmarks/results/ too (20 minutes)
+bench: .venv/library ## where the time goes: tables of ratios, written to benchmarks/results/ too (12 minutes)
 	$(BIN)/python benchmarks/bench.py
 
 # A fresh environment, because a page that is not read again does not repeat its warnings.

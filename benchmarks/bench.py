@@ -1,6 +1,6 @@
 """Where the time goes: one table of ratios, each within one run, its sides taking turns.
 
-    python benchmarks/bench.py                     # everything; about 15 minutes on two CPU cores
+    python benchmarks/bench.py                     # everything; about 12 minutes on two CPU cores
     python benchmarks/bench.py --only lrn,loader   # some of it; the file keeps its other blocks
     python benchmarks/bench.py --show FILE.json    # the table of an earlier run
 
@@ -51,7 +51,7 @@ Timings = dict[str, list[float]]
 
 
 class Bench:
-    """The blocks of the table. Each returns rows: (what, figure, unit) or (what, ratio, "x")."""
+    """The blocks of the result, each a method that returns its figures by name."""
 
     def __init__(self, device: torch.device, rounds: int, data: str, images: int) -> None:
         self.device, self.rounds, self.data, self.images = device, rounds, data, images
@@ -301,7 +301,7 @@ class Bench:
             not_kept = "paper bfloat16, memory not kept"
             sides[not_kept] = [*sides["paper bfloat16"], "--no-keep-memory"]
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-        for _ in range(max(1, self.rounds // 2)):
+        for _ in range(max(2, self.rounds // 2)):
             for name, command in sides.items():
                 runs[name].append(measured_process(command))
         return {
@@ -310,7 +310,7 @@ class Bench:
         }
 
     def growth(self) -> dict[str, Any]:
-        """Seconds of an epoch against its images; memory in use after each of six epochs."""
+        """Seconds of an epoch against its images; memory in use after each round of epochs."""
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context) as pool:  # a process without a history
             return pool.submit(growth, self.data, str(self.device)).result()
@@ -555,12 +555,13 @@ def report_end_to_end(blocks: dict[str, Any]) -> str:
             name,
             f"{run['images/s']:.1f}",
             *(f"{run['images/s'] / runs[side]['images/s']:.2f}x" for side in sides),
+            f"{run['process seconds']:.0f}",
             f"{run['peak memory, MB']:,.0f}",
         )
         for name, run in runs.items()
     ]
     header = ("an epoch, end to end", "images/s", "vs tutorial", "vs tutorial, memory kept")
-    return table(rows, (*header, "peak memory, MB"))
+    return table(rows, (*header, "whole process, s", "peak memory, MB"))
 
 
 # End to end comes first: a process started later would count this one's memory as its peak.
@@ -612,12 +613,15 @@ def main() -> None:
         "kernels": kernels.library() is not None,
         "versions": versions(),
         "data": arguments.data,
+        "rounds": arguments.rounds,
+        "images": arguments.images,
         "blocks": {},
     }
     out = arguments.out or HERE / "results" / f"bench-{device.type}.json"
     if out.exists():  # the other blocks of a run on the same machine stay
         earlier = json.loads(out.read_text(encoding="utf-8"))
-        if all(earlier[key] == result[key] for key in ("device", "versions", "data")):
+        same = ("device", "versions", "data", "kernels", "rounds", "images")
+        if all(earlier.get(key) == result[key] for key in same):
             result["blocks"] = earlier["blocks"]
     for name in arguments.only.split(","):
         print(f"{name} ...", file=sys.stderr, flush=True)

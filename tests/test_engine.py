@@ -251,11 +251,23 @@ def test_evaluation_is_in_evaluation_mode_and_records_no_gradients():
     class Witness(nn.Module):
         def forward(self, logits):
             assert not self.training
-            assert torch.is_inference_mode_enabled()
+            assert not torch.is_grad_enabled()
             return logits
 
     model = nn.Sequential(linear_model(), Witness())
     assert evaluate(model, random_batches(), progress=False).images == 10
+
+
+def test_a_model_that_makes_its_state_in_the_first_pass_can_be_trained_after_an_evaluation():
+    class Table(nn.Module):
+        def forward(self, logits):
+            if not hasattr(self, "table"):
+                self.table = torch.ones(3)
+            return logits * self.table
+
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3), Table())
+    evaluate(model, random_batches(), progress=False)
+    assert train_one_epoch(model, random_batches(), sgd(model), progress=False).images == 10
 
 
 class KeepingImages(Dataset):

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from alexnet_lib import LocalResponseNorm, Preprocess, kernels
 
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="there is no C compiler")
+COMPILED = kernels.library() is not None
+needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
 memory_formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
@@ -64,6 +66,15 @@ def test_what_an_earlier_process_compiled_is_used_at_once(fresh, monkeypatch):
     forget()
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
     assert kernels.library(1) is not None
+
+
+@needs_compiler
+def test_a_damaged_file_in_the_cache_is_replaced(fresh):
+    kernels._cached_file().write_bytes(b"no library")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    assert kernels._cached_file().stat().st_size > 1000
 
 
 @needs_compiler
@@ -133,14 +144,19 @@ def test_where_the_cache_cannot_be_written_each_process_compiles(fresh, monkeypa
     torch.testing.assert_close(LocalResponseNorm()(activations()), expected)
 
 
-def test_a_user_without_a_home_gets_a_private_folder(monkeypatch):
+@needs_compiler
+def test_a_user_without_a_home_has_kernels_too(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(kernels.Path, "home", no_home)
-    folder = kernels._cache_folder()
-    assert folder.is_dir()
-    assert folder != kernels._cache_folder()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    forget()
 
 
 def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch):
@@ -223,6 +239,43 @@ def test_enlarging_is_what_torchs_operations_give(
     assert actual.is_contiguous(memory_format=memory_format)
     short = kernels.enlarge(images, dtype=torch.bfloat16, **arguments)
     assert torch.equal(short, actual.bfloat16())
+
+
+def enlarging():
+    kernels.library()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    return Preprocess(16, 12, mean=(0.5,) * 3, std=(0.25,) * 3), images
+
+
+def test_enlarging_can_be_traced_and_mapped():
+    preprocess, images = enlarging()
+    other = images.flip(-1)
+    expected = preprocess.network_input(other)
+    graph = make_fx(lambda images: preprocess.network_input(images))(images)  # noqa: PLW0108
+    torch.testing.assert_close(graph(other), expected)
+    mapped = torch.func.vmap(lambda image: preprocess.network_input(image[None])[0])(other)
+    torch.testing.assert_close(mapped, expected)
+
+
+@needs_compiler
+def test_enlarging_stays_on_the_images_device_whatever_the_default_is():
+    preprocess, images = enlarging()
+    expected = preprocess.network_input(images)
+    assert preprocess.network_input(images.to("meta")).device.type == "meta"
+    with torch.device("meta"):
+        made = preprocess.network_input(images)
+    torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 8, 8), (2, 4, 8, 8), (2, 3, 0, 0), (8, 8), (2, 2, 3, 8, 8)]
+)
+def test_images_of_another_shape_are_refused_not_read(shape):
+    preprocess, _ = enlarging()
+    with pytest.raises(ValueError, match="images has shape") as caught:
+        preprocess.network_input(torch.zeros(shape, dtype=torch.uint8))
+    assert str(shape) in str(caught.value)
 
 
 # On a GPU

@@ -194,6 +194,12 @@ def test_the_number_of_threads_changes_no_bit():
         assert torch.equal(gradient, results[0][1])
 
 
+def test_a_view_with_its_sign_turned_is_read_right():
+    x = random_tensor((2, 6, 4), torch.float32, seed=0)
+    turned = torch._neg_view(x)
+    assert_equal_up_to_rounding(LocalResponseNorm()(turned), LocalResponseNorm()(-x))
+
+
 def test_the_input_is_left_as_it_was():
     x = random_tensor((2, 6, 3, 4), torch.float32, seed=0)
     before = x.clone()

@@ -47,6 +47,14 @@ def test_outputs_and_gradients_are_those_of_the_layer(products, bias, batch):
     assert len(products) == 3
 
 
+def test_a_call_without_a_bias_learns(products):
+    x, weight = random(7, 20), random(12, 20, seed=1).requires_grad_()
+    with substituted(CPU):
+        F.linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(12, 20))
+    assert len(products) == 2
+
+
 def test_an_input_without_a_gradient_costs_no_product_for_it(products):
     layer = nn.Linear(20, 12)
     with substituted(CPU):

@@ -390,6 +390,10 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     return where
 
 
+# Not inference_mode, which is no faster here (0.226 s both, for 128 images at 227 pixels): what it
+# makes can never be trained with, be it images that a data set keeps or what a model makes in its
+# first pass, as lazy layers and tables of positions do.
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Sequence[Tensor]],
@@ -444,22 +448,20 @@ def evaluate(
         ) as bar,
     ):
         for images, labels in _batches(loader, where):
-            # Around the model only: what a loader makes in inference mode, and a data set keeps,
-            # could never be trained with.
-            with torch.inference_mode(), _arithmetic(chosen, where):
+            with _arithmetic(chosen, where):
                 logits = model(images)
                 _check_labels(labels, logits)
                 loss = criterion(logits, labels)
-                num_classes = logits.shape[1]
-                if confusion is None or ranks is None:
-                    confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
-                    ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
-                order = logits.topk(min(max((1, *topk)), num_classes)).indices
-                hits = order == labels[:, None]
-                totals.add(loss, hits[:, 0], len(labels))
-                places = labels * num_classes + order[:, 0]
-                confusion.scatter_add_(0, places, torch.ones_like(places))
-                ranks[: hits.shape[1]] += hits.sum(0)
+            num_classes = logits.shape[1]
+            if confusion is None or ranks is None:
+                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
+                ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
+            order = logits.topk(min(max((1, *topk)), num_classes)).indices
+            hits = order == labels[:, None]
+            totals.add(loss, hits[:, 0], len(labels))
+            places = labels * num_classes + order[:, 0]
+            confusion.scatter_add_(0, places, torch.ones_like(places))
+            ranks[: hits.shape[1]] += hits.sum(0)
             bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")

@@ -9,6 +9,7 @@ The threads are torch's own: GNU OpenMP, which torch has loaded, is asked to run
 process gets no second pool of threads. Where torch came with another runtime, Python threads do.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -161,7 +162,7 @@ def enlarge(
     """Images enlarged bilinearly, cropped in the centre and normalised, in one pass.
 
     Args:
-        images: uint8 ``(batch, 3, height, width)`` on the CPU, no side larger than ``resize``.
+        images: ``(batch, 3, height, width)``, no side larger than ``resize`` or empty.
         resize: side that both sides are enlarged to.
         size: side of the centre crop, at most ``resize``.
         scale: what a value of 255 becomes before the mean is taken off.
@@ -171,13 +172,16 @@ def enlarge(
         memory_format: of the result.
 
     Returns:
-        ``(batch, 3, size, size)``; None where there is no kernel: for another dtype, or before
-        ``library`` has one.
+        ``(batch, 3, size, size)``; None where there is no kernel: for another dtype or device, for
+        images that are not uint8 or no plain memory, or before ``library`` has one.
     """
-    if dtype not in _DTYPES or (kernels := library(len(images) * 3 * size**2)) is None:
+    if images.dtype != torch.uint8 or dtype not in _DTYPES or not takes(images):
+        return None
+    if images.device.type != "cpu" or (kernels := library(len(images) * 3 * size**2)) is None:
         return None
     images = images.contiguous()
-    out = torch.empty((len(images), 3, size, size), dtype=dtype, memory_format=memory_format)
+    shape = (len(images), 3, size, size)
+    out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")
     triple = ctypes.c_float * 3
     arguments = _EnlargeArguments(
         images=images,
@@ -203,8 +207,10 @@ def takes(x: Tensor) -> bool:
     Such tensors need torch's own operations.
     """
     return (
-        type(x) in {Tensor, Parameter}
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
+        and type(x) in {Tensor, Parameter}
+        and x.layout is torch.strided
+        and not (x.is_neg() or x._is_zerotensor())
         and not torch._C._get_tracing_state()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # of autograd.grad(is_grads_batched)
@@ -254,7 +260,10 @@ def _library() -> ctypes.CDLL | None:
     try:
         if file is None:
             raise OSError("there is no C compiler (cc, gcc or clang, or the variable CC)")
-        return ctypes.CDLL(str(file)) if file.exists() else _compiled(file)
+        if file.exists():
+            with contextlib.suppress(OSError):  # a damaged file is replaced
+                return ctypes.CDLL(str(file))
+        return _compiled(file)
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
             "alexnet-lib could not compile its kernels, and computes with torch's own operations, "
@@ -275,9 +284,9 @@ def _compiled(file: Path) -> ctypes.CDLL:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as beside:
                 os.replace(shutil.copy(new, beside), file)
+            return ctypes.CDLL(str(file))
         except OSError:
             return ctypes.CDLL(str(new))  # stays loaded when the file is gone
-    return ctypes.CDLL(str(file))
 
 
 def _compile(new: Path) -> None:
@@ -302,13 +311,15 @@ def _compiler() -> tuple[str, ...] | None:
 
 
 def _cache_folder() -> Path:
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "alexnet-lib"
     try:
         home = Path.home()
-    except RuntimeError:  # a user without one
-        return Path(tempfile.mkdtemp(prefix="alexnet-lib-"))
+    except RuntimeError:  # a user without one: each process compiles, see `_compiled`
+        return Path(os.devnull) / "alexnet-lib"
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "alexnet-lib"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "alexnet-lib"
+    return home / ".cache" / "alexnet-lib"
 
 
 def _run(entry: Any, arguments: Any, values: int) -> None:

@@ -31,6 +31,9 @@ _BLOCK = 131_072
 # Values: on a GPU, a few images are not worth Triton's compiling, which takes about a second.
 _WORTH_TRITON = 2**22
 
+# Triton writes the window's loop out, twice nested in the backward pass.
+_WIDEST_TRITON_WINDOW = 16
+
 
 class LocalResponseNorm(nn.Module):
     r"""Divides each activation by a power of its neighbour channels' energy (paper, section 3.3).
@@ -151,11 +154,19 @@ def _computed(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
     found = None
     if x.device.type == "cpu":
         found = kernels.local_response_norm(x, grad, window)
-    elif x.device.type == "cuda" and x.dtype != torch.float64 and x.numel() >= _WORTH_TRITON:
+    elif x.device.type == "cuda" and _suits_triton(x, window):
         triton_kernels = _triton_kernels(x.device)
         if triton_kernels is not None:
             found = triton_kernels.local_response_norm(x, grad, window)
     return _computed_in_blocks(x, grad, window) if found is None else found
+
+
+def _suits_triton(x: Tensor, window: Window) -> bool:
+    return (
+        x.dtype != torch.float64
+        and x.numel() >= _WORTH_TRITON
+        and window.size <= _WIDEST_TRITON_WINDOW
+    )
 
 
 @functools.cache

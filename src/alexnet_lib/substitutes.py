@@ -42,7 +42,8 @@ class _Substitutes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.linear and not kwargs and _takes(*args):
-            return _Linear.apply(*args)
+            x, weight, bias = (*args, None)[:3]
+            return _Linear.apply(x, weight, bias)
         return func(*args, **kwargs or {})
 
 
@@ -53,6 +54,7 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and len(x) > 0
         and weight.numel() >= _LARGE_WEIGHT
         and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(map(kernels.takes, tensors))
         and not torch.is_autocast_enabled("cpu")
     )
@@ -60,7 +62,7 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias)
 

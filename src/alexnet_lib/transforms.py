@@ -172,23 +172,28 @@ class Preprocess:
 
         Returns:
             ``(3, image_size, image_size)``, or a batch of them, on the device of ``images``.
+
+        Raises:
+            ValueError: a wrong rank or channel count, or images without pixels.
         """
         height, width = images.shape[-2:]
+        if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in (height, width):
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}; expected (3, H, W) or (N, 3, H, W)"
+            )
         enlarges = max(height, width) <= self.resize
         keeps_shape = height == width or self.fit == "squash"
-        if enlarges and keeps_shape and images.ndim == 4 and images.dtype == torch.uint8:
-            made = None
-            if images.device.type == "cpu":
-                made = kernels.enlarge(
-                    images,
-                    resize=self.resize,
-                    size=self.image_size,
-                    scale=self.scale,
-                    mean=self.mean,
-                    std=self.std,
-                    dtype=dtype,
-                    memory_format=memory_format,
-                )
+        if enlarges and keeps_shape and images.ndim == 4:
+            made = kernels.enlarge(
+                images,
+                resize=self.resize,
+                size=self.image_size,
+                scale=self.scale,
+                mean=self.mean,
+                std=self.std,
+                dtype=dtype,
+                memory_format=memory_format,
+            )
             if made is not None:
                 return made
         if enlarges:
