@@ -245,7 +245,7 @@ def library(values: int | None = None) -> ctypes.CDLL | None:
 def _cached_file() -> Path | None:
     """Where the compiled kernels of this source, compiler and processor belong; None: nowhere."""
     compiler = _compiler()
-    if compiler is None or os.environ.get(SWITCH) == "off":
+    if compiler is None:
         return None
     processor = sorted(torch.cpu.get_capabilities().items())
     key = (SOURCE.read_bytes(), compiler, _FLAGS, _PROCESSOR_FLAGS, platform.machine(), processor)
@@ -303,10 +303,9 @@ def _compile(new: Path) -> None:
 def _compiler() -> tuple[str, ...] | None:
     if sys.platform == "win32":  # Microsoft's compiler does not take the source
         return None
-    named = shlex.split(os.environ.get("CC", ""))
-    for name in [named[:1], ["cc"], ["gcc"], ["clang"]]:
-        if name and (found := shutil.which(name[0])):
-            return (found, *(named[1:] if name == named[:1] else ()))
+    for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
+        if command and (found := shutil.which(command[0])):
+            return (found, *command[1:])
     return None
 
 

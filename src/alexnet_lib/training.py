@@ -156,9 +156,8 @@ def fit(
     device = torch.device(options.device)
     memory_format = MEMORY_FORMATS[options.memory_format]
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    if device.type == "cpu":
-        # At once, so that every step of every run of a seed is computed by the same code.
-        kernels.library()
+    # Compiled at once, so that every step of every run of a seed is computed by the same code.
+    compiled = device.type == "cpu" and kernels.library() is not None
     folder = None if out is None else _new_folder(Path(out))
     if isinstance(data, Loaders):
         loaders = data
@@ -183,7 +182,7 @@ def fit(
             "seed": seed,
             "options": asdict(options),
             "threads": torch.get_num_threads(),
-            "kernels": device.type == "cpu" and kernels.library() is not None,
+            "kernels": compiled,
         }
         _write_json(folder / "recipe.json", description)
     if options.progress:
