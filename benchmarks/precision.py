@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def curve(data: str, precision: str, overrides: dict[str, Any], device: str) -> dict[str, Any]:
     """The loss of each training step, and the validation metrics after each epoch."""
-    recipe = RECIPES["plain"].overridden(overrides)
+    recipe = RECIPES["modern"].overridden(overrides)
     loaders = recipe.build_loaders(data, seed=0)
     loaders = loaders.to(device, DTYPES[precision], torch.channels_last)
     model = recipe.build_model(loaders.classes, seed=0)
@@ -79,7 +79,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python", "benchmarks/precision.py", *sys.argv[1:]]),
         "versions": versions(),
-        "recipe": RECIPES["plain"].overridden(overrides).to_dict(),
+        "recipe": RECIPES["modern"].overridden(overrides).to_dict(),
         "curves": {
             precision: curve(arguments.data, precision, overrides, arguments.device)
             for precision in DTYPES

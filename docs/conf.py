@@ -2,6 +2,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alexnet_lib.cli import app
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
+import recipes  # noqa: E402
 
 project = "alexnet-lib"
 author = "the alexnet-lib authors"
@@ -110,28 +112,106 @@ myst_substitutions["precision_table"] = markdown_table(
 )
 
 
-def draw_precision(file: Path) -> None:
-    """Training loss of both precisions, each step and the mean of ten."""
-    with plt.rc_context({"svg.hashsalt": "precision", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-        for precision, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
-            losses = np.array(_precision["curves"][precision]["losses"])
-            steps = np.arange(1, len(losses) + 1)
-            axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
-            smooth = np.convolve(losses, np.ones(10) / 10, "valid")
-            axes.plot(steps[9:], smooth, color=color, linewidth=1.6, label=precision)
-        axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
-        axes.annotate("ln 10: chance", (len(losses), np.log(10)), ha="right", va="bottom")
-        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(None, 2.6))
-        axes.legend(frameon=False)
+myst_substitutions["recipes_table"] = recipes.report()
+
+_search = [
+    json.loads(line)
+    for line in (ROOT / "benchmarks/results/search.jsonl").read_text(encoding="utf-8").splitlines()
+]
+myst_substitutions["search_table"] = markdown_table(
+    ("changed", "to", *(f"epoch {i}" for i in range(1, len(_search[0]["history"]) + 1))),
+    [
+        (
+            trial["trial"],
+            ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items()),
+            *(f"{line['validation']['accuracy']:.1%}" for line in trial["history"]),
+        )
+        for trial in sorted(
+            _search, key=lambda trial: -trial["history"][-1]["validation"]["accuracy"]
+        )
+    ],
+    numbers=len(_search[0]["history"]),
+)
+
+_starts = json.loads((ROOT / "benchmarks/results/starts.json").read_text(encoding="utf-8"))
+myst_substitutions["starts_table"] = markdown_table(
+    ("", "first loss", "highest", "mean of the last 20"),
+    [
+        (
+            name,
+            f"{start['losses'][0]:.2f}",
+            f"{max(start['losses']):.1f}",
+            f"{np.mean(start['losses'][-20:]):.3f}",
+        )
+        for name, start in _starts["starts"].items()
+    ],
+    numbers=3,
+)
+
+
+@contextmanager
+def drawing(file: Path, width: float = 6.4, height: float = 3.2) -> Iterator[Any]:
+    """Axes of a figure that is written to a file, the same each time."""
+    with plt.rc_context({"svg.hashsalt": file.stem, "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        yield axes
         axes.spines[["top", "right"]].set_visible(False)
         file.parent.mkdir(exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
         plt.close(figure)
 
 
+def smooth(losses: Sequence[float], steps: int = 10) -> np.ndarray:
+    return np.convolve(losses, np.ones(steps) / steps, "valid")
+
+
+def draw_starts(file: Path) -> None:
+    """The loss of the first steps, the mean of five."""
+    with drawing(file, height=3.6) as axes:
+        for name, start in _starts["starts"].items():
+            losses = smooth(start["losses"], 5)
+            axes.plot(np.arange(5, 5 + len(losses)), losses, linewidth=1.3, label=name)
+        axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(1.5, 6))
+        axes.legend(frameon=False, fontsize=7.5)
+
+
+def draw_recipes(file: Path) -> None:
+    """Validation accuracy of the stored runs, by the number of images trained on."""
+    with drawing(file) as axes:
+        for run in sorted(recipes.RUNS.iterdir()):
+            lines = recipes.history(run)
+            fields = recipes.read_json(run / "recipe.json")["recipe"]
+            images = fields["train_images"] or 50_000
+            images -= round(images * fields["validation_fraction"])
+            seen = [images * line["epoch"] / 1000 for line in lines]
+            accuracies = [100 * line["validation"]["accuracy"] for line in lines]
+            axes.plot(seen, accuracies, marker="o", markersize=3, linewidth=1.3, label=run.name)
+        axes.axhline(10, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(
+            xlabel="images trained on, thousands", ylabel="validation accuracy, %", ylim=(0, 100)
+        )
+        axes.legend(frameon=False)
+
+
+def draw_precision(file: Path) -> None:
+    """Training loss of both precisions, each step and the mean of ten."""
+    with drawing(file) as axes:
+        for precision, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
+            losses = _precision["curves"][precision]["losses"]
+            steps = np.arange(1, len(losses) + 1)
+            axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps[9:], smooth(losses), color=color, linewidth=1.6, label=precision)
+        axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
+        axes.annotate("ln 10: chance", (len(losses), np.log(10)), ha="right", va="bottom")
+        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(None, 2.6))
+        axes.legend(frameon=False)
+
+
 matplotlib.use("svg")
 draw_precision(ROOT / "docs/_static/precision.svg")
+draw_starts(ROOT / "docs/_static/starts.svg")
+draw_recipes(ROOT / "docs/_static/recipes.svg")
 
 
 def help_texts(command: Any, context: typer.Context) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The promises of `compute_channel_stats`: NumPy's numbers, whatever holds the images."""
+"""The promises of the statistics over images: NumPy's numbers, whatever holds the images."""
 
 import re
 
@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from alexnet_lib.channel_stats import ChannelStats, compute_channel_stats
+from alexnet_lib.channel_stats import (
+    ChannelStats,
+    compute_channel_stats,
+    compute_color_components,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -170,6 +174,122 @@ def test_statistics_are_printed_to_four_digits():
     assert str(stats) == "mean 0.1000, 0.2000, 0.3000; std 0.4000, 0.5000, 0.6667 (50,000 images)"
 
 
+measures = pytest.mark.parametrize(
+    "measure",
+    [
+        compute_channel_stats,
+        lambda images: compute_channel_stats(images, std="per_image"),
+        compute_color_components,
+    ],
+    ids=["pixel", "per image", "components"],
+)
+
+
+@measures
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_what_is_measured_is_left_as_it_was(measure, dtype):
+    images = first_channels(random_images(0)).contiguous()
+    images = images if dtype == torch.uint8 else images.to(dtype) / 255
+    before = images.clone()
+    measure(images)
+    measure(images[0].permute(1, 2, 0).numpy())
+    measure(Items(list(images)))
+    assert torch.equal(images, before)
+
+
+# The colours' components
+
+
+def covariance(images: np.ndarray) -> np.ndarray:
+    """Of the pixels' colours, with divisor n."""
+    return np.cov(images.reshape(-1, 3).T / 255, ddof=0)
+
+
+def directions_of(components) -> np.ndarray:
+    return np.array(components.directions)
+
+
+@given(seed=seeds)
+def test_components_are_numpys_eigenvectors_of_the_covariance_of_all_pixels(seed):
+    images = random_images(seed)
+    components = compute_color_components(images)
+    eigenvalues, vectors = np.linalg.eigh(covariance(images))
+    assert components.std == pytest.approx(np.sqrt(eigenvalues[::-1]), rel=1e-9)
+    # An eigenvector has either sign.
+    along = np.abs(directions_of(components) @ vectors[:, ::-1])
+    np.testing.assert_allclose(along, np.eye(3), rtol=0, atol=1e-7)
+    assert components.count == 7
+
+
+@given(seed=seeds)
+def test_directions_are_orthonormal_and_their_largest_part_is_positive(seed):
+    directions = directions_of(compute_color_components(random_images(seed)))
+    np.testing.assert_allclose(directions @ directions.T, np.eye(3), rtol=0, atol=1e-12)
+    for direction in directions:
+        assert direction[np.abs(direction).argmax()] > 0
+
+
+@given(seed=seeds)
+def test_components_give_the_covariance_back_and_fall(seed):
+    images = random_images(seed)
+    components = compute_color_components(images)
+    directions, std = directions_of(components), np.array(components.std)
+    again = directions.T @ np.diag(std**2) @ directions
+    np.testing.assert_allclose(again, covariance(images), rtol=0, atol=1e-14)
+    assert list(std) == sorted(std, reverse=True)
+
+
+@given(seed=seeds, batch_size=st.integers(1, 9))
+def test_components_do_not_depend_on_what_holds_the_images(seed, batch_size):
+    images = random_images(seed)
+    whole = compute_color_components(images)
+    for held in (
+        DataLoader(first_channels(images), batch_size=batch_size),
+        Items([(Image.fromarray(image), 0) for image in images]),
+        images / 255,
+    ):
+        other = compute_color_components(held, progress=False)
+        assert other.std == pytest.approx(whole.std, rel=1e-9)
+        np.testing.assert_allclose(directions_of(other), directions_of(whole), rtol=0, atol=1e-7)
+
+
+def test_components_of_several_blocks_are_those_of_all_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=np.uint8)
+    images[300:, ..., 1] //= 4
+    eigenvalues = np.linalg.eigvalsh(covariance(images))
+    assert compute_color_components(images).std == pytest.approx(
+        np.sqrt(eigenvalues[::-1]), rel=1e-10
+    )
+
+
+def test_images_of_different_sizes_count_by_their_pixels_in_the_components():
+    images = [random_pixels(4, 4), random_pixels(20, 30, seed=1) // 4]
+    components = compute_color_components(Items(images), progress=False)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images])
+    eigenvalues = np.linalg.eigvalsh(covariance(pixels))
+    assert components.std == pytest.approx(np.sqrt(eigenvalues[::-1]), rel=1e-10)
+    assert components.count == 2
+
+
+def test_grey_images_have_one_component():
+    grey = np.repeat(random_pixels(8, 8)[None, ..., :1], 3, axis=-1)
+    components = compute_color_components(grey)
+    assert components.directions[0] == pytest.approx((3**-0.5,) * 3)
+    assert components.std[0] == pytest.approx(3**0.5 * (grey[..., 0] / 255).std())
+    assert components.std[1:] == pytest.approx((0, 0), abs=1e-8)
+
+
+def test_images_of_one_colour_have_components_without_deviation():
+    images = np.zeros((300, 4, 4, 3), np.uint8) + np.uint8([77, 130, 9])
+    components = compute_color_components(images)
+    assert components.std == pytest.approx((0, 0, 0), abs=1e-12)
+    directions = directions_of(components)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(3), rtol=0, atol=1e-12)
+
+
+# Wrong input
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("images", "text"),
@@ -236,3 +356,13 @@ def test_one_pixel_has_no_deviation_of_its_own():
 def test_an_unknown_deviation_is_refused():
     with pytest.raises(ValueError, match="std is 'image'; expected 'pixel' or 'per_image'"):
         compute_channel_stats(torch.zeros(5, 3, 4, 4), std="image")
+
+
+@pytest.mark.bad_input
+def test_components_refuse_what_the_statistics_refuse():
+    with pytest.raises(ValueError, match="images is empty; expected at least one image"):
+        compute_color_components(torch.zeros(0, 3, 4, 4))
+    with pytest.raises(ValueError, match="images has floats from 2 to 2; expected 0 to 1"):
+        compute_color_components(torch.full((1, 3, 4, 4), 2.0))
+    with pytest.raises(TypeError, match="images is a int; expected an array, a tensor"):
+        compute_color_components(7)

@@ -17,6 +17,8 @@ from alexnet_lib import (
     Preprocess,
     cli,
     datasets,
+    evaluate,
+    load_checkpoint,
     memory,
     recipes,
     save_checkpoint,
@@ -26,7 +28,17 @@ from alexnet_lib.channel_stats import compute_channel_stats
 from alexnet_lib.shapes import SHAPES_CLASSES
 
 TINY_RUN = ("--architecture", "tiny", "--batch-size", "16", "--epochs", "1", "--device", "cpu")
-COMMANDS = ("train", "demo", "evaluate", "predict", "stats", "summary", "info", "download cifar10")
+COMMANDS = (
+    "train",
+    "doctor",
+    "demo",
+    "evaluate",
+    "predict",
+    "stats",
+    "summary",
+    "info",
+    "download cifar10",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +103,97 @@ def test_the_options_of_train_are_those_of_the_recipe(call, tmp_path):
     assert options.items() <= stored.items()
 
 
+SETTINGS = (
+    ("learning_rate", "0.05", 0.05),
+    ("train_images", "40", 40),
+    ("weight_decay", "1e-3", 0.001),
+    ("nesterov", "false", False),
+    ("random_crop", "True", True),
+    ("max_grad_norm", "none", None),
+    ("ema_decay", "None", None),
+    ("schedule", "constant", "constant"),
+    ("normalization", "mean_only", "mean_only"),
+    ("optimizer", "'adamw'", "adamw"),
+    ("freeze", "conv1,relu1", ["conv1", "relu1"]),
+)
+
+
+def test_set_takes_numbers_truth_values_none_words_and_lists(call, tmp_path):
+    given = [part for field, value, _ in SETTINGS for part in ("--set", f"{field}={value}")]
+    assert call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", *given)[0] == 0
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]
+    for field, _, expected in SETTINGS:
+        assert stored[field] == expected, field
+        assert type(stored[field]) is type(expected), field
+
+
+@pytest.mark.parametrize("value", ["", "conv1"])
+def test_set_takes_any_number_of_layers_to_freeze(value, call, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", "shapes", *TINY_RUN, "--out", run, "--set", f"freeze={value}")[0] == 0
+    stored = json.loads((run / "recipe.json").read_text())["recipe"]
+    assert stored["freeze"] == [value] * bool(value)
+
+
+def test_the_recipe_is_taken_by_its_name(call, tmp_path):
+    arguments = ("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", "--recipe", "tutorial")
+    assert call(*arguments)[0] == 0
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (stored["recipe"]["name"], stored["seed"]) == ("tutorial", 0)
+
+
+@pytest.mark.parametrize("place", ["run", "run/recipe.json"])
+def test_a_runs_recipe_and_seed_are_taken_from_its_folder_or_its_file(place, call, tmp_path):
+    settings = ("--set", "freeze=conv1", "--set", "mixup=0.2", "--seed", 5)
+    call("train", "shapes", *TINY_RUN, *settings, "--out", tmp_path / "run")
+    again = ("--recipe", tmp_path / place, "--device", "cpu", "--out", tmp_path / "again")
+    assert call("train", "shapes", *again)[0] == 0
+    first, second = (
+        json.loads((tmp_path / name / "recipe.json").read_text()) for name in ("run", "again")
+    )
+    assert first == second
+    assert first["seed"] == 5
+    assert losses(tmp_path / "run") == losses(tmp_path / "again")
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return [json.loads(line)["train"]["loss"] for line in lines]
+
+
+def test_a_stored_recipe_can_be_changed_and_given_another_seed(call, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--seed", 5, "--out", tmp_path / "run")
+    changes = ("--seed", 0, "--set", "dropout=0.25", "--epochs", 2, "--device", "cpu")
+    call("train", "shapes", "--recipe", tmp_path / "run", *changes, "--out", tmp_path / "again")
+    first, second = (
+        json.loads((tmp_path / name / "recipe.json").read_text()) for name in ("run", "again")
+    )
+    assert second["seed"] == 0
+    assert second["recipe"] == {**first["recipe"], "dropout": 0.25, "epochs": 2}
+
+
+TINY_DOCTOR = ("--set", "architecture=tiny", "--set", "batch_size=16", "--device", "cpu")
+
+
+def test_doctor_prints_a_row_for_each_layer_and_what_looks_wrong(call, tmp_path):
+    options = ("--set", "learning_rate=1e-9", "--steps", 3)
+    code, out, _ = call("doctor", "shapes", *TINY_DOCTOR, *options)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["conv1", "fc2"]
+    assert "one batch, 3 steps: loss " in out
+    assert re.search(r"^- the weights hardly move: .*\(1e-09\)$", out, re.MULTILINE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_takes_the_recipe_and_the_seed_of_a_run(call, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--seed", 5, "--out", tmp_path / "run")
+    options = ("--recipe", tmp_path / "run", "--device", "cpu", "--steps", 2)
+    stored = call("doctor", "shapes", *options)
+    assert stored[0] == 0
+    assert call("doctor", "shapes", *options, "--seed", 5) == stored
+    assert call("doctor", "shapes", *options, "--seed", 0) != stored
+
+
 def test_train_without_out_writes_to_runs(call, tmp_path):
     assert call("train", "shapes", *TINY_RUN)[0] == 0
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 1
@@ -123,6 +226,22 @@ def test_evaluate_takes_the_folder_of_a_run(call, tmp_path):
     assert code == 0
     assert "(20 images)" in out
     assert all(name in out for name in SHAPES_CLASSES)
+
+
+def test_evaluate_takes_several_views(call, tmp_path):
+    run = tmp_path / "run"
+    room = ("--set", "resize_ratio=1.5")
+    call("train", "shapes", *TINY_RUN, *room, "--out", run)
+    loader = recipes.stored_recipe(run)[0].build_loaders("shapes", 0).test
+    printed = set()
+    for views in (1, 2, 10):
+        code, out, _ = call("evaluate", run, "shapes", "--views", views, "--device", "cpu")
+        assert code == 0
+        model = load_checkpoint(run / "best.safetensors")
+        expected = evaluate(model, loader, views=views, precision="auto", progress=False)
+        assert out.splitlines()[0] == str(expected)
+        printed.add(out)
+    assert len(printed) == 3
 
 
 def test_evaluate_says_where_there_is_no_test_part(call, tmp_path):
@@ -236,18 +355,50 @@ def assert_one_line(result: tuple[int, str, str], status: int, *words: str) -> N
     ("options", "word"),
     [
         (("--epochs", "0"), "epochs is 0"),
-        (("--recipe", "modern"), "recipe is 'modern'"),
+        (("--recipe", "plain"), "recipe is 'plain'"),
         (("--device", "gpu"), "device is 'gpu'"),
         (("--precision", "int8"), "precision is 'int8'"),
         (("--image-size", "0"), "image_size is 0"),
         (("--architecture", "vgg"), "architecture is 'vgg'"),
         (("--train-images", "9"), "train_images is 9"),
+        (("--set", "rate=1"), "overrides has ['rate']; expected names among"),
+        (("--set", "name=mine"), "overrides has ['name']"),
+        (("--set", "dropout"), "--set is 'dropout'; expected FIELD=VALUE"),
+        (("--set", "dropout=2"), "dropout is 2"),
+        (("--set", "dropout="), "dropout is ''"),
+        (("--set", "nesterov=1"), "nesterov is 1"),
+        (("--set", "freeze=conv9"), "freeze is ('conv9',)"),
+        (("--recipe", "nowhere.json"), "nowhere.json"),
+        (("--recipe", "."), "recipe.json"),
     ],
 )
 def test_an_option_out_of_its_range_is_named_in_one_line(options, word, call, tmp_path):
     result = call("train", "shapes", *TINY_RUN, "--out", tmp_path / "run", *options)
     assert_one_line(result, 2, word)
     assert result[2].count("\n") == 1
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--set", "rate=1"), "overrides has ['rate']"),
+        (("--set", "dropout"), "--set is 'dropout'"),
+        (("--recipe", "plain"), "recipe is 'plain'"),
+    ],
+)
+def test_a_mistake_in_what_doctor_looks_at_is_named_in_one_line(options, word, call):
+    assert_one_line(call("doctor", "shapes", *TINY_DOCTOR, *options), 2, word)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("views", "word"), [(3, "views is 3"), (10, "views is 10")])
+def test_views_that_cannot_be_had_are_named_in_one_line(views, word, call, tmp_path):
+    file = write_checkpoint(tmp_path)
+    write_class_folders(tmp_path / "photos" / "train")
+    write_class_folders(tmp_path / "photos" / "test")
+    options = ("--views", views, "--device", "cpu")
+    assert_one_line(call("evaluate", file, tmp_path / "photos", *options), 2, word)
 
 
 @pytest.mark.bad_input

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
+from alexnet_lib import datasets
 from alexnet_lib.datasets import (
     CIFAR10_URL_VARIABLE,
     ImageFiles,
@@ -26,6 +27,8 @@ from alexnet_lib.datasets import (
     cifar10,
     download_cifar10,
     image_folder,
+    is_cifar10,
+    open_datasets,
     read_image,
     wrap_dataset,
 )
@@ -348,6 +351,36 @@ def test_cifar10_is_read_from_the_folder_of_the_batches_itself(fake):
 def test_cifar10_is_read_from_the_archive_alone(fake, download):
     shutil.rmtree(fake.batches)
     assert_is(fake, cifar10(fake.archive.parent, download=download, progress=False))
+
+
+def test_cifar10_is_known_by_its_name_its_files_and_its_archive(fake):
+    assert is_cifar10("cifar10")
+    assert is_cifar10(fake.batches)
+    assert is_cifar10(str(fake.batches.parent))
+    shutil.rmtree(fake.batches)
+    assert is_cifar10(fake.archive.parent)
+    fake.archive.unlink()
+    assert not is_cifar10(fake.archive.parent)
+
+
+def test_a_folder_of_images_and_the_shapes_are_no_cifar10(tmp_path):
+    assert not is_cifar10(write_class_folders(tmp_path / "photos"))
+    assert not is_cifar10("shapes")
+
+
+def test_a_folder_that_holds_cifar10_is_opened_as_such_and_nothing_is_downloaded(fake, monkeypatch):
+    monkeypatch.setattr(datasets, "download_cifar10", lambda *a, **k: pytest.fail("downloaded"))
+    train, validation, test = open_datasets(fake.batches.parent)
+    assert validation is None
+    assert_is(fake, (train, test))
+
+
+def test_cifar10_by_its_name_is_kept_in_the_folder_data_of_this_one(served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, validation, test = open_datasets("cifar10")
+    assert validation is None
+    assert_is(served, (train, test))
+    assert (tmp_path / "data" / served.batches.name).is_dir()
 
 
 def test_cifar10_is_downloaded_from_the_address_in_the_variable(served, tmp_path):

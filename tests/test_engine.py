@@ -17,6 +17,7 @@ from torchvision.models import squeezenet1_1
 from tqdm import tqdm
 
 from alexnet_lib import engine
+from alexnet_lib.datasets import ImageTensors
 from alexnet_lib.engine import (
     EpochMetrics,
     EvalMetrics,
@@ -27,8 +28,9 @@ from alexnet_lib.engine import (
     resolve_precision,
     train_one_epoch,
 )
-from alexnet_lib.loaders import build_shapes_loaders
+from alexnet_lib.loaders import BatchLoader, build_shapes_loaders
 from alexnet_lib.model import AlexNet
+from alexnet_lib.transforms import HorizontalFlip, Mixup, Preprocess, RandomCrop
 
 CPU = torch.device("cpu")
 
@@ -168,6 +170,59 @@ def test_a_loader_needs_no_length_and_may_yield_lists():
     assert evaluate(model, iter(batches), progress=False).images == 10
 
 
+# Labels that are shares of the classes
+
+
+def share_batches(count: int = 10, batch_size: int = 4) -> DataLoader:
+    """The images of ``random_batches``, each of all three classes to some degree."""
+    images, _ = random_batches(count).dataset.tensors
+    generator = torch.Generator().manual_seed(2)
+    shares = torch.randn(count, 3, generator=generator).softmax(1)
+    return DataLoader(TensorDataset(images, shares), batch_size)
+
+
+def test_shares_of_the_classes_are_trained_on_as_the_plain_loop_does():
+    model, plain, loader = linear_model(), linear_model(), share_batches()
+    plain.load_state_dict(model.state_dict())
+    optimizer = sgd(plain)
+    for images, shares in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(plain(images), shares).backward()
+        optimizer.step()
+    train_one_epoch(model, loader, sgd(model), progress=False)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_with_shares_an_image_is_recognised_by_its_largest():
+    model, loader = linear_model(), share_batches(40)
+    images, shares = loader.dataset.tensors
+    with torch.no_grad():
+        logits = model(images)
+    metrics = train_one_epoch(model, loader, sgd(model, lr=0), progress=False)
+    assert metrics.accuracy == (logits.argmax(1) == shares.argmax(1)).sum().item() / 40
+    assert metrics.loss == pytest.approx(F.cross_entropy(logits, shares).item(), rel=1e-6)
+    assert metrics.images == 40
+
+
+def test_whole_shares_are_as_good_as_labels():
+    model, loader = linear_model(), random_batches()
+    images, labels = loader.dataset.tensors
+    whole = DataLoader(TensorDataset(images, F.one_hot(labels, 3).float()), 4)
+    one, other = (
+        train_one_epoch(model, each, sgd(model, lr=0), progress=False) for each in (loader, whole)
+    )
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert other.accuracy == one.accuracy
+
+
+def test_a_loader_that_mixes_images_can_be_trained_with():
+    loader = replace(library_loader(), augmentation=(Mixup(), HorizontalFlip()))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    metrics = train_one_epoch(model, loader, sgd(model), progress=False)
+    assert metrics.images == 10
+    assert np.isfinite(metrics.loss)
+
+
 # evaluate
 
 
@@ -220,6 +275,105 @@ def test_a_class_without_images_is_nan_and_none_in_json():
     data = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
     assert data["per_class_accuracy"] == {"0": 1.0, "1": 1.0, "2": None}
     assert data["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+# Several views
+
+
+def library_loader(resize: int = 8, edge: int = 0, **options) -> BatchLoader:
+    """Ten images 8x8 of three classes, of which the network sees 6x6 pixels."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (10,), generator=generator)
+    data = ImageTensors(images, labels, ("ape", "bee", "cat"))
+    preprocess = Preprocess(resize, 6, mean=(0.5,) * 3, std=(0.25,) * 3, edge=edge)
+    return BatchLoader(data, preprocess, **{"batch_size": 4, **options})
+
+
+def assert_scores(metrics: EvalMetrics, shares: list, labels: torch.Tensor) -> None:
+    """Metrics are those of the mean of these views' probabilities."""
+    mean = torch.stack(shares).double().mean(0)
+    assert metrics.loss == pytest.approx(F.nll_loss(mean.log(), labels).item(), rel=1e-5)
+    confusion = sk.confusion_matrix(labels, mean.argmax(1), labels=np.arange(mean.shape[1]))
+    assert (metrics.confusion == confusion).all()
+    assert metrics.accuracy == pytest.approx((mean.argmax(1) == labels).double().mean().item())
+    assert metrics.images == len(labels)
+
+
+@pytest.mark.parametrize("kind", [lambda loader: loader, list, lambda loader: iter(list(loader))])
+def test_two_views_with_anybodys_loader_are_the_mean_of_images_and_mirrored_images(kind):
+    model, loader = linear_model(), random_batches(30)
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        shares = [model(images).softmax(1), model(images.flip(-1)).softmax(1)]
+    metrics = evaluate(model, kind(loader), views=2, progress=False)
+    assert_scores(metrics, shares, labels)
+    assert metrics.loss != pytest.approx(evaluate(model, list(loader), progress=False).loss)
+
+
+@pytest.mark.parametrize("edge", [0, 1])
+def test_two_views_of_a_librarys_loader_mirror_the_picture_and_not_its_edge(edge):
+    # Without room, so that an image mirrored before the crop is the view mirrored.
+    loader = library_loader(resize=6 - edge, edge=edge)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    images, mirrored = (
+        torch.cat([images for images, _ in each])
+        for each in (loader, replace(loader, augmentation=(HorizontalFlip(probability=1.0),)))
+    )
+    with torch.no_grad():
+        shares = [model(images).softmax(1), model(mirrored).softmax(1)]
+    metrics = evaluate(model, loader, views=2, progress=False)
+    assert_scores(metrics, shares, loader.dataset.labels)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_ten_views_are_the_mean_over_corners_and_centre_and_their_mirror_images(memory_format):
+    loader = library_loader(memory_format=memory_format)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    whole = (loader.dataset.images / 255 - 0.5) / 0.25
+    shares = []
+    for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
+        picture = whole[..., top : top + 6, left : left + 6]
+        with torch.no_grad():
+            shares += [model(view).softmax(1) for view in (picture, picture.flip(-1))]
+    metrics = evaluate(model, loader, views=10, progress=False)
+    assert_scores(metrics, shares, loader.dataset.labels)
+    assert metrics.classes == ("ape", "bee", "cat")
+
+
+@pytest.mark.parametrize("views", [1, 2, 10])
+def test_a_model_sees_each_batch_as_often_as_there_are_views(views):
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape))
+            return images.flatten(1)[:, :3]
+
+    evaluate(Witness(), library_loader(), views=views, progress=False)
+    assert seen == [(count, 3, 6, 6) for count in (4, 4, 2) for _ in range(views)]
+
+
+def test_views_of_a_loader_that_crops_at_random_are_those_of_the_whole_image():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    cropping = library_loader(augmentation=(RandomCrop(),))
+    one, other = (
+        evaluate(model, loader, views=10, progress=False) for loader in (cropping, library_loader())
+    )
+    assert one.loss == other.loss
+
+
+def test_a_class_that_no_view_believes_in_has_a_finite_loss():
+    certain = torch.tensor([[1000.0, 0.0, 0.0]])
+    loader = [(certain, torch.tensor([1]))]
+
+    class Same(nn.Module):
+        def forward(self, images):
+            return certain
+
+    metrics = evaluate(Same(), loader, views=2, progress=False)
+    assert np.isfinite(metrics.loss)
+    assert metrics.loss > 80
 
 
 def mixed_modes() -> nn.Module:
@@ -393,7 +547,7 @@ def waits(monkeypatch, run, count: int) -> int:
 
     with monkeypatch.context() as patch:
         # Only labels on the CPU are looked at, for which nothing waits.
-        patch.setattr(engine, "_check_labels", lambda labels, logits: None)
+        patch.setattr(engine, "_check_labels", lambda labels, logits, *, shares: None)
         for name in ("item", "tolist", "cpu", "numpy", "nonzero"):
             patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
         for name in ("__bool__", "__int__", "__float__", "__index__"):
@@ -411,9 +565,21 @@ def test_no_step_of_training_waits_for_the_device(monkeypatch):
     assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
 
 
-def test_no_step_of_an_evaluation_waits_for_the_device(monkeypatch):
+def test_no_step_of_training_on_shares_waits_for_the_device(monkeypatch):
+    model = linear_model()
+
     def run(batches):
-        evaluate(linear_model(), batches, progress=False)
+        shared = [(images, F.one_hot(labels, 3).float()) for images, labels in batches]
+        train_one_epoch(model, shared, sgd(model), progress=False)
+
+    # Making one-hot labels of a known number of classes looks at none.
+    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_no_step_of_an_evaluation_waits_for_the_device(monkeypatch, views):
+    def run(batches):
+        evaluate(linear_model(), batches, views=views, progress=False)
 
     assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
 
@@ -609,3 +775,60 @@ def test_a_device_that_this_machine_has_not_is_refused(device):
     for run in both_passes(random_batches(), device=device):
         with pytest.raises(ValueError, match=f"device is '{device}'; expected 'auto' or a device"):
             run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(2, 4),
+        torch.zeros(1, 3),
+        torch.zeros(2, 1),
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.zeros(2, 3, dtype=torch.bool),
+    ],
+)
+def test_shares_of_another_shape_or_dtype_are_refused_and_told_the_right_one(labels):
+    text = (
+        f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 (batch,), or "
+        "the classes' shares, floating (2, 3)"
+    )
+    model = linear_model()
+    with pytest.raises(ValueError, match=re.escape(text)):
+        train_one_epoch(model, [(torch.zeros(2, 3, 2, 2), labels)], sgd(model), progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("shape", [(), (2, 3, 1)])
+def test_labels_of_another_rank_are_refused(shape):
+    for run in both_passes([(torch.zeros(2, 3, 2, 2), torch.zeros(shape))]):
+        with pytest.raises(ValueError, match=r"labels have shape .*; expected int64 \(batch,\)"):
+            run()
+
+
+@pytest.mark.bad_input
+def test_an_evaluation_refuses_shares():
+    text = "labels have shape (4, 3); expected int64 (batch,)"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        evaluate(linear_model(), share_batches(), progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("views", [0, 3, 10])
+def test_more_views_than_two_need_a_librarys_loader(views):
+    text = f"views is {views}, but loader is a DataLoader; expected 1 or 2, or for 10 views a load"
+    with pytest.raises(ValueError, match=text):
+        evaluate(linear_model(), random_batches(), views=views, progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("views", [0, 3])
+def test_another_number_of_views_of_a_librarys_loader_is_refused(views):
+    with pytest.raises(ValueError, match=f"views is {views}; expected one of 1, 2, 10"):
+        evaluate(nn.Flatten(), library_loader(), views=views, progress=False)
+
+
+@pytest.mark.bad_input
+def test_ten_views_without_room_are_refused():
+    with pytest.raises(ValueError, match="views is 10, but resize is 6, all of which the network"):
+        evaluate(nn.Flatten(), library_loader(resize=6), views=10, progress=False)

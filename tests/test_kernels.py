@@ -218,27 +218,74 @@ def test_no_second_openmp_runtime_is_loaded():
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.integers(0, 30),
     st.integers(0, 6),
+    st.integers(0, 3),
     st.sampled_from([1.0, 255.0]),
+    st.sampled_from([torch.uint8, torch.float32]),
     memory_formats,
     st.integers(0, 2**32),
 )
 def test_enlarging_is_what_torchs_operations_give(
-    count, shape, larger, border, scale, memory_format, seed
+    count, shape, larger, room, edge, scale, kind, memory_format, seed
 ):
     resize = max(shape) + larger
-    size = max(1, resize - border)
+    window = max(1, resize - room)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, *shape), dtype=torch.uint8, generator=generator)
-    preprocess = Preprocess(resize, size, "squash", scale, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0))
-    arguments = {"resize": resize, "size": size, "memory_format": memory_format}
-    arguments |= {name: getattr(preprocess, name) for name in ("scale", "mean", "std")}
-    expected = preprocess.normalized(preprocess.center_cropped(preprocess.resized(images)))
+    images = images if kind == torch.uint8 else images / 255
+    corners = torch.randint(0, resize - window + 1, (count, 2), generator=generator)
+    size, mean, std = window + edge, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0)
+    preprocess = Preprocess(resize, size, "squash", scale, mean, std, edge)
+    arguments = {"resize": resize, "window": window, "size": size, "scale": scale}
+    arguments |= {"mean": mean, "std": std, "memory_format": memory_format}
+    whole = preprocess.normalized(preprocess.resized(images))
+    expected = torch.zeros(count, 3, size, size)
+    for image, (top, left), out in zip(whole, corners.tolist(), expected, strict=True):
+        out[:, :window, :window] = image[:, top : top + window, left : left + window]
     kernels.library()
-    actual = kernels.enlarge(images, dtype=torch.float32, **arguments)
+    actual = kernels.enlarge(images, corners, dtype=torch.float32, **arguments)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * scale)
     assert actual.is_contiguous(memory_format=memory_format)
-    short = kernels.enlarge(images, dtype=torch.bfloat16, **arguments)
+    assert not actual[:, :, window:].any()
+    assert not actual[..., window:].any()
+    short = kernels.enlarge(images, corners, dtype=torch.bfloat16, **arguments)
     assert torch.equal(short, actual.bfloat16())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_another_dtype_are_left_to_torchs_operations(dtype):
+    preprocess, images = enlarging()
+    arguments = {"resize": 16, "window": 12, "size": 12, "scale": 1.0}
+    arguments |= {"mean": preprocess.mean, "std": preprocess.std, "dtype": torch.float32}
+    corners = torch.zeros(2, 2, dtype=torch.int64)
+    made = kernels.enlarge(
+        (images / 255).to(dtype), corners, memory_format=torch.contiguous_format, **arguments
+    )
+    assert made is None
+
+
+@needs_compiler
+def test_images_and_corners_need_not_be_contiguous():
+    preprocess, images = enlarging()
+    corners = torch.tensor([[0, 4], [2, 1]])
+    expected = preprocess.network_input(images, corners=corners)
+    strided = images.to(memory_format=torch.channels_last)
+    made = preprocess.network_input(strided, corners=corners.T.contiguous().T)
+    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_several_threads_cut_each_image_at_its_own_corner(monkeypatch):
+    preprocess = Preprocess(100, 80, mean=(0.5,) * 3, std=(0.25,) * 3)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    corners = torch.randint(0, 21, (16, 2), generator=generator)
+    kernels.library()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    expected = preprocess.network_input(images, corners=corners)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    made = preprocess.network_input(images, corners=corners)
+    torch.testing.assert_close(made, expected, rtol=0, atol=0)
 
 
 def enlarging():

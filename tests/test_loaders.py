@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import FakeCifar10, random_pixels, smooth_pixels, write_class_folders
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms as tv
+from torchvision.transforms import v2
 
 from alexnet_lib import datasets, kernels
 from alexnet_lib.channel_stats import CIFAR10_STATS, ChannelStats, compute_channel_stats
@@ -30,10 +31,44 @@ from alexnet_lib.loaders import (
     build_image_folder_loaders,
     build_shapes_loaders,
 )
-from alexnet_lib.transforms import HorizontalFlip, Preprocess
+from alexnet_lib.transforms import (
+    ColorComponents,
+    ColorNoise,
+    CutMix,
+    HorizontalFlip,
+    Mixup,
+    Preprocess,
+    RandomCrop,
+    RandomErasing,
+    TrivialAugment,
+)
 
 STATS = ChannelStats((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 1)
 AS_IT_IS = Preprocess(resize=4, image_size=4)
+
+COMPONENTS = ColorComponents(
+    (0.4, 0.1, 0.05), ((0.6, 0.8, 0.0), (0.0, 0.0, 1.0), (0.8, -0.6, 0.0)), 10
+)
+EACH = (
+    HorizontalFlip(),
+    RandomCrop(),
+    ColorNoise(COMPONENTS),
+    TrivialAugment(),
+    RandomErasing(),
+    Mixup(),
+    CutMix(),
+)
+COMBINATIONS = (
+    *((augmentation,) for augmentation in EACH),
+    EACH[:-1],  # all but one of the two mixtures
+    (CutMix(), *EACH[:-2]),
+)
+any_augmentation = pytest.mark.parametrize(
+    "augmentation",
+    COMBINATIONS,
+    ids=["+".join(type(each).__name__ for each in some) for some in COMBINATIONS],
+)
+any_mixture = pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
 
 
 def numbered_images(count: int) -> torch.Tensor:
@@ -60,8 +95,15 @@ def shuffling(count: int = 50, **options) -> BatchLoader:
 def flipping(kind=in_memory, **options) -> BatchLoader:
     """A loader of 20 images that are unlike their mirror images."""
     images = torch.from_numpy(random_pixels(4 * 20, 4)).view(20, 4, 4, 3).movedim(-1, 1)
-    options = {"shuffle": True, "augmentation": HorizontalFlip(), **options}
+    options = {"shuffle": True, "augmentation": (HorizontalFlip(),), **options}
     return BatchLoader(kind(images), AS_IT_IS, **options)
+
+
+def augmenting(kind=in_memory, **options) -> BatchLoader:
+    """A loader of 20 random images that are cropped, and have an edge."""
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(8, 7, mean=(0.5,) * 3, std=(0.25,) * 3, edge=1)
+    return BatchLoader(kind(images), preprocess, **{"shuffle": True, **options})
 
 
 def numbers(loader: BatchLoader) -> list[int]:
@@ -71,6 +113,16 @@ def numbers(loader: BatchLoader) -> list[int]:
 
 def whole_pass(loader: BatchLoader) -> torch.Tensor:
     return torch.cat([images for images, _ in loader])
+
+
+def all_labels(loader: BatchLoader) -> torch.Tensor:
+    return torch.cat([labels for _, labels in loader])
+
+
+def assert_same_pass(loader: BatchLoader, other: BatchLoader) -> None:
+    mine, others = (list(zip(*each, strict=True)) for each in (loader, other))
+    assert torch.equal(torch.cat(mine[0]), torch.cat(others[0]))
+    assert torch.equal(torch.cat(mine[1]), torch.cat(others[1]))
 
 
 def dataset_loaders(count: int = 60, classes: int = 3, **options) -> Loaders:
@@ -193,24 +245,57 @@ def test_every_image_comes_exactly_once_in_an_epoch(seed, epoch):
     assert sorted(numbers(loader)) == list(range(50))
 
 
+@any_augmentation
+@settings(max_examples=10)
 @given(batch_size=st.integers(1, 25))
-def test_order_and_augmentation_do_not_depend_on_the_batch_size(batch_size):
-    assert torch.equal(whole_pass(flipping(batch_size=batch_size)), whole_pass(flipping()))
+def test_order_and_augmentation_do_not_depend_on_the_batch_size(augmentation, batch_size):
+    loader = augmenting(augmentation=augmentation)
+    assert_same_pass(replace(loader, batch_size=batch_size), loader)
 
 
-def test_order_and_augmentation_do_not_depend_on_where_the_images_are_held():
-    assert torch.equal(whole_pass(flipping(read_lazily)), whole_pass(flipping()))
+@any_augmentation
+def test_order_and_augmentation_do_not_depend_on_where_the_images_are_held(augmentation):
+    loaders = [augmenting(kind, augmentation=augmentation) for kind in (in_memory, read_lazily)]
+    assert_same_pass(*loaders)
 
 
 def test_order_and_augmentation_do_not_depend_on_the_number_of_workers():
-    with_workers = flipping(read_lazily, batch_size=3, num_workers=2)
-    assert torch.equal(whole_pass(with_workers), whole_pass(flipping(read_lazily, batch_size=3)))
+    for augmentation in COMBINATIONS[-2:]:
+        loader = augmenting(read_lazily, batch_size=3, augmentation=augmentation)
+        assert_same_pass(replace(loader, num_workers=2), loader)
+
+
+@any_augmentation
+def test_an_augmentation_changes_images_and_is_another_one_in_each_epoch(augmentation):
+    loader = augmenting(augmentation=augmentation, shuffle=False)
+    plain = whole_pass(replace(loader, augmentation=()))
+    first, second = whole_pass(loader), whole_pass(loader)
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, second)
+
+
+@any_augmentation
+def test_an_augmentation_leaves_images_held_in_memory_as_they_were(augmentation):
+    loader = augmenting(augmentation=augmentation)
+    before = loader.dataset.images.clone()
+    whole_pass(loader)
+    assert torch.equal(loader.dataset.images, before)
+
+
+@any_augmentation
+def test_an_augmentation_keeps_dtype_and_memory_format(augmentation):
+    loader = augmenting(augmentation=augmentation, dtype=torch.bfloat16)
+    loader.memory_format = torch.channels_last
+    for images, _ in loader:
+        assert images.dtype == torch.bfloat16
+        assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", [in_memory, read_lazily])
 def test_a_pass_leaves_torchs_global_random_state_alone(kind):
     state = torch.random.get_rng_state()
-    whole_pass(flipping(kind))
+    for augmentation in COMBINATIONS:
+        whole_pass(augmenting(kind, augmentation=augmentation))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -245,9 +330,16 @@ def test_no_validation_fraction_means_no_validation_part():
 def test_only_the_training_part_is_shuffled_and_augmented():
     train, validation, test = dataset_loaders(augmentation=HorizontalFlip())
     assert [part.shuffle for part in (train, validation, test)] == [True, False, False]
-    assert train.augmentation == HorizontalFlip()
-    assert validation.augmentation is None
-    assert test.augmentation is None
+    assert train.augmentation == (HorizontalFlip(),)
+    assert validation.augmentation == test.augmentation == ()
+
+
+def test_augmentations_are_none_or_one_or_a_sequence_of_them():
+    several = (HorizontalFlip(), RandomCrop(), Mixup())
+    assert dataset_loaders(augmentation=None).train.augmentation == ()
+    assert dataset_loaders(augmentation=Mixup()).train.augmentation == (Mixup(),)
+    assert dataset_loaders(augmentation=several).train.augmentation == several
+    assert dataset_loaders(augmentation=list(several)).train.augmentation == several
 
 
 def test_train_images_is_the_exact_number_of_images_in_training_and_validation():
@@ -292,6 +384,18 @@ def test_stats_train_are_measured_on_the_training_part_alone():
     assert loaders.stats.std == pytest.approx(expected.std, rel=1e-12)
 
 
+def test_stats_train_per_image_are_the_mean_of_the_training_images_own_deviations():
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    data = TensorDataset(images, torch.arange(20) % 2)
+    options = {"image_size": 8, "validation_fraction": 0.0}
+    loaders = build_dataset_loaders(data, stats="train_per_image", **options)
+    expected = compute_channel_stats(images, std="per_image")
+    assert loaders.stats.mean == pytest.approx(expected.mean, rel=1e-12)
+    assert loaders.stats.std == pytest.approx(expected.std, rel=1e-12)
+    assert loaders.stats.std != build_dataset_loaders(data, stats="train", **options).stats.std
+    assert loaders.preprocess.std == loaders.stats.std
+
+
 def test_all_parts_are_normalised_with_the_stats():
     for part in dataset_loaders():
         assert part.preprocess == Preprocess(4, 4, "crop", mean=STATS.mean, std=STATS.std)
@@ -311,6 +415,37 @@ def test_loaders_tell_their_classes_stats_image_size_and_preprocess():
     assert loaders.preprocess.resize == 6
 
 
+def test_with_preprocess_changes_the_treatment_in_all_parts_and_nothing_else():
+    before = dataset_loaders(augmentation=(RandomCrop(), Mixup()), seed=3)
+    preprocess = Preprocess(8, 6, mean=(0.1, 0.2, 0.3))
+    after = before.with_preprocess(preprocess)
+    assert after.preprocess == preprocess
+    for old, new in zip(before, after, strict=True):
+        assert new.preprocess == preprocess
+        assert new.dataset is old.dataset
+        for name in ("batch_size", "shuffle", "augmentation", "seed", "stats"):
+            assert getattr(new, name) == getattr(old, name)
+    assert {part.preprocess for part in before} == {before.preprocess} != {preprocess}
+
+
+def test_with_preprocess_leaves_a_missing_part_missing():
+    data = in_memory(numbered_images(5))
+    loaders = Loaders(BatchLoader(data, AS_IT_IS), None, None).with_preprocess(Preprocess(9, 9))
+    assert (loaders.validation, loaders.test) == (None, None)
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_uncropped_yields_the_whole_resized_normalised_images_in_the_same_order(kind):
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=2)
+    loader = BatchLoader(kind(images), preprocess, batch_size=6, shuffle=True)
+    order = torch.tensor(numbers(shuffling(20)))
+    expected = preprocess.normalized(preprocess.resized(images))[order]
+    made = whole_pass(loader.uncropped())
+    torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
+    assert loader.preprocess == preprocess
+
+
 def test_to_changes_dtype_and_memory_format_of_the_batches():
     for part in dataset_loaders().to("cpu", torch.bfloat16, torch.channels_last):
         images, labels = next(iter(part))
@@ -328,7 +463,7 @@ def test_batches_in_bfloat16_are_those_in_float32_rounded_once(kind, kernels_are
         kernels.library()
     images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
     treatment = Preprocess(9, 7, mean=(0.5,) * 3, std=(0.25,) * 3)
-    loader = BatchLoader(kind(images), treatment, augmentation=HorizontalFlip(), shuffle=True)
+    loader = BatchLoader(kind(images), treatment, augmentation=(HorizontalFlip(),), shuffle=True)
     short = replace(loader, dtype=torch.bfloat16, memory_format=torch.channels_last)
     assert torch.equal(whole_pass(short), whole_pass(loader).bfloat16())
 
@@ -337,26 +472,155 @@ def test_an_image_mirrored_before_the_resize_is_the_resized_one_mirrored():
     images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
     treatment = Preprocess(resize=11, image_size=11)
     plain = BatchLoader(in_memory(images), treatment, shuffle=True)
-    mirrored = whole_pass(replace(plain, augmentation=HorizontalFlip(probability=1.0)))
+    mirrored = whole_pass(replace(plain, augmentation=(HorizontalFlip(probability=1.0),)))
     torch.testing.assert_close(mirrored, whole_pass(plain).flip(-1), rtol=0, atol=1e-6)
 
 
-def test_an_augmentation_that_does_not_commute_sees_resized_images():
+# What is applied to what
+
+
+def witness(where: str, seen: list):
+    """An augmentation that changes nothing and notes what it is given."""
+
     @dataclass(frozen=True)
     class Witness:
-        commutes_with_resize: ClassVar[bool] = False
+        on: ClassVar[str] = where
 
         def draw(self, count, generator):
-            return torch.zeros(count)
+            return torch.arange(count)
 
         def apply(self, images, draws):
-            assert images.shape[1:] == (3, 9, 9)
-            assert images.dtype == torch.float32
-            return torch.ones_like(images)
+            seen.append((where, tuple(images.shape), images.dtype, draws.tolist()))
+            return images
 
-    treatment = Preprocess(resize=9, image_size=5)
-    loader = BatchLoader(in_memory(numbered_images(20)), treatment, augmentation=Witness())
-    assert torch.equal(whole_pass(loader), torch.ones(20, 3, 5, 5))
+    return Witness()
+
+
+def test_pixels_are_images_as_they_are_held_and_input_is_what_the_network_gets():
+    seen = []
+    # That on the input comes last, wherever it stands.
+    both = (witness("input", seen), witness("pixels", seen))
+    treatment = Preprocess(resize=9, image_size=6, edge=1)
+    whole_pass(BatchLoader(in_memory(numbered_images(3)), treatment, augmentation=both))
+    assert seen == [
+        ("pixels", (3, 3, 4, 4), torch.uint8, [0, 1, 2]),
+        ("input", (3, 3, 6, 6), torch.float32, [0, 1, 2]),
+    ]
+
+
+def test_images_keep_their_own_draws_before_and_after_a_mixture():
+    seen = []
+    some = (witness("pixels", seen), Mixup(), witness("pixels", seen), witness("input", seen))
+    loader = BatchLoader(in_memory(numbered_images(5)), AS_IT_IS, augmentation=some, batch_size=3)
+    whole_pass(loader)
+    # A mixture is made of one image more than there are.
+    assert [draws for *_, draws in seen] == [
+        *([0, 1, 2, 3], [0, 1, 2], [0, 1, 2]),
+        *([3, 4, 0], [3, 4], [3, 4]),
+    ]
+
+
+def test_augmentations_are_applied_in_their_order():
+    noise, flip = ColorNoise(COMPONENTS), TrivialAugment()
+    passes = [whole_pass(augmenting(augmentation=some)) for some in ((noise, flip), (flip, noise))]
+    # Only the last one's values lie between those of bytes.
+    bytes_are = [
+        torch.allclose(values, values.round(), atol=1e-3)
+        for values in (255 * (0.25 * made + 0.5)[..., :6, :6] for made in passes)
+    ]
+    assert bytes_are == [True, False]
+
+
+def test_what_is_erased_is_0_in_the_networks_input():
+    loader = augmenting(augmentation=(RandomErasing(probability=1.0),))
+    plain, made = whole_pass(replace(loader, augmentation=())), whole_pass(loader)
+    gone = (made == 0) & (plain != 0)
+    assert gone.flatten(1).any(1).all()
+    assert torch.equal(made[~gone], plain[~gone])
+
+
+def test_color_noise_is_added_before_the_normalisation():
+    loader = augmenting(augmentation=(ColorNoise(COMPONENTS),))
+    plain = whole_pass(replace(loader, augmentation=()))
+    added = whole_pass(loader) - plain
+    colours = added[..., 0, 0]
+    torch.testing.assert_close(
+        added[..., :6, :6], colours[:, :, None, None].expand(-1, -1, 6, 6), rtol=0, atol=1e-5
+    )
+    # The edge stays 0.
+    assert not added[..., 6:, :].any()
+    # std 0.25 makes the noise four times as large.
+    assert 0.2 * 0.4 < colours.norm(dim=1).mean() < 0.6 * 0.4
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_a_random_crop_is_some_window_of_the_whole_image(kind):
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=1)
+    loader = BatchLoader(kind(images), preprocess, augmentation=(RandomCrop(),), batch_size=6)
+    found = set()
+    for made, whole in zip(whole_pass(loader), whole_pass(loader.uncropped()), strict=True):
+        windows = whole.unfold(1, 7, 1).unfold(2, 7, 1)  # (3, 5, 5, 7, 7)
+        apart = (windows - made[:, None, None, :7, :7]).abs().amax((0, 3, 4))
+        assert apart.min() < 1e-5
+        found.add(int(apart.argmin()))
+    assert len(found) > 5
+
+
+def test_a_random_crop_without_room_changes_nothing():
+    loader = flipping(augmentation=(RandomCrop(),))
+    plain = whole_pass(replace(loader, augmentation=()))
+    assert torch.equal(whole_pass(loader), plain)
+
+
+@any_mixture
+@settings(max_examples=10)
+@given(batch_size=st.integers(1, 12))
+def test_an_image_is_mixed_with_the_next_of_the_epoch_and_the_last_with_the_first(
+    mixture, batch_size
+):
+    # Each image is a class of its own, so that labels say what is mixed.
+    data = in_memory(numbered_images(10), classes=10)
+    loader = BatchLoader(
+        data, AS_IT_IS, batch_size=batch_size, shuffle=True, augmentation=(mixture,)
+    )
+    order = numbers(replace(loader, augmentation=()))
+    shares = all_labels(loader)
+    for mine, (own, following) in zip(shares, pairs(order), strict=True):
+        others = [place for place in range(10) if place not in {own, following}]
+        assert not mine[others].any()
+    assert len(shares) == 10
+
+
+def pairs(order: list[int]) -> list[tuple[int, int]]:
+    """Each image and the next one."""
+    return list(zip(order, [*order[1:], order[0]], strict=True))
+
+
+@any_mixture
+def test_mixed_labels_are_each_classs_share_of_the_pixels(mixture):
+    data = in_memory(numbered_images(10), classes=10)
+    loader = BatchLoader(data, AS_IT_IS, batch_size=4, shuffle=True, augmentation=(mixture,))
+    for images, labels in loader:
+        assert labels.dtype == torch.float32
+        assert labels.shape == (len(images), 10)
+        torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+        # All pixels of image i are i.
+        values = 255 * images.mean((1, 2, 3))
+        torch.testing.assert_close(values, labels @ torch.arange(10.0), rtol=0, atol=1e-4)
+
+
+def test_images_of_one_class_mixed_are_of_that_class():
+    loader = BatchLoader(in_memory(numbered_images(6), 1), AS_IT_IS, augmentation=(Mixup(),))
+    torch.testing.assert_close(all_labels(loader), torch.ones(6, 1))
+
+
+def test_a_set_of_one_image_is_mixed_with_itself():
+    images = torch.from_numpy(random_pixels(4, 4)).movedim(-1, 0)[None]
+    loader = BatchLoader(in_memory(images), AS_IT_IS, augmentation=(Mixup(),))
+    ((made, labels),) = loader
+    torch.testing.assert_close(made, images / 255)
+    assert labels.tolist() == [[1, 0]]
 
 
 def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatch):
@@ -504,14 +768,22 @@ def test_shapes_loaders_need_no_files():
         ({"train_images": 61}, "train_images is 61; expected 3 (one of each class) to 60"),
         ({"train_images": 2}, "train_images is 2; expected 3 (one of each class) to 60"),
         ({"train_images": 30.0}, "train_images is 30.0; expected 3 (one of each class) to 60"),
-        ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats or 'train'"),
-        ({"stats": None}, "stats is None; expected a ChannelStats or 'train'"),
+        ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats, 'train' or"),
+        ({"stats": None}, "stats is None; expected a ChannelStats, 'train' or"),
         (
             {"stats": ChannelStats((0.0,) * 3, (1.0, 0.0, 1.0), 1)},
             "stats has the standard deviations (1.0, 0.0, 1.0); expected all above 0",
         ),
         ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
-        ({"resize": 3}, "resize is 3; expected an integer of at least 4"),
+        ({"resize": 3}, "resize is 3; expected at least 4, what the network sees"),
+        (
+            {"augmentation": (RandomCrop(), RandomCrop())},
+            "augmentation has [RandomCrop(), RandomCrop()]; expected at most one RandomCrop",
+        ),
+        (
+            {"augmentation": (CutMix(), HorizontalFlip(), Mixup())},
+            "augmentation has [CutMix(alpha=1.0), Mixup(alpha=0.2)]; expected at most one Mixing",
+        ),
         ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected 'crop' or 'squash'"),
         ({"device": "gpu"}, "device is 'gpu'; expected a device of this machine"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; expected a device of this machine"),
@@ -527,3 +799,21 @@ def test_a_test_fraction_of_one_is_refused(tmp_path):
     root = write_class_folders(tmp_path)
     with pytest.raises(ValueError, match=r"test_fraction is 1; expected a share from 0 to below 1"):
         build_image_folder_loaders(root, test_fraction=1)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("augmentation", "name"),
+    [
+        (v2.RandomHorizontalFlip(), "RandomHorizontalFlip"),
+        ([HorizontalFlip(), v2.RandomCrop(4)], "RandomCrop"),
+        ("flip", "str"),
+        (0.5, "float"),
+        ([None], "NoneType"),
+        (RandomCrop, "type"),
+    ],
+)
+def test_what_is_no_augmentation_is_refused_and_named(augmentation, name):
+    text = f"augmentation has a {name}; expected HorizontalFlip(), RandomCrop() or another of"
+    with pytest.raises(TypeError, match=re.escape(text)):
+        dataset_loaders(augmentation=augmentation)

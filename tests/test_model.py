@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -358,6 +359,126 @@ def test_nothing_that_a_hook_holds_is_changed_in_place(small, training):
         assert torch.equal(tensor, as_it_was), name
 
 
+# torchvision's weights
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """torchvision's model with its random weights, in evaluation mode. Tests leave it alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torchvision.models.alexnet().eval()
+
+
+@pytest.fixture(scope="module")
+def weights_file(theirs, tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(theirs.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module", params=["module", "state dict", "file", "file's name", "enum"])
+def from_theirs(request, theirs, weights_file):
+    """The library's model of torchvision's weights, however these are named."""
+    known = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
+    weights = {
+        "module": theirs,
+        "state dict": theirs.state_dict(),
+        "file": weights_file,
+        "file's name": str(weights_file),
+        "enum": known,
+    }[request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        download = lambda self, *arguments, **options: theirs.state_dict()
+        patch.setattr(torchvision.models.WeightsEnum, "get_state_dict", download)
+        model = AlexNet.from_torchvision(weights).eval()
+    return model, known.meta["categories"] if weights is known else None
+
+
+def test_torchvisions_weights_give_torchvisions_outputs(from_theirs, theirs):
+    images = random_images(2, 224)
+    with torch.inference_mode():
+        assert torch.equal(from_theirs[0](images), theirs(images))
+
+
+def test_torchvisions_classes_are_known_where_its_enum_names_them(from_theirs):
+    model, classes = from_theirs
+    assert model.classes == (classes and tuple(classes))
+
+
+def test_the_preprocessing_is_that_of_torchvisions_weights(theirs):
+    model = AlexNet.from_torchvision(theirs)
+    transforms = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+    assert [model.preprocess.image_size] == transforms.crop_size
+    assert [model.preprocess.resize] == transforms.resize_size
+    assert list(model.preprocess.mean) == transforms.mean
+    assert list(model.preprocess.std) == transforms.std
+    assert (model.preprocess.scale, model.preprocess.edge) == (1.0, 0)
+
+
+def test_the_weights_are_copies_of_torchvisions(theirs):
+    state = theirs.state_dict()
+    model = AlexNet.from_torchvision(state)
+    before = state["features.0.weight"].clone()
+    nn.init.zeros_(model.features.conv1.weight)
+    assert torch.equal(state["features.0.weight"], before)
+
+
+@pytest.fixture(scope="module")
+def three_classes(theirs):
+    return AlexNet.from_torchvision(theirs, 3, seed=1)
+
+
+def test_for_other_classes_all_layers_but_the_last_are_torchvisions(three_classes, theirs):
+    assert three_classes.num_classes == 3
+    ours, known = three_classes.state_dict(), theirs.state_dict()
+    for name, weight in zip(list(ours)[:-2], list(known.values())[:-2], strict=True):
+        assert torch.equal(ours[name], weight), name
+
+
+def test_a_new_last_layer_starts_as_kaimings_does(three_classes):
+    expected = AlexNet(3, architecture="one_weird_trick", seed=1).classifier.fc8
+    assert torch.equal(three_classes.classifier.fc8.weight, expected.weight)
+    assert not three_classes.classifier.fc8.bias.any()
+
+
+def test_with_other_classes_no_classes_names_are_taken(theirs, monkeypatch):
+    download = lambda self, *arguments, **options: theirs.state_dict()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", download)
+    weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
+    assert AlexNet.from_torchvision(weights, 3).classes is None
+
+
+def test_size_and_dropout_of_a_model_of_torchvisions_weights_are_as_asked(theirs):
+    model = AlexNet.from_torchvision(theirs, image_size=300, dropout=0.25)
+    assert (model.image_size, model.dropout, model.classifier.drop6.p) == (300, 0.25, 0.25)
+    assert (model.preprocess.image_size, model.preprocess.resize) == (300, 300)
+
+
+# Freezing
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_frozen_layers_do_not_learn_and_the_others_do():
+    model = AlexNet(5, architecture=TINY)
+    everything = learning(model)
+    model.freeze("conv1", "fc3")
+    frozen = {"features.conv1.weight", "features.conv1.bias"}
+    frozen |= {"classifier.fc3.weight", "classifier.fc3.bias"}
+    assert learning(model) == everything - frozen
+
+
+def test_freezing_nothing_or_a_layer_without_weights_changes_nothing():
+    model = AlexNet(5, architecture=TINY)
+    everything = learning(model)
+    model.freeze()
+    model.freeze("pool1")
+    assert learning(model) == everything
+
+
 # torch's tools
 
 # Tracing passes stand-ins for tensors, which the run with type checks would refuse.
@@ -612,3 +733,101 @@ def test_a_wrong_argument_is_named_with_what_is_expected(arguments, message):
     with pytest.raises(ValueError, match=next(reversed(arguments))) as caught:
         AlexNet(**arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["conv9", "features.conv1", "classifier", ""])
+def test_a_layer_that_does_not_exist_cannot_be_frozen(name):
+    model = AlexNet(5, architecture=TINY)
+    expected = re.escape(f"layers has {[name]}; expected names among conv1, pool1, flatten")
+    with pytest.raises(ValueError, match=expected):
+        model.freeze("conv1", name)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.bad_input
+def test_a_file_of_weights_that_is_missing_is_named_with_where_to_get_it(tmp_path):
+    file = tmp_path / "alexnet.pth"
+    with pytest.raises(FileNotFoundError) as caught:
+        AlexNet.from_torchvision(file)
+    assert str(file) in str(caught.value)
+    url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
+    assert url in str(caught.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken"])
+def test_a_damaged_file_of_weights_is_named(content, tmp_path):
+    file = tmp_path / "alexnet.pth"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{str(file)!r}, which torch cannot read")):
+        AlexNet.from_torchvision(file)
+
+
+@pytest.mark.bad_input
+def test_a_cut_file_of_weights_is_named(weights_file, tmp_path):
+    file = tmp_path / "alexnet.pth"
+    file.write_bytes(weights_file.read_bytes()[:1_000_000])
+    with pytest.raises(ValueError, match=re.escape(f"{str(file)!r}, which torch cannot read")):
+        AlexNet.from_torchvision(file)
+
+
+def of_resnet(state):
+    return torchvision.models.resnet18().state_dict()
+
+
+def without_a_bias(state):
+    return {name: tensor for name, tensor in state.items() if name != "features.3.bias"}
+
+
+def of_another_shape(state):
+    return {**state, "classifier.1.weight": torch.zeros(4096, 9215)}
+
+
+def with_one_more(state):
+    return {**state, "extra": torch.zeros(1)}
+
+
+def with_a_word(state):
+    return {**state, "features.0.weight": "conv1"}
+
+
+def of_this_library(state):
+    return AlexNet(10, architecture="one_weird_trick").state_dict()
+
+
+def inside_a_checkpoint(state):
+    return {"state_dict": state, "epoch": 3}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (of_resnet, "features.0.weight has shape None"),
+        (without_a_bias, "features.3.bias has shape None"),
+        (of_another_shape, "classifier.1.weight has shape (4096, 9215), expected (4096, 9216)"),
+        (with_one_more, "it has 17 tensors, expected 16"),
+        (with_a_word, "features.0.weight"),
+        (of_this_library, "features.0.weight has shape None"),
+        (inside_a_checkpoint, "features.0.weight has shape None"),
+    ],
+)
+def test_a_state_dict_that_is_not_torchvisions_is_told_why(spoil, what, theirs):
+    message = re.escape("weights is no state dict of torchvision's AlexNet: " + what)
+    with pytest.raises(ValueError, match=message):
+        AlexNet.from_torchvision(spoil(theirs.state_dict()))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("weights", [3, None, ["features.0.weight"]], ids=str)
+def test_weights_that_are_no_mapping_are_refused(weights):
+    with pytest.raises(TypeError, match=r"^weights is a .*; expected a file, a state dict"):
+        AlexNet.from_torchvision(weights)
+
+
+@pytest.mark.bad_input
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "alexnet.pth")
+    with pytest.raises(TypeError, match=r"^weights is a .*; expected a file, a state dict"):
+        AlexNet.from_torchvision(tmp_path / "alexnet.pth")

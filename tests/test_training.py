@@ -5,18 +5,18 @@ import re
 from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import write_class_folders
-from tiny import TINY, TINY_OVERRIDES, use_tiny
+from tiny import SMALL, TINY, TINY_OVERRIDES, use_tiny
 
 from alexnet_lib import AlexNet, Preprocess, engine, evaluate, kernels, load_checkpoint, training
 from alexnet_lib.datasets import ImageTensors
 from alexnet_lib.loaders import BatchLoader, Loaders
-from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
+from alexnet_lib.recipes import RECIPES, Recipe, RunOptions, stored_recipe
 from alexnet_lib.training import Run, fit
 
 QUIET = RunOptions(device="cpu", precision="float32", progress=False)
@@ -28,7 +28,7 @@ def _tiny(monkeypatch):
 
 
 def tiny_recipe(**changes) -> Recipe:
-    return RECIPES["plain"].overridden({**TINY_OVERRIDES, **changes})
+    return Recipe("tiny run", **{**TINY_OVERRIDES, **changes})
 
 
 def quick_fit(data="shapes", **arguments) -> Run:
@@ -61,7 +61,7 @@ def with_accuracies(monkeypatch: pytest.MonkeyPatch, *accuracies: float) -> list
     """Makes the evaluations report these; the list fills with the loaders evaluated on."""
     seen, left = [], iter(accuracies)
 
-    def evaluate_as_told(model, loader, options):
+    def evaluate_as_told(model, loader, options, *, views=1):
         seen.append(loader)
         metrics = evaluate(model, loader, progress=False)
         return replace(metrics, accuracy=next(left))
@@ -317,6 +317,140 @@ def test_without_test_images_the_test_is_none(tmp_path):
     assert read_json((tmp_path / "result.json").read_text())["test"] is None
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_trains(recipe):
+    run = quick_fit(recipe=recipe.overridden(SMALL), epochs=1)
+    assert run.test.images == 20
+    assert run.history[0].train.loss > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_run_is_repeated_from_its_stored_recipe(recipe, tmp_path):
+    more = {"erasing": 0.5, "random_crop": True, "ema_decay": 0.5, "freeze": ("conv1",)}
+    first = quick_fit(recipe=recipe.overridden({**SMALL, **more}), seed=3, out=tmp_path)
+    stored, stored_seed = stored_recipe(tmp_path / "recipe.json")
+    again = fit("shapes", recipe=stored, seed=stored_seed, options=QUIET)
+    assert torch.equal(weights_of(first.model), weights_of(again.model))
+    for one, other in zip(first.history, again.history, strict=True):
+        assert one.train.loss == other.train.loss
+    assert first.test.loss == again.test.loss
+
+
+def train_by_hand(recipe: Recipe, seed: int, after_step) -> AlexNet:
+    """What ``fit`` does, without dropout and without validation."""
+    loaders = recipe.build_loaders("shapes", seed)
+    model = recipe.build_model(loaders.classes, seed)
+    optimizer = recipe.build_optimizer(model)
+    schedule = recipe.build_schedule(optimizer, recipe.epochs * len(loaders.train))
+    for epoch in range(recipe.epochs):
+        loaders.train.set_epoch(epoch)
+        for _ in engine.train_steps(
+            model,
+            loaders.train,
+            optimizer,
+            criterion=recipe.criterion,
+            batch_scheduler=schedule,
+            max_grad_norm=recipe.max_grad_norm,
+        ):
+            after_step(model)
+    return model
+
+
+BY_HAND = MappingProxyType({"dropout": 0.0, "validation_fraction": 0.0, "epochs": 2})
+
+
+def test_the_weights_are_those_of_training_by_hand():
+    recipe = tiny_recipe(**BY_HAND)
+    expected = weights_of(train_by_hand(recipe, 0, lambda model: None))
+    torch.testing.assert_close(weights_of(quick_fit(recipe=recipe).model), expected)
+
+
+def test_ema_decay_keeps_the_moving_average_of_the_weights(tmp_path):
+    recipe = tiny_recipe(**BY_HAND, ema_decay=0.75)
+    average = None
+
+    def after_step(model):
+        nonlocal average
+        now = weights_of(model)
+        average = now if average is None else 0.75 * average + 0.25 * now
+
+    last = weights_of(train_by_hand(recipe, 0, after_step))
+    run = quick_fit(recipe=recipe, out=tmp_path)
+    stored = load_checkpoint(tmp_path / "last.safetensors")
+    torch.testing.assert_close(weights_of(run.model), average)
+    assert torch.equal(weights_of(stored), weights_of(run.model))
+    assert (average - last).abs().max() > 1e-3
+
+
+def test_the_moving_average_is_what_validation_and_test_are_about(monkeypatch):
+    seen, real = [], training._evaluate
+
+    def witness(model, loader, options, *, views=1):
+        seen.append(weights_of(model))
+        return real(model, loader, options, views=views)
+
+    monkeypatch.setattr(training, "_evaluate", witness)
+    run = quick_fit(overrides={"ema_decay": 0.75}, epochs=1)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], weights_of(run.model))
+
+
+@pytest.mark.parametrize("views", [1, 2, 10])
+def test_only_the_test_images_are_seen_in_several_views(views, monkeypatch):
+    seen = []
+
+    def witness(model, loader, **options):
+        seen.append((len(loader.dataset), options["views"]))
+        return evaluate(model, loader, **options)
+
+    monkeypatch.setattr(training, "evaluate", witness)
+    loaders = build_loaders(resize_ratio=1.5)
+    run = quick_fit(loaders, overrides={"views": views, "resize_ratio": 1.5})
+    assert seen == [(6, 1), (6, 1), (20, views)]
+    assert run.test.loss == evaluate(run.model, loaders.test, views=views, progress=False).loss
+
+
+def plateau_rates(monkeypatch, *accuracies: float, **changes) -> list[float]:
+    recipe = {"schedule": "plateau", "warmup_fraction": 0.0, "plateau_patience": 2, **changes}
+    with_accuracies(monkeypatch, *accuracies, 0.0)
+    run = quick_fit(overrides={**recipe, "learning_rate": 0.01}, epochs=len(accuracies))
+    return [record.learning_rate for record in run.history]
+
+
+def test_a_plateau_of_the_validation_accuracy_divides_the_rate_by_ten(monkeypatch):
+    rates = plateau_rates(monkeypatch, 0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.3)
+    assert rates == pytest.approx([0.01] * 3 + [0.001] * 3 + [0.0001])
+
+
+def test_the_rate_stays_while_the_validation_accuracy_rises(monkeypatch):
+    rates = plateau_rates(monkeypatch, 0.1, 0.2, 0.15, 0.3, 0.4)
+    assert rates == pytest.approx([0.01] * 5)
+
+
+def test_other_schedules_do_not_look_at_the_validation_accuracy(monkeypatch):
+    rates = plateau_rates(monkeypatch, 0.5, 0.4, 0.3, 0.2, 0.1, schedule="constant")
+    assert rates == pytest.approx([0.01] * 5)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_frozen_layers_keep_their_weights(ema_decay):
+    recipe = tiny_recipe(freeze=("conv1",), ema_decay=ema_decay)
+    run = quick_fit(recipe=recipe)
+    start = recipe.build_model(run.model.classes, seed=0)
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, start.state_dict()[name]) == name.startswith("features.conv1.")
+
+
+@pytest.mark.parametrize("field", ["mixup", "cutmix"])
+def test_mixed_images_lower_the_loss_on_unmixed_ones(field):
+    overrides = {field: 1.0, "dropout": 0.0, "flip": False, "label_smoothing": 0.0}
+    run = quick_fit(overrides=overrides, epochs=12)
+    start = tiny_recipe().build_model(run.model.classes, seed=0)
+    unmixed = replace(build_loaders(flip=False).train, augmentation=())
+    before, after = (evaluate(m, unmixed, progress=False).loss for m in (start, run.model))
+    assert after < before - 0.1
+
+
 # What a run says.
 
 
@@ -373,7 +507,7 @@ def test_the_time_to_go_does_not_depend_on_the_length_of_an_epoch(steps, monkeyp
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
-        ({"recipe": "modern"}, "recipe is 'modern'; expected a Recipe or one of 'plain'"),
+        ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'tutorial'"),
         ({"recipe": {"epochs": 1}}, "recipe is {'epochs': 1}; expected a Recipe or one of"),
         ({"overrides": {"epoch": 1}}, "overrides has ['epoch']; expected names among"),
         ({"seed": -1}, "seed is -1; expected an integer from 0"),
@@ -418,7 +552,7 @@ def test_a_model_that_is_no_alexnet_is_refused():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("field", "value"), [("image_size", 20), ("batch_size", 8), ("augmentation", "none")]
+    ("field", "value"), [("image_size", 20), ("batch_size", 8), ("flip", False), ("cutmix", 1.0)]
 )
 def test_loaders_that_contradict_the_recipe_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"^data has {field} {value!r}, but the recipe has"):
@@ -514,8 +648,8 @@ def test_weights_that_the_last_step_spoiled_are_not_written(tmp_path, monkeypatc
 def test_an_evaluation_whose_loss_is_not_finite_is_named(part, message, monkeypatch):
     real = training._evaluate
 
-    def spoiled(model, loader, options):
-        metrics = real(model, loader, options)
+    def spoiled(model, loader, options, *, views=1):
+        metrics = real(model, loader, options, views=views)
         return replace(metrics, loss=float("nan")) if metrics.images == part else metrics
 
     monkeypatch.setattr(training, "_evaluate", spoiled)

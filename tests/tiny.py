@@ -23,6 +23,11 @@ TINY = Architecture(
 # What a recipe changes to train it.
 TINY_OVERRIDES = MappingProxyType({"architecture": "tiny", "batch_size": 16, "learning_rate": 0.1})
 
+# What makes any of the recipes one for it, whatever network it is about.
+SMALL = MappingProxyType(
+    {"architecture": "tiny", "image_size": 20, "weights": None, "freeze": (), "batch_size": 16}
+)
+
 
 def use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``TINY`` known by its name, and the shapes 60 images for training and 20 for tests."""

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         CIFAR10_STATS_PER_IMAGE,
         ChannelStats,
         compute_channel_stats,
+        compute_color_components,
     )
     from alexnet_lib.checkpoints import load_checkpoint, save_checkpoint
+    from alexnet_lib.diagnosis import Diagnosis, diagnose
     from alexnet_lib.engine import (
         EpochMetrics,
         EvalMetrics,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from alexnet_lib.normalization import LocalResponseNorm
     from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
     from alexnet_lib.training import Run, fit
-    from alexnet_lib.transforms import Preprocess
+    from alexnet_lib.transforms import ColorComponents, Preprocess
 
 __version__ = "0.1.0"
 
@@ -52,8 +54,12 @@ _NAMES_BY_MODULE = {
         "ARCHITECTURES Architecture Summary conv_output_size feature_map_shapes "
         "solve_stride_padding summary"
     ),
-    "channel_stats": "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE ChannelStats compute_channel_stats",
+    "channel_stats": (
+        "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE ChannelStats compute_channel_stats "
+        "compute_color_components"
+    ),
     "checkpoints": "load_checkpoint save_checkpoint",
+    "diagnosis": "Diagnosis diagnose",
     "engine": "EpochMetrics EvalMetrics default_device evaluate train_one_epoch",
     "inference": "Prediction predict",
     "loaders": (
@@ -65,7 +71,7 @@ _NAMES_BY_MODULE = {
     "normalization": "LocalResponseNorm",
     "recipes": "RECIPES Recipe RunOptions",
     "training": "Run fit",
-    "transforms": "Preprocess",
+    "transforms": "ColorComponents Preprocess",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 

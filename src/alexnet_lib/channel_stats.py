@@ -1,4 +1,4 @@
-"""The mean and standard deviation of each colour channel over a set of images."""
+"""Over a set of images: each channel's mean and standard deviation, and the colours' components."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from alexnet_lib.transforms import image_to_tensor
+from alexnet_lib.transforms import ColorComponents, image_to_tensor
 
 # Images of a tensor or an array are summed this many at a time, to bound the float64 copies.
 _BLOCK = 256
@@ -46,6 +46,11 @@ CIFAR10_STATS_PER_IMAGE = ChannelStats(
     mean=CIFAR10_STATS.mean, std=(0.2023, 0.1994, 0.2010), count=50_000
 )
 """CIFAR-10's training set, mean of the images' own standard deviations (to four digits)."""
+
+IMAGENET_STATS = ChannelStats(
+    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), count=1_281_167
+)
+"""ImageNet's, that torchvision's weights were trained with."""
 
 
 def compute_channel_stats(
@@ -89,11 +94,62 @@ def compute_channel_stats(
     """
     if std not in {"pixel", "per_image"}:
         raise ValueError(f"std is {std!r}; expected 'pixel' or 'per_image'")
+    moments = _moments(images, per_image=std == "per_image", progress=progress)
+    result = moments.image_deviations if std == "per_image" else moments.covariance.diag().sqrt()
+    return ChannelStats(_triple(moments.mean), _triple(result), moments.count)
+
+
+def compute_color_components(
+    images: np.ndarray | Tensor | Dataset[Any] | DataLoader[Any], *, progress: bool = True
+) -> ColorComponents:
+    """The principal components of all pixels' colours, for ``ColorNoise`` (paper, section 4.1).
+
+    Args:
+        images: as ``compute_channel_stats``'s.
+        progress: as ``compute_channel_stats``'s.
+
+    Returns:
+        The components, for values from 0 to 1; of the two opposite unit vectors, the one whose
+        largest part is positive.
+
+    Raises:
+        ValueError: as ``compute_channel_stats``.
+        TypeError: ``images`` is of another kind.
+
+    Example:
+        >>> import numpy as np
+        >>> from alexnet_lib import compute_color_components
+        >>> images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+        >>> images[1, ..., 1] = 255
+        >>> components = compute_color_components(images)
+        >>> components.std[0], [round(x, 4) for x in components.directions[0]]
+        (0.5, [0.0, 1.0, 0.0])
+    """
+    moments = _moments(images, per_image=False, progress=progress)
+    eigenvalues, columns = torch.linalg.eigh(moments.covariance)
+    directions = columns.T.flip(0)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * largest.sign()
+    # Rounding can leave the eigenvalue of a flat direction a little below 0.
+    std = eigenvalues.flip(0).clamp(min=0).sqrt()
+    first, second, third = map(_triple, directions)
+    return ColorComponents(_triple(std), (first, second, third), moments.count)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    mean: Tensor
+    covariance: Tensor  # divisor n
+    image_deviations: Tensor  # mean of the images' own standard deviations
+    count: int
+
+
+def _moments(images: Any, *, per_image: bool, progress: bool) -> _Moments:
     count = 0
     pixels = 0
     mean = torch.zeros(3, dtype=torch.float64)
-    squares = torch.zeros(3, dtype=torch.float64)  # of the deviations from the mean
-    deviations = torch.zeros(3, dtype=torch.float64)  # sum of the images' own
+    products = torch.zeros(3, 3, dtype=torch.float64)  # of two channels' deviations from the mean
+    deviations = torch.zeros(3, dtype=torch.float64)
     for block in _blocks(images, progress=progress):
         # float64 on the CPU: Apple's MPS has none.
         values = block.cpu().to(torch.float64).flatten(2)
@@ -101,28 +157,33 @@ def compute_channel_stats(
             values /= 255
         size = values.shape[2]
         image_means = values.mean(2)
-        image_squares = (values - image_means[:, :, None]).square().sum(2)
-        if std == "per_image":
+        values = values - image_means[:, :, None]
+        image_products = values @ values.mT
+        if per_image:
             if size < 2:
                 raise ValueError("images have one pixel each, which has no standard deviation")
-            deviations += (image_squares / (size - 1)).sqrt().sum(0)
+            variances = image_products.diagonal(dim1=1, dim2=2) / (size - 1)
+            deviations += variances.sqrt().sum(0)
         # Chan, Golub, LeVeque 1983: two sets' deviations are merged without subtracting large
         # sums, so nothing is lost however many images there are.
         block_pixels = size * len(values)
         block_mean = image_means.mean(0)
-        block_squares = image_squares.sum(0) + size * (image_means - block_mean).square().sum(0)
+        apart = image_means - block_mean
         total = pixels + block_pixels
         delta = block_mean - mean
         mean += delta * (block_pixels / total)
-        squares += block_squares + delta.square() * (pixels * block_pixels / total)
+        products += image_products.sum(0) + size * (apart.T @ apart)
+        products += torch.outer(delta, delta) * (pixels * block_pixels / total)
         pixels = total
         count += len(values)
     if not count:
         raise ValueError("images is empty; expected at least one image")
-    result = deviations / count if std == "per_image" else (squares / pixels).sqrt()
-    red, green, blue = mean.tolist()
-    red_std, green_std, blue_std = result.tolist()
-    return ChannelStats((red, green, blue), (red_std, green_std, blue_std), count)
+    return _Moments(mean, products / pixels, deviations / count, count)
+
+
+def _triple(values: Tensor) -> tuple[float, float, float]:
+    red, green, blue = values.tolist()
+    return red, green, blue
 
 
 def _blocks(images: Any, *, progress: bool) -> Iterator[Tensor]:

@@ -40,13 +40,30 @@ KeepMemory = Annotated[
         help="On Linux, keep freed memory for the next step instead of giving it back each time."
     ),
 ]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        help="'modern', 'paper', 'tutorial' or 'finetune'; or a run's folder or its recipe.json, "
+        "whose recipe and seed are taken."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field of the recipe, for example learning_rate=0.02; can be repeated "
+        "[default: none].",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=1)]
 
 
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
-    recipe: Annotated[str, typer.Option(help="Name of the recipe: 'plain'.")] = "plain",
+    recipe: RecipeName = "modern",
+    set_: Overrides = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training images [default: the recipe's].")
     ] = None,
@@ -72,7 +89,10 @@ def train(
         str | None,
         typer.Option(help="'paper', 'single_tower' or 'one_weird_trick' [default: the recipe's]."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Annotated[
@@ -86,25 +106,61 @@ def train(
     from alexnet_lib.training import fit
 
     _set_up_memory(keep_memory)
-    overrides: dict[str, Any] = {
+    named: dict[str, Any] = {
+        "epochs": epochs,
         "train_images": train_images,
         "image_size": image_size,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "architecture": architecture,
     }
+    given = {name: value for name, value in named.items() if value is not None}
+    chosen, stored_seed = _recipe(recipe)
     run = fit(
         data,
-        recipe=recipe,
-        overrides={name: value for name, value in overrides.items() if value is not None},
-        epochs=epochs,
-        seed=seed,
+        recipe=chosen,
+        overrides=_overrides(set_) | given,
+        seed=stored_seed if seed is None else seed,
         out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
         options=RunOptions(
             device=device, precision=precision, compile=compile, num_workers=num_workers
         ),
     )
     _report(run, data)
+
+
+@app.command()
+def doctor(
+    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    recipe: RecipeName = "modern",
+    set_: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of the try at one batch.", min=1)] = 40,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    num_workers: Workers = 0,
+    keep_memory: KeepMemory = True,
+) -> None:
+    """Say why a recipe does not learn: scale of signals and steps, dead units, one batch tried."""
+    from alexnet_lib.diagnosis import diagnose
+    from alexnet_lib.recipes import RunOptions
+
+    _set_up_memory(keep_memory)
+    chosen, stored_seed = _recipe(recipe)
+    options = RunOptions(device=device, precision=precision, num_workers=num_workers)
+    print(
+        diagnose(
+            data,
+            recipe=chosen,
+            overrides=_overrides(set_),
+            steps=steps,
+            seed=stored_seed if seed is None else seed,
+            options=options,
+        )
+    )
 
 
 @app.command()
@@ -124,7 +180,7 @@ def demo(
 
     _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
-    recipe = RECIPES["plain"].overridden(DEMO_OVERRIDES)
+    recipe = RECIPES["modern"].overridden(DEMO_OVERRIDES)
     earlier = out / "recipe.json"
     if earlier.is_file():
         try:
@@ -136,6 +192,36 @@ def demo(
                 (out / name).unlink(missing_ok=True)
     run = fit("shapes", recipe=recipe, out=out, options=RunOptions(device=device))
     _report(run, "the built-in synthetic shapes")
+
+
+def _recipe(name: str) -> tuple[Any, int]:
+    """The recipe of this name with seed 0, or a run's with its own."""
+    from alexnet_lib.recipes import resolve_recipe, stored_recipe
+
+    path = Path(name)
+    if path.suffix == ".json" or path.is_dir():
+        return stored_recipe(path)
+    return resolve_recipe(name), 0
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    """``FIELD=VALUE`` by field: a number, True, False, None, a list with commas, or a word."""
+    import ast
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set is {setting!r}; expected FIELD=VALUE")
+        if field == "freeze":
+            overrides[field] = tuple(filter(None, value.split(",")))
+            continue
+        word = {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
+        try:
+            overrides[field] = ast.literal_eval(word)
+        except (ValueError, SyntaxError):
+            overrides[field] = value
+    return overrides
 
 
 def _set_up_memory(keep: bool) -> None:
@@ -158,6 +244,13 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP)],
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
     batch_size: BatchSize = 128,
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Of each image, whose outputs are averaged: 1; 2, with the mirror image; or 10, "
+            "corners and centre, each also mirrored."
+        ),
+    ] = 1,
     device: Device = "auto",
     precision: Precision = "auto",
     num_workers: Workers = 0,
@@ -188,7 +281,12 @@ def evaluate(
         )
     loader = BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers)
     metrics = engine.evaluate(
-        model, loader, device=device, precision=precision, progress=sys.stderr.isatty()
+        model,
+        loader,
+        device=device,
+        precision=precision,
+        views=views,
+        progress=sys.stderr.isatty(),
     )
     print(metrics)
     width = max(map(len, metrics.classes))

@@ -333,20 +333,21 @@ def open_datasets(
     """
     if data == "shapes":
         train, test = shapes()
-    elif data == "cifar10":
-        train, test = cifar10("data")
-    elif is_cifar10_folder(data):
-        train, test = cifar10(data, download=False)
+    elif is_cifar10(data):
+        named = data == "cifar10"
+        train, test = cifar10("data" if named else data, download=named)
     else:
         return image_folder(data)
     return train, None, test
 
 
-def is_cifar10_folder(root: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds CIFAR-10's files, or their archive, rather than images."""
+def is_cifar10(data: str | os.PathLike[str]) -> bool:
+    """Whether data are CIFAR-10: by its name, or a folder with its files or their archive."""
     from torchvision.datasets import CIFAR10
 
-    folder = Path(root)
+    if data == "cifar10":
+        return True
+    folder = Path(data)
     batches, archive = str(CIFAR10.base_folder), str(CIFAR10.filename)
     return folder.name == batches or (folder / batches).is_dir() or (folder / archive).is_file()
 

@@ -346,7 +346,7 @@ def train_steps(
         optimizer.zero_grad(set_to_none=True)
         with _arithmetic(chosen, where):
             logits = model(images)
-            _check_labels(labels, logits)
+            _check_labels(labels, logits, shares=True)
             loss = criterion(logits, labels)
         loss.backward()
         if max_grad_norm is not None:
@@ -354,7 +354,8 @@ def train_steps(
         optimizer.step()
         if batch_scheduler is not None:
             batch_scheduler.step()
-        totals.add(loss, logits.detach().argmax(1) == labels, len(labels))
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        totals.add(loss, logits.detach().argmax(1) == classes, len(labels))
         yield totals
 
 
@@ -370,7 +371,16 @@ def _batches(
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
+def _check_labels(labels: Tensor, logits: Tensor, *, shares: bool) -> None:
+    if labels.ndim == 2 and shares:
+        if labels.shape != logits.shape or not labels.is_floating_point():
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 "
+                f"(batch,), or the classes' shares, floating {tuple(logits.shape)}"
+            )
+        return
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected int64 (batch,)")
     # On a GPU looking would mean waiting; the library's own loaders have checked already.
     if labels.device.type == "cpu" and len(labels):
         low, high = (int(value) for value in torch.aminmax(labels))
@@ -402,11 +412,15 @@ def evaluate(
     device: torch.device | str | None = None,
     precision: str = "float32",
     topk: Sequence[int] = (1, 5),
+    views: int = 1,
     progress: bool = True,
 ) -> EvalMetrics:
     """Loss, accuracies and confusion of a model over all images of a loader.
 
     The model is evaluated in evaluation mode, and left in the mode it came in.
+
+    With several views, an image's class is read from the mean of their softmax outputs, as in the
+    paper (section 4.1), and so is the loss.
 
     Args:
         model: any module that maps images to logits ``(batch, classes)``.
@@ -416,13 +430,17 @@ def evaluate(
         precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``.
         topk: the k of the top-k accuracies, each at least 1; one above the number of classes is
             dropped.
+        views: 1; 2, each image and its mirror image; or 10, the four corners and the centre, each
+            also mirrored, for which one of the library's loaders is needed whose ``resize`` is
+            larger than its image size.
         progress: show a bar; where there is no terminal, one line at the end.
 
     Returns:
         The metrics, as plain numbers and arrays.
 
     Raises:
-        ValueError: the loader is empty; a label is no class of the model's; a k below 1.
+        ValueError: the loader is empty; a label is no class of the model's; a k below 1; another
+            number of views, or one that the loader has no room for.
 
     Example:
         >>> from alexnet_lib import AlexNet, build_shapes_loaders, evaluate
@@ -436,6 +454,7 @@ def evaluate(
     where = _device_of(model, device)
     chosen = resolve_precision(precision, where)
     criterion = F.cross_entropy if criterion is None else criterion
+    batches, views_of = _views(loader, views)
     totals = Totals(where)
     confusion = ranks = None
     with (
@@ -447,10 +466,14 @@ def evaluate(
             leave=False,
         ) as bar,
     ):
-        for images, labels in _batches(loader, where):
+        for images, labels in _batches(batches, where):
             with _arithmetic(chosen, where):
-                logits = model(images)
-                _check_labels(labels, logits)
+                outputs = [model(view) for view in views_of(images)]
+                logits = outputs[0]
+                if len(outputs) > 1:
+                    shares = torch.stack([each.float().softmax(1) for each in outputs])
+                    logits = shares.mean(0).clamp(min=torch.finfo(torch.float32).tiny).log()
+                _check_labels(labels, logits, shares=False)
                 loss = criterion(logits, labels)
             num_classes = logits.shape[1]
             if confusion is None or ranks is None:
@@ -485,6 +508,20 @@ def evaluate(
     if progress and bar.disable:
         print(f"evaluating: {metrics}", file=sys.stderr)
     return metrics
+
+
+def _views(loader: Any, number: int) -> tuple[Any, Callable[[Tensor], Iterable[Tensor]]]:
+    """What yields the batches, and what makes the views of one."""
+    if number == 1:
+        return loader, lambda images: [images]
+    if hasattr(loader, "uncropped"):
+        return loader.uncropped(), lambda images: loader.preprocess.views(images, number)
+    if number == 2:
+        return loader, lambda images: [images, images.flip(-1)]
+    raise ValueError(
+        f"views is {number!r}, but loader is a {type(loader).__name__}; expected 1 or 2, or for 10 "
+        "views a loader of the library (build_dataset_loaders makes them of any data set)"
+    )
 
 
 @contextmanager

@@ -210,13 +210,15 @@ void lrn(lrn_arguments *a)
 /* ---- Enlarging and normalising images. What it computes: transforms.py, Preprocess. ----
 
    Bilinear, with the centres of the corner pixels half a pixel inside (torch's align_corners=False).
-   Each source row is normalised and stretched once; an output row is a mean of two of these. */
+   Each source row is normalised and stretched once; an output row is a mean of two of these. Of the
+   enlarged image only a window is computed, and it is written to the upper left of the output. */
 
 typedef struct {
-    const uint8_t *images; /* (count, 3, height, width) */
-    void *out;             /* (count, 3, size, size) in its memory format */
-    int64_t count, height, width, resize, size, channels_last, dtype;
-    float scale, mean[3], std[3]; /* out = (scale * value / 255 - mean) / std */
+    const void *images;     /* (count, 3, height, width): uint8 from 0 to 255, or float from 0 to 1 */
+    const int32_t *corners; /* (count, 2): row and column of each window's upper left corner */
+    void *out;              /* (count, 3, size, size) in its memory format */
+    int64_t count, height, width, resize, window, size, floating, channels_last, dtype;
+    float scale, mean[3], std[3]; /* out = (scale * value - mean) / std, values from 0 to 1 */
     int64_t next_image, out_of_memory;
 } enlarge_arguments;
 
@@ -239,45 +241,53 @@ INLINE void mix_rows(const float *restrict low, const float *restrict high, void
 
 void enlarge(enlarge_arguments *a)
 {
-    int64_t size = a->size, row = 3 * size, offset = (a->resize - size) / 2;
+    /* channels_last: a row of all channels; contiguous: a row of each channel. */
+    int64_t parts = a->channels_last ? 1 : 3, step = 3 / parts;
+    int64_t whole = step * a->resize, length = step * a->window, row = parts * length;
     int64_t plane = a->height * a->width;
-    float *values = malloc((size_t)(3 * plane + row + a->height * row) * sizeof *values);
-    int32_t *low = malloc((size_t)(2 * row) * sizeof *low), *high = low + row;
+    float *values = malloc((size_t)(3 * plane + parts * whole + a->height * row) * sizeof *values);
+    int32_t *low = malloc((size_t)(2 * parts * whole) * sizeof *low), *high = low + parts * whole;
     if (values == NULL || low == NULL) {
         a->out_of_memory = 1;
         free(values);
         free(low);
         return;
     }
-    float *weight = values + 3 * plane, *stretched = weight + row;
-    for (int64_t x = 0; x < size; x++)
+    float *weight = values + 3 * plane, *stretched = weight + parts * whole;
+    for (int64_t x = 0; x < a->resize; x++)
         for (int64_t channel = 0; channel < 3; channel++) {
-            int64_t left, right, i = a->channels_last ? 3 * x + channel : channel * size + x;
-            weight[i] = source_position(x + offset, a->resize, a->width, &left, &right);
+            int64_t left, right, i = a->channels_last ? 3 * x + channel : channel * whole + x;
+            weight[i] = source_position(x, a->resize, a->width, &left, &right);
             low[i] = (int32_t)(channel * plane + left);
             high[i] = (int32_t)(channel * plane + right);
         }
     int64_t image;
     while ((image = __atomic_fetch_add(&a->next_image, 1, __ATOMIC_RELAXED)) < a->count) {
-        const uint8_t *pixels = a->images + image * 3 * plane;
+        int64_t top = a->corners[2 * image], left = a->corners[2 * image + 1];
+        const uint8_t *bytes = (const uint8_t *)a->images + image * 3 * plane;
+        const float *floats = (const float *)a->images + image * 3 * plane;
         for (int64_t channel = 0; channel < 3; channel++)
-            for (int64_t i = channel * plane; i < (channel + 1) * plane; i++)
-                values[i] = (pixels[i] / 255.0f * a->scale - a->mean[channel]) / a->std[channel];
-        for (int64_t y = 0; y < a->height; y++) {
-            const float *from = values + y * a->width;
-            float *to = stretched + y * row;
-            for (int64_t i = 0; i < row; i++)
-                to[i] = from[low[i]] + weight[i] * (from[high[i]] - from[low[i]]);
-        }
-        for (int64_t y = 0; y < size; y++) {
+            for (int64_t i = channel * plane; i < (channel + 1) * plane; i++) {
+                float value = a->floating ? floats[i] : bytes[i] / 255.0f;
+                values[i] = (value * a->scale - a->mean[channel]) / a->std[channel];
+            }
+        for (int64_t y = 0; y < a->height; y++)
+            for (int64_t part = 0; part < parts; part++) {
+                const float *from = values + y * a->width;
+                float *restrict to = stretched + y * row + part * length;
+                int64_t first = part * whole + step * left;
+                for (int64_t i = 0; i < length; i++) {
+                    float here = from[low[first + i]];
+                    to[i] = here + weight[first + i] * (from[high[first + i]] - here);
+                }
+            }
+        for (int64_t y = 0; y < a->window; y++) {
             int64_t above, below;
-            float share = source_position(y + offset, a->resize, a->height, &above, &below);
-            /* channels_last: a row of all channels; contiguous: a row of each channel. */
-            int64_t parts = a->channels_last ? 1 : 3, length = row / parts;
+            float share = source_position(y + top, a->resize, a->height, &above, &below);
             for (int64_t part = 0; part < parts; part++) {
                 const float *upper = stretched + above * row + part * length;
                 const float *lower = stretched + below * row + part * length;
-                int64_t at = (image * parts + part) * size * length + y * length;
+                int64_t at = ((image * parts + part) * a->size + y) * step * a->size;
                 if (a->dtype == FLOAT32)
                     mix_rows(upper, lower, a->out, at, length, share, FLOAT32);
                 else

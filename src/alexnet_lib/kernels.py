@@ -82,8 +82,8 @@ class _LrnArguments(_Arguments):
 class _EnlargeArguments(_Arguments):
     _fields_ = [
         *_fields(
-            pointers="images out",
-            integers="count height width resize size channels_last dtype",
+            pointers="images corners out",
+            integers="count height width resize window size floating channels_last dtype",
         ),
         ("scale", ctypes.c_float),
         ("mean", ctypes.c_float * 3),
@@ -150,8 +150,10 @@ def local_response_norm(x: Tensor, grad: Tensor | None, window: Window) -> Tenso
 
 def enlarge(
     images: Tensor,
+    corners: Tensor,
     *,
     resize: int,
+    window: int,
     size: int,
     scale: float,
     mean: tuple[float, ...],
@@ -159,13 +161,18 @@ def enlarge(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor | None:
-    """Images enlarged bilinearly, cropped in the centre and normalised, in one pass.
+    """Images enlarged bilinearly, cropped and normalised, in one pass.
 
     Args:
-        images: ``(batch, 3, height, width)``, no side larger than ``resize`` or empty.
+        images: ``(batch, 3, height, width)``, no side larger than ``resize`` or empty; uint8, or
+            float32 from 0 to 1.
+        corners: int64 ``(batch, 2)``: row and column of each window's upper left corner, from 0 to
+            ``resize - window``.
         resize: side that both sides are enlarged to.
-        size: side of the centre crop, at most ``resize``.
-        scale: what a value of 255 becomes before the mean is taken off.
+        window: side of what is cut out of that, at most ``resize``.
+        size: side of the result, at least ``window``; what is more are zeros at the right and at
+            the bottom.
+        scale: what a value of 1 becomes before the mean is taken off.
         mean: of each channel.
         std: of each channel.
         dtype: of the result.
@@ -173,24 +180,32 @@ def enlarge(
 
     Returns:
         ``(batch, 3, size, size)``; None where there is no kernel: for another dtype or device, for
-        images that are not uint8 or no plain memory, or before ``library`` has one.
+        images that are no plain memory, or before ``library`` has one.
     """
-    if images.dtype != torch.uint8 or dtype not in _DTYPES or not takes(images):
+    if images.dtype not in {torch.uint8, torch.float32} or dtype not in _DTYPES:
         return None
-    if images.device.type != "cpu" or (kernels := library(len(images) * 3 * size**2)) is None:
+    if images.device.type != "cpu" or not takes(images):
+        return None
+    if (kernels := library(len(images) * 3 * size**2)) is None:
         return None
     images = images.contiguous()
+    corners = corners.to(torch.int32).contiguous()
     shape = (len(images), 3, size, size)
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")
+    if window < size:
+        out.zero_()
     triple = ctypes.c_float * 3
     arguments = _EnlargeArguments(
         images=images,
+        corners=corners,
         out=out,
         count=len(images),
         height=images.shape[2],
         width=images.shape[3],
         resize=resize,
+        window=window,
         size=size,
+        floating=images.is_floating_point(),
         channels_last=memory_format is torch.channels_last,
         dtype=_DTYPES[dtype],
         scale=scale,

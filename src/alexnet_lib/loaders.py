@@ -6,12 +6,13 @@ they depend neither on the batch size nor on the number of workers.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,9 +21,11 @@ from alexnet_lib import datasets
 from alexnet_lib.channel_stats import CIFAR10_STATS, ChannelStats, compute_channel_stats
 from alexnet_lib.datasets import ImageSet, ImageTensors
 from alexnet_lib.engine import checked_device
-from alexnet_lib.transforms import Augmentation, ImageFit, Preprocess
+from alexnet_lib.transforms import Augmentation, ImageFit, Mixing, Preprocess, RandomCrop
 
-Stats = ChannelStats | Literal["train"]
+Stats = ChannelStats | Literal["train", "train_per_image"]
+AnyAugmentation = Augmentation | RandomCrop | Mixing
+Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
 
 
 @dataclass(eq=False)
@@ -30,7 +33,8 @@ class BatchLoader:
     """Batches of normalised images and their labels, on a device.
 
     Yields ``(images, labels)``: floating ``(batch, 3, image_size, image_size)`` and int64
-    ``(batch,)``; the last batch may be short. It works wherever torch's ``DataLoader`` is iterated
+    ``(batch,)``, or, where an augmentation mixes images, float32 ``(batch, classes)``: each class's
+    share. The last batch may be short. It works wherever torch's ``DataLoader`` is iterated
     over. Each exhausted pass advances the epoch, and with it the order and the augmentation; a
     pass that is broken off changes nothing. ``set_epoch`` overrides.
 
@@ -39,7 +43,8 @@ class BatchLoader:
         preprocess: the fixed treatment.
         batch_size: images in a batch, at least 1.
         shuffle: a new random order in each epoch, instead of the data set's.
-        augmentation: the random treatment, or None.
+        augmentation: the random treatments, in the order in which they are applied, but that those
+            on the network's input come last; at most one ``RandomCrop`` and one ``Mixing``.
         seed: of the order and the augmentation.
         device: where the batches are made.
         dtype: of the batches' images.
@@ -53,7 +58,7 @@ class BatchLoader:
     preprocess: Preprocess
     batch_size: int = 128
     shuffle: bool = False
-    augmentation: Augmentation | None = None
+    augmentation: tuple[AnyAugmentation, ...] = ()
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
@@ -67,6 +72,10 @@ class BatchLoader:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+        for kind in (RandomCrop, Mixing):
+            found = [each for each in self.augmentation if isinstance(each, kind)]
+            if len(found) > 1:
+                raise ValueError(f"augmentation has {found}; expected at most one {kind.__name__}")
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch_size)
@@ -80,26 +89,49 @@ class BatchLoader:
         generator = _generator(self.seed, epoch)
         count = len(self.dataset)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        draws = None if self.augmentation is None else self.augmentation.draw(count, generator)
-        start = 0
-        for raw, labels in self._raw_batches(order, generator):
-            images = raw.to(self.device, non_blocking=True)
-            if self.augmentation is not None and draws is not None:
-                if not self.augmentation.commutes_with_resize:
-                    images = self.preprocess.resized(images)
-                images = self.augmentation.apply(images, draws[start : start + len(images)])
-            start += len(images)
-            yield (
-                self.preprocess.network_input(images, self.dtype, self.memory_format),
+        draws = [each.draw(count, generator) for each in self.augmentation]
+        batches = list(torch.arange(count).split(self.batch_size))
+        if any(isinstance(each, Mixing) for each in self.augmentation):
+            # An image is mixed with the next one of the epoch, whichever batch that is in.
+            batches = [torch.cat([batch, (batch[-1:] + 1) % count]) for batch in batches]
+        raw_batches = self._raw_batches([order[batch] for batch in batches], generator)
+        for places, (raw, labels) in zip(batches, raw_batches, strict=True):
+            yield self._batch(
+                raw.to(self.device, non_blocking=True),
                 labels.to(self.device, non_blocking=True),
+                [drawn[places] for drawn in draws],
             )
         self._epoch = epoch + 1
 
+    def uncropped(self) -> "BatchLoader":
+        """A loader of the whole resized images, normalised, as ``Preprocess.views`` takes them."""
+        whole = replace(self.preprocess, image_size=self.preprocess.resize, edge=0)
+        return replace(self, preprocess=whole)
+
+    def _batch(self, images: Tensor, labels: Tensor, draws: list[Tensor]) -> tuple[Tensor, Tensor]:
+        corners = None
+        for augmentation, drawn in zip(self.augmentation, draws, strict=True):
+            if isinstance(augmentation, RandomCrop):
+                room = self.preprocess.resize - self.preprocess.window
+                corners = augmentation.corners(drawn, room)
+            elif isinstance(augmentation, Mixing):
+                images, kept = augmentation.mix(images, drawn[:-1])
+                shares = F.one_hot(labels, len(self.dataset.classes)).float()
+                labels = torch.lerp(shares[1:], shares[:-1], kept.to(shares.device)[:, None])
+            elif augmentation.on == "pixels":
+                images = augmentation.apply(images, drawn[: len(images)])
+        if corners is not None:
+            corners = corners[: len(images)]
+        inputs = self.preprocess.network_input(images, self.dtype, self.memory_format, corners)
+        for augmentation, drawn in zip(self.augmentation, draws, strict=True):
+            if isinstance(augmentation, Augmentation) and augmentation.on == "input":
+                inputs = augmentation.apply(inputs, drawn[: len(inputs)])
+        return inputs, labels
+
     def _raw_batches(
-        self, order: Int64[Tensor, " n"], generator: torch.Generator
+        self, batches: list[Int64[Tensor, " batch"]], generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images of one size, uint8 or floating from 0 to 1, before augmentation; labels."""
-        batches = order.split(self.batch_size)
         if isinstance(self.dataset, ImageTensors):
             for places in batches:
                 here = places.to(self.dataset.images.device)
@@ -153,6 +185,12 @@ class Loaders(NamedTuple):
         """The treatment of an image, the same in all three parts."""
         return self.train.preprocess
 
+    def with_preprocess(self, preprocess: Preprocess) -> "Loaders":
+        """The same loaders with another treatment of images, in all three parts."""
+        return Loaders(
+            *(loader and replace(loader, preprocess=preprocess) for loader in self)  # type: ignore[arg-type]
+        )
+
     def to(
         self,
         device: torch.device | str,
@@ -196,7 +234,7 @@ def build_cifar10_loaders(
     batch_size: int = 128,
     image_size: int = 227,
     stats: Stats = CIFAR10_STATS,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentations = None,
     validation_fraction: float = 0.1,
     train_images: int | None = None,
     resize: int | None = None,
@@ -211,8 +249,9 @@ def build_cifar10_loaders(
         root: folder that holds CIFAR-10, or that it is downloaded to (170 MB).
         batch_size: images in a batch, at least 1.
         image_size: side of the images that the network sees, in pixels.
-        stats: channel statistics to normalise with, or ``"train"`` to measure them.
-        augmentation: random treatment of the training images, or None.
+        stats: channel statistics to normalise with, or ``"train"`` to measure them, or
+            ``"train_per_image"``: with the mean of the images' own deviations.
+        augmentation: random treatments of the training images, one or several, or None.
         validation_fraction: share of the training images kept for validation, from 0 (none) to
             below 1; drawn by ``seed``, with equal shares of each class.
         train_images: use only so many of the training images (the validation share included),
@@ -240,7 +279,7 @@ def build_cifar10_loaders(
         torch.Size([128, 3, 67, 67])
     """
     train, test = datasets.cifar10(root, download=download)
-    return _build(
+    return build_loaders(
         (train, None, test),
         batch_size=batch_size,
         image_size=image_size,
@@ -263,7 +302,7 @@ def build_image_folder_loaders(
     image_size: int = 227,
     image_fit: ImageFit = "crop",
     stats: Stats = "train",
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentations = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     train_images: int | None = None,
@@ -281,8 +320,9 @@ def build_image_folder_loaders(
         image_size: side of the images that the network sees, in pixels.
         image_fit: ``"crop"`` (shorter side and centre crop) or ``"squash"`` (both sides forced).
         stats: channel statistics to normalise with, or ``"train"`` to measure them on the
-            training part, which reads every image once.
-        augmentation: random treatment of the training images, or None.
+            training part, which reads every image once; or ``"train_per_image"``: with the mean of
+            the images' own deviations.
+        augmentation: random treatments of the training images, one or several, or None.
         validation_fraction: share of the training images kept for validation where the folder has
             no validation part, from 0 (none) to below 1.
         test_fraction: share of all images kept for testing where the folder has no test part,
@@ -303,7 +343,7 @@ def build_image_folder_loaders(
         ValueError: an argument is out of its range; the folder holds no images or one class; files
             are not images (they are named).
     """
-    return _build(
+    return build_loaders(
         datasets.image_folder(root),
         batch_size=batch_size,
         image_size=image_size,
@@ -328,7 +368,7 @@ def build_dataset_loaders(
     image_size: int = 227,
     image_fit: ImageFit = "crop",
     stats: Stats = "train",
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentations = None,
     validation_fraction: float = 0.1,
     train_images: int | None = None,
     resize: int | None = None,
@@ -350,8 +390,9 @@ def build_dataset_loaders(
         image_size: side of the images that the network sees, in pixels.
         image_fit: ``"crop"`` (shorter side and centre crop) or ``"squash"`` (both sides forced).
         stats: channel statistics to normalise with, or ``"train"`` to measure them on the
-            training part, which reads every image once.
-        augmentation: random treatment of the training images, or None.
+            training part, which reads every image once; or ``"train_per_image"``: with the mean of
+            the images' own deviations.
+        augmentation: random treatments of the training images, one or several, or None.
         validation_fraction: share of the training images kept for validation, from 0 (none) to
             below 1.
         train_images: use only so many of the training images (the validation share included),
@@ -382,7 +423,7 @@ def build_dataset_loaders(
     """
     train_set = datasets.wrap_dataset(train, classes)
     test_set = None if test is None else datasets.wrap_dataset(test, train_set.classes)
-    return _build(
+    return build_loaders(
         (train_set, None, test_set),
         batch_size=batch_size,
         image_size=image_size,
@@ -403,7 +444,7 @@ def build_shapes_loaders(
     batch_size: int = 128,
     image_size: int = 67,
     stats: Stats = "train",
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentations = None,
     validation_fraction: float = 0.1,
     train_images: int | None = None,
     resize: int | None = None,
@@ -416,8 +457,9 @@ def build_shapes_loaders(
     Args:
         batch_size: images in a batch, at least 1.
         image_size: side of the images that the network sees, in pixels.
-        stats: channel statistics to normalise with, or ``"train"`` to measure them.
-        augmentation: random treatment of the training images, or None.
+        stats: channel statistics to normalise with, or ``"train"`` to measure them, or
+            ``"train_per_image"``: with the mean of the images' own deviations.
+        augmentation: random treatments of the training images, one or several, or None.
         validation_fraction: share of the training images kept for validation, from 0 (none) to
             below 1.
         train_images: use only so many of the training images (the validation share included);
@@ -443,7 +485,7 @@ def build_shapes_loaders(
         (torch.Size([64, 3, 67, 67]), ('bar', 'bowtie', 'circle'))
     """
     train, test = datasets.shapes()
-    return _build(
+    return build_loaders(
         (train, None, test),
         batch_size=batch_size,
         image_size=image_size,
@@ -459,14 +501,14 @@ def build_shapes_loaders(
     )
 
 
-def _build(
+def build_loaders(
     parts: tuple[ImageSet, ImageSet | None, ImageSet | None],
     *,
     batch_size: int,
     image_size: int,
     image_fit: ImageFit,
     stats: Stats,
-    augmentation: Augmentation | None,
+    augmentation: Augmentations,
     validation_fraction: float,
     train_images: int | None,
     resize: int | None,
@@ -475,6 +517,7 @@ def _build(
     seed: int,
     test_fraction: float = 0.0,
 ) -> Loaders:
+    """Loaders of (training, validation or None, test or None); the arguments are the builders'."""
     train, validation, test = parts
     for name, fraction in (
         ("validation_fraction", validation_fraction),
@@ -501,11 +544,13 @@ def _build(
             "which leaves no images to train on; expected smaller shares, or more images"
         )
     preprocess = Preprocess(image_size if resize is None else resize, image_size, image_fit)
-    if stats == "train":
-        images = train.images if isinstance(train, ImageTensors) else train
-        stats = compute_channel_stats(images)
+    if stats in ("train", "train_per_image"):
+        std: Literal["pixel", "per_image"] = "pixel" if stats == "train" else "per_image"
+        stats = compute_channel_stats(pixels_of(train), std=std)
     elif not isinstance(stats, ChannelStats):
-        raise ValueError(f"stats is {stats!r}; expected a ChannelStats or 'train'")
+        raise ValueError(
+            f"stats is {stats!r}; expected a ChannelStats, 'train' or 'train_per_image'"
+        )
     if min(stats.std) <= 0:
         raise ValueError(f"stats has the standard deviations {stats.std}; expected all above 0")
     preprocess = replace(preprocess, mean=stats.mean, std=stats.std)
@@ -516,7 +561,7 @@ def _build(
             preprocess,
             batch_size=batch_size,
             shuffle=training,
-            augmentation=augmentation if training else None,
+            augmentation=_checked(augmentation) if training else (),
             seed=seed,
             num_workers=num_workers,
             stats=stats,
@@ -528,6 +573,25 @@ def _build(
         None if test is None or not len(test) else loader(test),
     )
     return loaders.to(device)
+
+
+def pixels_of(data: ImageSet) -> Tensor | ImageSet:
+    """What statistics are measured on: the images in memory, or the data set that reads them."""
+    return data.images if isinstance(data, ImageTensors) else data
+
+
+def _checked(augmentation: Augmentations) -> tuple[AnyAugmentation, ...]:
+    if augmentation is None:
+        return ()
+    chosen = tuple(augmentation) if isinstance(augmentation, Sequence) else (augmentation,)
+    for each in chosen:
+        if not isinstance(each, Augmentation | RandomCrop | Mixing):
+            raise TypeError(
+                f"augmentation has a {type(each).__name__}; expected HorizontalFlip(), "
+                "RandomCrop() or another of alexnet_lib.transforms (torchvision's own belong into "
+                "the data set)"
+            )
+    return chosen
 
 
 def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:

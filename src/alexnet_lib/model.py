@@ -6,8 +6,10 @@ of the initialisations: the paper, section 5; the released code's layer definiti
 """
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, get_args
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.fx
@@ -25,6 +27,8 @@ from alexnet_lib.architecture import (
 from alexnet_lib.normalization import LocalResponseNorm
 
 if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
     from alexnet_lib.transforms import Preprocess
 
 Initialization = Literal["kaiming", "released_code", "paper", "torch"]
@@ -33,6 +37,10 @@ Initialization = Literal["kaiming", "released_code", "paper", "torch"]
 PAPER_STD = 0.01
 # "kaiming" starts the last layer small, so that training begins at the loss of a uniform guess.
 KAIMING_LAST_STD = 0.01
+
+# torchvision's `AlexNet_Weights.IMAGENET1K_V1`: its file, and the resize in its `transforms`.
+_TORCHVISION_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+_TORCHVISION_RESIZE = 256
 
 
 class AlexNet(nn.Module):
@@ -122,6 +130,98 @@ class AlexNet(nn.Module):
         """The number of outputs, read from the last layer, which a fine-tuner may have replaced."""
         return int(self.classifier[-1].out_features)  # type: ignore[arg-type]
 
+    @classmethod
+    def from_torchvision(
+        cls,
+        weights: "str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module | WeightsEnum",
+        num_classes: int | None = None,
+        *,
+        image_size: int | None = None,
+        dropout: float = 0.5,
+        seed: int | None = None,
+    ) -> "AlexNet":
+        """The ``one_weird_trick`` network with the weights of ``torchvision.models.alexnet``.
+
+        Args:
+            weights: torchvision's: a file of its state dict (read with ``weights_only=True``), the
+                state dict, its model, or a member of ``torchvision.models.AlexNet_Weights``, which
+                is downloaded (233 MB) unless torch's cache has it.
+            num_classes: number of classes; where it differs from the weights' (None: it does not),
+                fc8 is made anew, as by ``initialization="kaiming"``.
+            image_size: as ``AlexNet``'s.
+            dropout: as ``AlexNet``'s.
+            seed: of a new fc8, as ``AlexNet``'s.
+
+        Returns:
+            The model; ``preprocess`` is the treatment that torchvision's ImageNet weights were
+            evaluated with, and ``classes`` the names that ``AlexNet_Weights`` has, where these were
+            given and fc8 was kept.
+
+        Raises:
+            FileNotFoundError: there is no such file; the message says where to get it.
+            ValueError: the weights are no state dict of torchvision's AlexNet.
+            TypeError: ``weights`` is of another kind.
+
+        Example:
+            >>> from torchvision.models import alexnet
+            >>> from alexnet_lib import AlexNet
+            >>> model = AlexNet.from_torchvision(alexnet(num_classes=10), num_classes=2)
+            >>> model.num_classes, model.architecture.name
+            (2, 'one_weird_trick')
+        """
+        from alexnet_lib.channel_stats import IMAGENET_STATS
+        from alexnet_lib.transforms import Preprocess
+
+        state = _torchvision_state(weights)
+        known = state["classifier.6.weight"].shape[0]
+        num_classes = known if num_classes is None else num_classes
+        model = cls(
+            num_classes,
+            architecture="one_weird_trick",
+            image_size=image_size,
+            dropout=dropout,
+            seed=seed,
+        )
+        own = model.state_dict()
+        # Both list their layers from the image to the classes.
+        renamed = dict(zip(own, state.values(), strict=True))
+        if num_classes != known:
+            renamed |= {name: own[name] for name in own if name.startswith("classifier.fc8.")}
+        model.load_state_dict(renamed)
+        model.preprocess = Preprocess(
+            max(_TORCHVISION_RESIZE, model.image_size),
+            model.image_size,
+            mean=IMAGENET_STATS.mean,
+            std=IMAGENET_STATS.std,
+        )
+        meta = getattr(weights, "meta", None)
+        if meta is not None and num_classes == known:
+            model.classes = tuple(meta["categories"])
+        return model
+
+    def freeze(self, *layers: str) -> None:
+        """Keeps the weights and biases of these layers as they are, in any training from now on.
+
+        Args:
+            layers: names as in the architecture's table, for example ``"conv1", "fc6"``.
+
+        Raises:
+            ValueError: there is no such layer.
+
+        Example:
+            >>> from alexnet_lib import AlexNet
+            >>> model = AlexNet(10, image_size=67)
+            >>> model.freeze("conv1", "conv2")
+            >>> [name for name, p in model.named_parameters() if not p.requires_grad][:2]
+            ['features.conv1.weight', 'features.conv1.bias']
+        """
+        modules = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
+        known = [row.name for row in self.architecture.layers]
+        if unknown := [name for name in layers if name not in known]:
+            raise ValueError(f"layers has {unknown}; expected names among {', '.join(known)}")
+        for name in layers:
+            modules[name].requires_grad_(False)
+
     def forward(self, images: Tensor) -> Tensor:
         """The logits of a batch of images.
 
@@ -144,6 +244,57 @@ class AlexNet(nn.Module):
             x = self.avgpool(x)
         logits: Tensor = self.classifier(self.flatten(x))
         return logits
+
+
+def _torchvision_state(weights: Any) -> dict[str, Tensor]:
+    """The state dict of torchvision's AlexNet, from any of the ways to name it, checked."""
+    if isinstance(weights, nn.Module):
+        state: Any = weights.state_dict()
+    elif hasattr(weights, "get_state_dict"):
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    elif isinstance(weights, str | os.PathLike):
+        file = Path(weights)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"weights is {str(file)!r}, which is no file; torchvision's ImageNet weights are "
+                f"at {_TORCHVISION_URL}"
+            )
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has one of its own for each way of being damaged
+            raise ValueError(f"weights is {str(file)!r}, which torch cannot read") from error
+    else:
+        state = weights
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}; expected a file, a state dict, torchvision's "
+            "model or a member of its AlexNet_Weights"
+        )
+    with torch.device("meta"):
+        own = AlexNet(architecture="one_weird_trick").state_dict()
+    places = {"features": (0, 3, 6, 8, 10), "classifier": (1, 4, 6)}
+    names = [
+        f"{part}.{place}.{kind}"
+        for part, numbers in places.items()
+        for place in numbers
+        for kind in ("weight", "bias")
+    ]
+    for name, expected in zip(names, own.values(), strict=True):
+        shape = tuple(state[name].shape) if name in state else None
+        wanted = tuple(expected.shape)
+        if name.startswith("classifier.6.") and shape is not None:
+            wanted = (shape[0], *wanted[1:])  # any number of classes
+        if shape != wanted:
+            raise ValueError(
+                f"weights is no state dict of torchvision's AlexNet: {name} has shape {shape}, "
+                f"expected {wanted}"
+            )
+    if len(state) != len(names):
+        raise ValueError(
+            f"weights is no state dict of torchvision's AlexNet: it has {len(state)} tensors, "
+            f"expected {len(names)}"
+        )
+    return {name: state[name] for name in names}
 
 
 # Wrapped, so that symbolic tracing keeps the check as one call; a condition on shapes written in

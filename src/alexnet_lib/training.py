@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from alexnet_lib import kernels
@@ -24,7 +25,7 @@ from alexnet_lib.checkpoints import save_checkpoint
 from alexnet_lib.engine import EpochMetrics, EvalMetrics, Totals, evaluate, run_steps, train_steps
 from alexnet_lib.loaders import Loaders
 from alexnet_lib.model import AlexNet
-from alexnet_lib.recipes import MEMORY_FORMATS, RECIPES, Recipe, RunOptions
+from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
 
 # What a run writes into its folder.
 RUN_FILES = (
@@ -85,7 +86,7 @@ class Run:
 def fit(
     data: str | os.PathLike[str] | Loaders,
     *,
-    recipe: str | Recipe = "plain",
+    recipe: str | Recipe = "modern",
     overrides: Mapping[str, Any] | None = None,
     epochs: int | None = None,
     model: AlexNet | None = None,
@@ -124,25 +125,18 @@ def fit(
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from alexnet_lib import RunOptions, build_dataset_loaders, fit
+        >>> from alexnet_lib import Recipe, RunOptions, build_dataset_loaders, fit
         >>> data = TensorDataset(torch.rand(60, 3, 8, 8), torch.arange(60) % 2)
         >>> loaders = build_dataset_loaders(data, image_size=67, batch_size=32)
         >>> run = fit(
         ...     loaders,
-        ...     overrides={"image_size": 67, "batch_size": 32, "augmentation": "none"},
-        ...     epochs=1,
+        ...     recipe=Recipe("mine", image_size=67, batch_size=32, flip=False, epochs=1),
         ...     options=RunOptions(progress=False),
         ... )
         >>> run.history[0].train.images, run.history[0].validation.images
         (54, 6)
     """
-    if isinstance(recipe, str) and recipe in RECIPES:
-        recipe = RECIPES[recipe]
-    if not isinstance(recipe, Recipe):
-        raise ValueError(
-            f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
-        )
-    recipe = recipe.overridden(dict(overrides or {}))
+    recipe = resolve_recipe(recipe, overrides)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -195,59 +189,25 @@ def _train(
     recipe: Recipe, loaders: Loaders, model: AlexNet, folder: Path | None, options: RunOptions
 ) -> Run:
     started = time.perf_counter()
-    optimizer = recipe.build_optimizer(model)
-    schedule = recipe.build_schedule(optimizer, recipe.epochs * len(loaders.train))
     history: list[EpochRecord] = []
     best_accuracy, best_weights = -1.0, None
-    estimate = _Estimate(recipe, loaders) if options.progress else None
-    # A module's compiled form is a module, whatever torch's annotation says.
-    trained: nn.Module = torch.compile(model) if options.compile else model  # type: ignore[assignment]
-    for epoch in range(1, recipe.epochs + 1):
-        loaders.train.set_epoch(epoch - 1)
-        steps = train_steps(
-            trained,
-            loaders.train,
-            optimizer,
-            criterion=recipe.criterion,
-            precision=options.precision,
-            batch_scheduler=schedule,
-            max_grad_norm=recipe.max_grad_norm,
-        )
-        try:
-            metrics = run_steps(
-                steps,
-                loaders.train,
-                f"epoch {epoch}/{recipe.epochs}",
-                progress=options.progress,
-                each=estimate,
-            )
-            _check_weights(model)
-            validation = None
-            if loaders.validation is not None:
-                validation = _evaluate(model, loaders.validation, options)
-                _check_loss(validation, "validation")
-        except FloatingPointError as error:
-            raise FloatingPointError(f"epoch {epoch}: {error}") from None
-        record = EpochRecord(epoch, optimizer.param_groups[0]["lr"], metrics, validation)
+    for record, trained in _epochs(recipe, loaders, model, options):
         history.append(record)
-        accuracy = metrics.accuracy if validation is None else validation.accuracy
-        is_best = validation is None or accuracy > best_accuracy
+        is_best = record.validation is None or record.validation.accuracy > best_accuracy
         if is_best:
-            best_accuracy = accuracy
-            if epoch < recipe.epochs:
-                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-            else:
-                best_weights = None
+            best_accuracy = (record.validation or record.train).accuracy
+            best_weights = {k: v.detach().clone() for k, v in trained.state_dict().items()}
         if folder is not None:
-            _save_epoch(folder, model, record, is_best=is_best)
+            _save_epoch(folder, trained, record, is_best=is_best)
         if options.progress:
             _say(_epoch_line(record, recipe.epochs))
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
+    assert best_weights is not None
+    model.load_state_dict(best_weights)
+    del best_weights
     model.eval()
     test = None
     if loaders.test is not None:
-        test = _evaluate(model, loaders.test, options)
+        test = _evaluate(model, loaders.test, options, views=recipe.views)
         _check_loss(test, "test")
     seconds = time.perf_counter() - started
     if folder is not None:
@@ -266,12 +226,66 @@ def _train(
     return Run(tuple(history), test, model, folder)
 
 
-def _evaluate(model: AlexNet, loader: Any, options: RunOptions) -> EvalMetrics:
+def _epochs(
+    recipe: Recipe, loaders: Loaders, model: AlexNet, options: RunOptions
+) -> Iterator[tuple[EpochRecord, AlexNet]]:
+    """Trains a model, yielding after each epoch its record and the model that it is about."""
+    optimizer = recipe.build_optimizer(model)
+    schedule = recipe.build_schedule(optimizer, recipe.epochs * len(loaders.train))
+    plateau = recipe.build_plateau(optimizer)
+    average = None
+    if recipe.ema_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    result: Any = model if average is None else average.module
+    estimate = _Estimate(recipe, loaders) if options.progress else None
+    # A module's compiled form is a module, whatever torch's annotation says.
+    trained: nn.Module = torch.compile(model) if options.compile else model  # type: ignore[assignment]
+
+    def after_step(totals: Totals) -> None:
+        if average is not None:
+            average.update_parameters(model)
+        if estimate is not None:
+            estimate(totals)
+
+    for epoch in range(1, recipe.epochs + 1):
+        loaders.train.set_epoch(epoch - 1)
+        steps = train_steps(
+            trained,
+            loaders.train,
+            optimizer,
+            criterion=recipe.criterion,
+            precision=options.precision,
+            batch_scheduler=schedule,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        try:
+            metrics = run_steps(
+                steps,
+                loaders.train,
+                f"epoch {epoch}/{recipe.epochs}",
+                progress=options.progress,
+                each=after_step,
+            )
+            _check_weights(model)
+            validation = None
+            if loaders.validation is not None:
+                validation = _evaluate(result, loaders.validation, options)
+                _check_loss(validation, "validation")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"epoch {epoch}: {error}") from None
+        record = EpochRecord(epoch, optimizer.param_groups[0]["lr"], metrics, validation)
+        if plateau is not None and validation is not None:
+            plateau.step(1 - validation.accuracy)
+        yield record, result
+
+
+def _evaluate(model: AlexNet, loader: Any, options: RunOptions, *, views: int = 1) -> EvalMetrics:
     # Without a terminal the epoch's line, which has these numbers, is enough.
     return evaluate(
         model,
         loader,
         precision=options.precision,
+        views=views,
         progress=options.progress and sys.stderr.isatty(),
     )
 
@@ -386,24 +400,13 @@ def _check_disk(folder: Path, model: AlexNet) -> None:
 
 
 def _check_loaders(loaders: Loaders, recipe: Recipe) -> None:
-    images = len(loaders.train.dataset)
-    if loaders.validation is not None:
-        images += len(loaders.validation.dataset)
-    for name, found, expected in (
-        ("train_images", images, recipe.train_images or images),
-        ("image_size", loaders.image_size, recipe.size_of_images()),
-        ("batch_size", loaders.train.batch_size, recipe.batch_size),
-        (
-            "augmentation",
-            "none" if loaders.train.augmentation is None else "flip",
-            recipe.augmentation,
-        ),
-    ):
-        if found != expected:
-            raise ValueError(
-                f"data has {name} {found!r}, but the recipe has {expected!r}; build the loaders "
-                f"with the recipe's, or pass overrides={{{name!r}: {found!r}}}"
-            )
+    contradictions = recipe.contradictions(loaders)
+    for name, (found, expected) in contradictions.items():
+        overrides = {name: value for name, (value, _) in contradictions.items()}
+        raise ValueError(
+            f"data has {name} {found!r}, but the recipe has {expected!r}; build the loaders "
+            f"with the recipe's, or pass overrides={overrides}"
+        )
 
 
 def _check_model(model: AlexNet, recipe: Recipe, loaders: Loaders) -> None:

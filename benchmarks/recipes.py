@@ -1,0 +1,119 @@
+"""What the recipes reach: finished runs, kept with their histories, and the table made of them.
+
+    alexnet-lib train cifar10-jpeg --recipe modern --out runs/modern
+    python benchmarks/recipes.py runs/modern cifar10-jpeg --name modern
+    python benchmarks/recipes.py                                         # the table alone
+
+The second line evaluates the run's weights on the test images with one, two and ten views, and
+copies recipe.json, history.jsonl and result.json, without the weights, to benchmarks/results/runs/.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alexnet_lib import evaluate, keep_freed_memory, load_checkpoint
+from alexnet_lib.datasets import open_datasets
+from alexnet_lib.loaders import BatchLoader
+
+RUNS = Path(__file__).parent / "results" / "runs"
+
+HEADER = (
+    "run",
+    "recipe",
+    "training images",
+    "epochs",
+    "minutes",
+    "images/s",
+    "validation",
+    "test, 1 view",
+    "10 views",
+)
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def store(run: Path, data: str, name: str) -> None:
+    """Keeps a finished run, and what its best weights make of the test images in several views."""
+    model = load_checkpoint(run / "best.safetensors")
+    *_, test = open_datasets(data)
+    assert test is not None
+    assert model.preprocess is not None
+    preprocess = model.preprocess
+    # Networks that see all of their images are shown some room too, for ten views.
+    roomy = replace(preprocess, resize=max(preprocess.resize, round(256 / 224 * preprocess.window)))
+    views: dict[str, Any] = {}
+    for number, treatment in ((1, preprocess), (2, preprocess), (10, roomy)):
+        loader = BatchLoader(test, treatment, batch_size=128)
+        metrics = evaluate(model, loader, precision="auto", views=number)
+        views[str(number)] = {
+            "resize": treatment.resize,
+            "loss": metrics.loss,
+            "accuracy": metrics.accuracy,
+        }
+    folder = RUNS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("recipe.json", "history.jsonl", "result.json"):
+        shutil.copy(run / file, folder / file)
+    text = json.dumps({"images": len(test), "views": views}, indent=2)
+    (folder / "views.json").write_text(text + "\n", encoding="utf-8")
+
+
+def rows() -> list[Sequence[str]]:
+    """A row for each stored run, the best first."""
+    found = []
+    for run in RUNS.iterdir():
+        recipe, result = read_json(run / "recipe.json"), read_json(run / "result.json")
+        lines, views = history(run), read_json(run / "views.json")["views"]
+        fields = recipe["recipe"]
+        images = fields["train_images"] or 50_000
+        trained = images - round(images * fields["validation_fraction"])
+        best = max(line["validation"]["accuracy"] for line in lines if line["validation"])
+        found.append(
+            (
+                run.name,
+                fields["name"],
+                f"{trained:,}",
+                str(len(lines)),
+                f"{result['seconds'] / 60:.0f}",
+                f"{result['images_per_second']:.0f}",
+                f"{best:.1%}",
+                f"{views['1']['accuracy']:.1%}",
+                f"{views['10']['accuracy']:.1%}",
+            )
+        )
+    return sorted(found, key=lambda row: float(row[-2].rstrip("%")), reverse=True)
+
+
+def report() -> str:
+    lines = [HEADER, ["---"] * 2 + ["--:"] * (len(HEADER) - 2), *rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--name")
+    arguments = parser.parse_args()
+    if arguments.run:
+        keep_freed_memory()
+        store(arguments.run, arguments.data, arguments.name or arguments.run.name)
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""How training starts: the loss of the first steps from several initialisations and settings.
+
+    python benchmarks/starts.py cifar10-jpeg
+
+The same images, in the same order, at the network's own 227 pixels. The result goes to
+benchmarks/results/starts.json.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from alexnet_lib import RECIPES, keep_freed_memory, kernels
+from alexnet_lib.engine import train_steps
+from alexnet_lib.recipes import MEMORY_FORMATS, RunOptions
+from alexnet_lib.training import versions
+
+# Name: (recipe, what is changed in it). Without the help that the library's recipe `paper` has.
+BARE_PAPER: dict[str, Any] = {"max_grad_norm": None, "warmup_fraction": 0.0, "learning_rate": 0.01}
+STARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "the paper's text": ("paper", {**BARE_PAPER, "initialization": "paper"}),
+    "the released code": ("paper", BARE_PAPER),
+    "the released code, rate 0.001": ("paper", {**BARE_PAPER, "learning_rate": 0.001}),
+    "the released code, warm-up": ("paper", {**BARE_PAPER, "warmup_fraction": 0.5}),
+    "the released code, gradients clipped at 5": ("paper", {**BARE_PAPER, "max_grad_norm": 5.0}),
+    "the released code, normalised input": (
+        "paper",
+        {**BARE_PAPER, "normalization": "pixel_std"},
+    ),
+    "the tutorial": ("tutorial", {}),
+    "the tutorial, rate 0.01": ("tutorial", {"learning_rate": 0.01}),
+    "He, normalised input, rate 0.01": (
+        "paper",
+        {
+            **BARE_PAPER,
+            "initialization": "kaiming",
+            "normalization": "pixel_std",
+            "bias_rate_factor": 1.0,
+        },
+    ),
+}
+
+
+def losses(data: str, name: str, steps: int) -> dict[str, Any]:
+    base, changed = STARTS[name]
+    recipe = RECIPES[base].overridden({**changed, "train_images": 20_000})
+    options = RunOptions(progress=False).resolved()
+    memory_format = MEMORY_FORMATS[options.memory_format]
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    loaders = recipe.build_loaders(data, seed=0).to(options.device, dtype, memory_format)
+    model = recipe.build_model(loaders.classes, seed=0)
+    model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = recipe.build_optimizer(model)
+    found: list[Tensor] = []
+
+    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+        found.append(F.cross_entropy(logits.detach().float(), labels))
+        return recipe.criterion(logits, labels)
+
+    torch.manual_seed(0)
+    batches = (batch for batch, _ in zip(loaders.train, range(steps), strict=False))
+    for _ in train_steps(
+        model,
+        batches,
+        optimizer,
+        criterion=criterion,
+        precision=options.precision,
+        batch_scheduler=recipe.build_schedule(optimizer, steps),
+        max_grad_norm=recipe.max_grad_norm,
+    ):
+        pass
+    return {
+        "recipe": recipe.to_dict(),
+        "precision": options.precision,
+        "losses": [round(float(loss), 4) for loss in found],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--steps", type=int, default=120)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    kernels.library()
+    starts = {}
+    for name in STARTS:
+        starts[name] = losses(arguments.data, name, arguments.steps)
+        course = starts[name]["losses"]
+        print(f"{name:<44} {[round(x, 2) for x in course[:: len(course) // 8]]}", flush=True)
+    result = {
+        "command": " ".join(["python", "benchmarks/starts.py", *sys.argv[1:]]),
+        "versions": versions(),
+        "starts": starts,
+    }
+    file = Path(__file__).parent / "results" / "starts.json"
+    file.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    main()
