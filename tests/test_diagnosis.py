@@ -158,8 +158,10 @@ def test_units_that_die_in_the_try_are_found():
     assert said(diagnosis, r"^units are dead after the try, .*: conv1 100%$")
 
 
-def test_a_frozen_network_is_found():
-    assert said(quick(freeze=("conv1", "fc2")), "^no weight moves: are all layers frozen")
+@pytest.mark.bad_input
+def test_a_network_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="all layers of the model are frozen"):
+        quick(freeze=("conv1", "fc2"))
 
 
 def test_the_layers_that_are_frozen_do_not_move():
@@ -180,7 +182,15 @@ def test_a_loss_that_is_not_finite_is_found():
 
 
 def test_a_first_step_that_is_large_against_the_weights_is_found():
-    assert said(quick(learning_rate=1.0), r"^the first step at .* \(1\) is large .*: .*fc2 \d+%")
+    assert said(quick(learning_rate=9.0), r"^the first step at .* \(9\) is large .*: conv1 \d+%")
+
+
+def test_large_first_steps_of_a_last_layer_that_starts_small_are_right():
+    assert not said(quick(learning_rate=0.1), "^the first step")
+
+
+def test_steps_that_are_lost_in_rounding_are_found():
+    assert said(quick(learning_rate=1e-30), r"^no weight moves: learning_rate \(1e-30\)")
 
 
 def test_a_try_that_learns_too_little_is_found():

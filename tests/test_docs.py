@@ -18,6 +18,7 @@ from alexnet_lib.cli import app
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
+import recipes  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -76,3 +77,15 @@ def test_the_readmes_tables_are_those_that_the_benchmarks_stored(block: str) -> 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert bench.REPORTS[block](stored["blocks"]) in readme
     assert bench.machine(stored) in readme.replace("\n", " ")
+
+
+def test_the_readmes_table_of_recipes_is_that_of_the_stored_runs() -> None:
+    assert recipes.report() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("run", sorted(recipes.RUNS.iterdir()), ids=lambda run: run.name)
+def test_a_stored_run_can_be_repeated_from_its_recipe(run: Path) -> None:
+    recipe, seed = alexnet_lib.recipes.stored_recipe(run)
+    assert recipe.name in alexnet_lib.RECIPES
+    assert len(recipes.history(run)) == recipe.epochs
+    assert seed >= 0

@@ -811,6 +811,7 @@ def test_a_test_fraction_of_one_is_refused(tmp_path):
         (0.5, "float"),
         ([None], "NoneType"),
         (RandomCrop, "type"),
+        (HorizontalFlip, "type"),
     ],
 )
 def test_what_is_no_augmentation_is_refused_and_named(augmentation, name):

@@ -418,9 +418,10 @@ def test_the_loaders_of_a_recipe_do_not_contradict_it(name):
     [
         ("train_images", 50, {"train_images": (60, 50)}),
         ("batch_size", 8, {"batch_size": (128, 8)}),
-        ("resize_ratio", 2.0, {"resize": (12, 24)}),
-        ("edge", 2, {"edge": (0, 2), "resize": (12, 10)}),
-        ("image_size", 20, {"image_size": (12, 20), "resize": (12, 20)}),
+        ("resize_ratio", 2.0, {"resize_ratio": (1.0, 2.0)}),
+        ("normalization", "mean_only", {"normalization": ("pixel_std", "mean_only")}),
+        ("edge", 2, {"edge": (0, 2)}),
+        ("image_size", 20, {"image_size": (12, 20)}),
         ("flip", False, {"flip": (True, False)}),
         ("random_crop", True, {"random_crop": (False, True)}),
         ("color_noise", 0.2, {"color_noise": (0.0, 0.2)}),

@@ -917,3 +917,19 @@ def test_ten_views_of_images_that_leave_no_room_are_refused(preprocess):
     text = "views is 10, but resize is 9, all of which the network sees"
     with pytest.raises(ValueError, match=text):
         list(preprocess.views(torch.zeros(1, 3, 9, 9), 10))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("corner", [[-1, 0], [0, 5]])
+def test_a_corner_outside_of_the_resized_image_is_refused(corner):
+    preprocess = Preprocess(resize=12, image_size=8)
+    corners = torch.tensor([[4, 4], corner])
+    with pytest.raises(ValueError, match=r"^corners run from .*; expected 0 to 4$"):
+        preprocess.network_input(torch.zeros(2, 3, 6, 6), corners=corners)
+
+
+@pytest.mark.bad_input
+def test_corners_of_another_number_of_images_are_refused():
+    corners = torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^corners has shape \(3, 2\); expected \(batch, 2\)"):
+        Preprocess(12, 8).network_input(torch.zeros(2, 3, 6, 6), corners=corners)

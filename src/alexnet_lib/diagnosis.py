@@ -4,6 +4,7 @@ What to look for, and the words of the findings, come from the ways in which Ale
 page "Why AlexNet does not train" of the documentation.
 """
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_lib.datasets import ImageSet
-from alexnet_lib.engine import evaluation_mode, train_steps
+from alexnet_lib.engine import train_steps
 from alexnet_lib.loaders import Loaders, pixels_of
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
 
@@ -33,7 +34,8 @@ _RAW_STD = 20.0  # of values from 0 to 255, at least
 # The labels are tried with a linear classifier on tiny images.
 _PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 200
 _PROBE_RIDGE = 1.0
-_PROBE_DEVIATIONS = 4.0
+_PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
+_PROBE_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Diagnosis:
     ``losses`` are the cross entropies of the steps on one batch, ``accuracy`` what the network then
     makes of that batch without dropout; ``chance_loss`` is ln(classes). ``label_accuracy`` is that
     of a linear classifier on tiny versions of ``label_images`` training images, which it was not
-    fitted to, and ``label_chance`` what always naming the commonest class gives there; where there
-    are too few images, NaN and 0.
+    fitted to, and ``label_chance`` what its answers would give if they had nothing to do with the
+    labels; where there are too few images, or most are of one class, NaN and 0.
     """
 
     recipe: str
@@ -145,8 +147,7 @@ def diagnose(
         data: as ``fit``'s.
         recipe: as ``fit``'s.
         overrides: as ``fit``'s.
-        model: a network to look at, of any kind; its weights are put back. None builds the
-            recipe's.
+        model: a network to look at, of any kind, which is left as it is; None builds the recipe's.
         steps: of the try, at least 1.
         seed: as ``fit``'s.
         options: device and precision.
@@ -171,21 +172,21 @@ def diagnose(
     options = options.resolved()
     if not isinstance(data, Loaders):
         data = recipe.build_loaders(os.fspath(data), seed, num_workers=options.num_workers)
-    loaders = data.to(options.device, memory_format=MEMORY_FORMATS[options.memory_format])
-    if model is None:
-        model = recipe.build_model(loaders.classes, seed)
-    model.to(options.device, memory_format=MEMORY_FORMATS[options.memory_format])  # type: ignore[call-overload]
+    memory_format = MEMORY_FORMATS[options.memory_format]
+    loaders = data.to(options.device, memory_format=memory_format)
+    model = recipe.build_model(loaders.classes, seed) if model is None else copy.deepcopy(model)
+    model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
     images, labels = next(iter(replace(loaders.train, augmentation=())))
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
         layers = _first_step(model, images, labels, recipe, options)
         model.load_state_dict(before)
         losses = _try(model, images, labels, recipe, options, steps)
-    with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
+    model.eval()
+    with torch.no_grad(), _watched(model) as seen:
         accuracy = (model(images).argmax(1) == labels).float().mean().item()
     layers = [replace(layer, dead_after=_dead(seen, layer.name)) for layer in layers]
-    model.load_state_dict(before)
     label_accuracy, label_chance, label_images = _labels_probe(loaders.train.dataset, seed)
     spread = images.float()
     diagnosis = Diagnosis(
@@ -286,7 +287,6 @@ def _first_step(
                 dead_after=math.nan,
             )
         )
-    model.zero_grad(set_to_none=True)
     return layers
 
 
@@ -315,7 +315,6 @@ def _try(
         max_grad_norm=recipe.max_grad_norm,
     ):
         pass
-    model.zero_grad(set_to_none=True)
     return [float(loss) for loss in losses]
 
 
@@ -337,10 +336,15 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
     fitted, targets = features[:half], F.one_hot(labels[:half], len(data.classes)).double()
     ridge = _PROBE_RIDGE * half * torch.eye(features.shape[1], dtype=torch.float64) / 100
     coefficients = torch.linalg.solve(fitted.T @ fitted + ridge, fitted.T @ targets)
-    guesses = (features[half:] @ coefficients).argmax(1)
-    accuracy = (guesses == labels[half:]).double().mean().item()
-    commonest = labels[half:].bincount().max().item() / (count - half)
-    return accuracy, commonest, count - half
+    guesses, truth = (features[half:] @ coefficients).argmax(1), labels[half:]
+    accuracy = (guesses == truth).double().mean().item()
+    guessed, true = (
+        classes.bincount(minlength=len(data.classes)).double() / len(classes)
+        for classes in (guesses, truth)
+    )
+    if true.max() > _PROBE_COMMONEST:
+        return math.nan, math.nan, 0
+    return accuracy, (guessed @ true).item(), len(truth)
 
 
 def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
@@ -379,8 +383,7 @@ def _label_findings(found: Diagnosis, labels: Tensor) -> Iterator[str]:
     if found.label_accuracy < guess + _PROBE_DEVIATIONS * spread:
         yield (
             "the labels may not belong to their images: a linear classifier on tiny versions of "
-            f"the images names {found.label_accuracy:.1%} rightly, always naming the commonest "
-            f"class {guess:.1%}"
+            f"the images names {found.label_accuracy:.1%} rightly, guessing {guess:.1%}"
         )
 
 
@@ -414,7 +417,7 @@ def _signal_findings(found: Diagnosis) -> Iterator[str]:
 def _update_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
     moving = [layer for layer in found.layers if layer.update > 0]
     if not moving:
-        yield "no weight moves: are all layers frozen?"
+        yield f"no weight moves: learning_rate ({recipe.learning_rate:g}) is too small to be felt"
         return
     middle = sorted(layer.update for layer in moving)[len(moving) // 2]
     if middle < _SMALL_UPDATE:
@@ -423,7 +426,12 @@ def _update_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
             f"per cent takes some {0.01 / middle:,.0f} such steps: raise learning_rate "
             f"({recipe.learning_rate:g})"
         )
-    fast = [f"{layer.name} {layer.update:.0%}" for layer in moving if layer.update > _LARGE_UPDATE]
+    # Not the last layer: it often starts small, and then large first steps are right.
+    fast = [
+        f"{layer.name} {layer.update:.0%}"
+        for layer in found.layers[:-1]
+        if layer.update > _LARGE_UPDATE
+    ]
     if fast:
         yield (
             f"the first step at the full learning rate ({recipe.learning_rate:g}) is large against "

@@ -129,7 +129,7 @@ class BatchLoader:
         return inputs, labels
 
     def _raw_batches(
-        self, batches: list[Int64[Tensor, " batch"]], generator: torch.Generator
+        self, batches: list[Int64[Tensor, " _"]], generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images of one size, uint8 or floating from 0 to 1, before augmentation; labels."""
         if isinstance(self.dataset, ImageTensors):
@@ -585,7 +585,7 @@ def _checked(augmentation: Augmentations) -> tuple[AnyAugmentation, ...]:
         return ()
     chosen = tuple(augmentation) if isinstance(augmentation, Sequence) else (augmentation,)
     for each in chosen:
-        if not isinstance(each, Augmentation | RandomCrop | Mixing):
+        if isinstance(each, type) or not isinstance(each, Augmentation | RandomCrop | Mixing):
             raise TypeError(
                 f"augmentation has a {type(each).__name__}; expected HorizontalFlip(), "
                 "RandomCrop() or another of alexnet_lib.transforms (torchvision's own belong into "

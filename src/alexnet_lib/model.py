@@ -280,7 +280,8 @@ def _torchvision_state(weights: Any) -> dict[str, Tensor]:
         for kind in ("weight", "bias")
     ]
     for name, expected in zip(names, own.values(), strict=True):
-        shape = tuple(state[name].shape) if name in state else None
+        tensor = state.get(name)
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
         wanted = tuple(expected.shape)
         if name.startswith("classifier.6.") and shape is not None:
             wanted = (shape[0], *wanted[1:])  # any number of classes

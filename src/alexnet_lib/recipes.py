@@ -186,9 +186,10 @@ class Recipe:
         if self.weights is not None and not isinstance(self.weights, str):
             raise ValueError(f"weights is {self.weights!r}; expected the name of a file, or None")
         layers = [row.name for row in resolve_architecture(self.architecture).layers]
-        if not isinstance(self.freeze, list | tuple) or not {*self.freeze} <= {*layers}:
-            raise ValueError(f"freeze is {self.freeze!r}; expected names among {', '.join(layers)}")
-        object.__setattr__(self, "freeze", tuple(self.freeze))  # JSON has only lists
+        if not isinstance(self.freeze, tuple) or any(name not in layers for name in self.freeze):
+            raise ValueError(
+                f"freeze is {self.freeze!r}; expected a tuple of names among {', '.join(layers)}"
+            )
 
     def _check_integers(self) -> None:
         optional = {"image_size", "train_images"}
@@ -282,7 +283,7 @@ class Recipe:
         if not isinstance(data, Mapping) or set(data) != set(known):
             found = sorted(data) if isinstance(data, Mapping) else data
             raise ValueError(f"data has {found}; expected a recipe's fields, {sorted(known)}")
-        return cls(**data)
+        return cls(**{**data, "freeze": tuple(data["freeze"])})
 
     def size_of_images(self) -> int:
         """``image_size``, or the architecture's own where it is None; in pixels."""
@@ -400,8 +401,14 @@ class Recipe:
         return tuple(chosen)
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimiser of a model's weights and biases, but those that are frozen."""
+        """The optimiser of a model's weights and biases, but those that are frozen.
+
+        Raises:
+            ValueError: all are frozen.
+        """
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not learning:
+            raise ValueError("all layers of the model are frozen; expected some to be trained")
         # One pass over the weights instead of one for each operation.
         fused = all(p.device.type in _FUSED_DEVICES for p in learning.values())
         groups: list[dict[str, Any]] = [
@@ -480,8 +487,9 @@ class Recipe:
         found: dict[str, Any] = {
             "train_images": images,
             "image_size": preprocess.image_size,
-            "resize": preprocess.resize,
             "edge": preprocess.edge,
+            "resize_ratio": preprocess.resize / preprocess.window,
+            "normalization": "pixel_std" if preprocess.scale == 1 else "mean_only",
             "batch_size": loaders.train.batch_size,
             "flip": False,
             "random_crop": False,
@@ -507,10 +515,14 @@ class Recipe:
                     found["mixup"] = each.alpha
                 case CutMix():
                     found["cutmix"] = each.alpha
-        expected = {name: getattr(self, name, None) for name in found}
+        expected = {name: getattr(self, name) for name in found}
         expected["train_images"] = self.train_images or images
         expected["image_size"] = self.size_of_images()
-        expected["resize"] = self.size_of_images() - self.edge + self.room()
+        # Of rounded sizes, and of what a preprocess does not tell, the recipe's word is taken.
+        if preprocess.resize - preprocess.window == self.room():
+            expected["resize_ratio"] = found["resize_ratio"]
+        if "mean_only" not in (self.normalization, found["normalization"]):
+            expected["normalization"] = found["normalization"]
         return {
             name: (value, expected[name])
             for name, value in found.items()

@@ -199,13 +199,16 @@ class Preprocess:
             ``(3, image_size, image_size)``, or a batch of them, on the device of ``images``.
 
         Raises:
-            ValueError: a wrong rank or channel count, or images without pixels.
+            ValueError: a wrong rank or channel count, images without pixels, or corners that leave
+                the resized image.
         """
         height, width = images.shape[-2:]
         if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in (height, width):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; expected (3, H, W) or (N, 3, H, W)"
             )
+        if corners is not None:
+            self._check_corners(corners, images)
         enlarges = max(height, width) <= self.resize
         keeps_shape = height == width or self.fit == "squash"
         if enlarges and keeps_shape and images.ndim == 4:
@@ -268,6 +271,17 @@ class Preprocess:
             yield self._with_edge(view)
             if number > 1:
                 yield self._with_edge(view.flip(-1))
+
+    def _check_corners(self, corners: Tensor, images: Tensor) -> None:
+        expected = (len(images), 2)
+        if images.ndim != 4 or tuple(corners.shape) != expected:
+            raise ValueError(f"corners has shape {tuple(corners.shape)}; expected (batch, 2)")
+        # On a GPU looking would mean waiting, and an index out of range is an error there anyway.
+        if corners.device.type == "cpu" and corners.numel():
+            low, high = (int(value) for value in torch.aminmax(corners))
+            room = self.resize - self.window
+            if low < 0 or high > room:
+                raise ValueError(f"corners run from {low} to {high}; expected 0 to {room}")
 
     def _with_edge(self, images: Tensor) -> Tensor:
         return F.pad(images, (0, self.edge, 0, self.edge)) if self.edge else images
@@ -345,9 +359,9 @@ class Augmentation(Protocol):
     """A random change of each training image by itself.
 
     Attributes:
-        on: ``"pixels"``: it changes images as the data set holds them, before the resize, mostly
-            small and uint8, or floating from 0 to 1; ``"input"``: it changes the network's input,
-            after crop and normalisation.
+        on: ``"pixels"``: it changes images as they come, mostly small and uint8, before the resize
+            where the data set's images are of one size, or else after it, then floating from 0 to
+            1; ``"input"``: it changes the network's input, after crop and normalisation.
     """
 
     on: ClassVar[Literal["pixels", "input"]]
@@ -592,7 +606,7 @@ class RandomErasing:
         """The images, some of them with a rectangle of zeros."""
         size = torch.tensor(images.shape[-2:])
         sides = (draws[:, 2:] * size).round()
-        starts = ((size - sides) * draws[:, :2]).round()
+        starts = ((size - sides + 1) * draws[:, :2]).floor()
         erased = images.clone()
         # One by one: a mask of all images takes three times as long on the CPU.
         for image, start, side in zip(
