@@ -148,6 +148,19 @@ myst_substitutions["starts_table"] = markdown_table(
     numbers=3,
 )
 
+_length, _cosine = (_starts["fc8_input"][name] for name in ("squared_length", "cosine"))
+myst_substitutions["fc8_cosine"] = f"{_cosine:.2f}"
+myst_substitutions["fc8_squared_length"] = f"{_length:,.0f}"
+_curvatures = {classes: _length * (1 / classes) * (1 - 1 / classes) for classes in (10, 1000)}
+myst_substitutions["stability_table"] = markdown_table(
+    ("classes", "p", "curvature", "stable below a rate of"),
+    [
+        (f"{classes:,}", f"{1 / classes:g}", f"{curvature:,.0f}", f"{3.8 / curvature:.2g}")
+        for classes, curvature in _curvatures.items()
+    ],
+    numbers=4,
+)
+
 
 @contextmanager
 def drawing(file: Path, width: float = 6.4, height: float = 3.2) -> Iterator[Any]:
