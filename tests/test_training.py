@@ -441,6 +441,14 @@ def test_frozen_layers_keep_their_weights(ema_decay):
         assert torch.equal(weight, start.state_dict()[name]) == name.startswith("features.conv1.")
 
 
+def test_layers_of_a_model_that_is_passed_are_frozen_too():
+    model = AlexNet(10, architecture=TINY, seed=1)
+    before = model.features.conv1.weight.detach().clone()
+    run = quick_fit(recipe=tiny_recipe(freeze=("conv1",)), model=model)
+    assert run.model is model
+    assert torch.equal(model.features.conv1.weight, before)
+
+
 @pytest.mark.parametrize("field", ["mixup", "cutmix"])
 def test_mixed_images_lower_the_loss_on_unmixed_ones(field):
     overrides = {field: 1.0, "dropout": 0.0, "flip": False, "label_smoothing": 0.0}

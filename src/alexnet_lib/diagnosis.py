@@ -33,7 +33,7 @@ _RAW_STD = 20.0  # of values from 0 to 255, at least
 
 # The labels are tried with a linear classifier on tiny images.
 _PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 200
-_PROBE_RIDGE = 1.0
+_PROBE_RIDGE = 0.01
 _PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
 _PROBE_DEVIATIONS = 3.0
 
@@ -334,7 +334,7 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
     labels = sample.labels.cpu()
     half = count // 2
     fitted, targets = features[:half], F.one_hot(labels[:half], len(data.classes)).double()
-    ridge = _PROBE_RIDGE * half * torch.eye(features.shape[1], dtype=torch.float64) / 100
+    ridge = _PROBE_RIDGE * half * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(fitted.T @ fitted + ridge, fitted.T @ targets)
     guesses, truth = (features[half:] @ coefficients).argmax(1), labels[half:]
     accuracy = (guesses == truth).double().mean().item()

@@ -188,7 +188,10 @@ class Loaders(NamedTuple):
     def with_preprocess(self, preprocess: Preprocess) -> "Loaders":
         """The same loaders with another treatment of images, in all three parts."""
         return Loaders(
-            *(loader and replace(loader, preprocess=preprocess) for loader in self)  # type: ignore[arg-type]
+            *(
+                None if loader is None else replace(loader, preprocess=preprocess)  # type: ignore[arg-type]
+                for loader in self
+            )
         )
 
     def to(

@@ -105,7 +105,8 @@ def fit(
         recipe: a name among ``RECIPES``, or a ``Recipe``.
         overrides: fields of the recipe to change, by name.
         epochs: passes over the training images, at least 1; None is the recipe's.
-        model: a network to go on with; None builds the recipe's.
+        model: a network to go on with, whose layers ``freeze`` are frozen from now on; None builds
+            the recipe's.
         seed: of the weights, the parts, the order, the augmentation and dropout. torch's global
             generators are left as they were.
         out: a folder to write to, that holds no run yet; None writes nothing.
@@ -164,6 +165,7 @@ def fit(
         model = recipe.build_model(loaders.classes, seed)
     else:
         _check_model(model, recipe, loaders)
+        model.freeze(*recipe.freeze)
     loaders = loaders.to(device, dtype, memory_format)
     model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     model.classes, model.preprocess = loaders.classes, loaders.preprocess
