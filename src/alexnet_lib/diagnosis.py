@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_lib.datasets import ImageSet
-from alexnet_lib.engine import train_steps
+from alexnet_lib.engine import evaluation_mode, train_steps
 from alexnet_lib.loaders import Loaders, pixels_of
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
 # of the documentation's page.
-_FAINT_SIGNAL = 0.05  # of the input's difference between images, at the last layer but one
+_FAINT_SIGNAL = 0.05  # at the last layer but one, over the input's, or 1 where that is larger
 _LARGE_START = 1.3  # start's loss over that of guessing
 _DEAD = 0.5  # share of a layer's units
 _SMALL_UPDATE, _LARGE_UPDATE = 1e-5, 0.03  # of a step, over the weights
@@ -42,9 +42,9 @@ _PROBE_DEVIATIONS = 3.0
 class LayerDiagnosis:
     """A layer with weights, at the first step and after the try at one batch.
 
-    ``output`` is the root mean square of what it computes, before the ReLU; ``signal`` how much of
-    that differs from image to image: the standard deviation over the batch, root mean square over
-    the units. ``dead`` is the share of units whose ReLU gives 0 for every image of the batch and
+    ``output`` is the root mean square of what it computes without dropout, before the ReLU;
+    ``signal`` how much of that differs from image to image: the standard deviation over the batch,
+    root mean square over the units. ``dead`` is the share of units whose ReLU gives 0 for every image of the batch and
     every place in it, ``dead_after`` the same after the try; NaN where no ReLU follows.
     ``gradient`` is the root mean square of the weights' gradient (after clipping, where the recipe
     clips); ``update`` the norm of the first step at the full learning rate over that of the
@@ -260,17 +260,19 @@ def _first_step(
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    with _watched(model) as seen:
-        next(
-            train_steps(
-                model,
-                [(images, labels)],
-                recipe.build_optimizer(model),
-                criterion=recipe.criterion,
-                precision=options.precision,
-                max_grad_norm=recipe.max_grad_norm,
-            )
+    # Without dropout, whose masks would pass for differences between the images.
+    with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
+        model(images)
+    next(
+        train_steps(
+            model,
+            [(images, labels)],
+            recipe.build_optimizer(model),
+            criterion=recipe.criterion,
+            precision=options.precision,
+            max_grad_norm=recipe.max_grad_norm,
         )
+    )
     layers = []
     for name, output in seen.outputs.items():
         weight, values = weights[name], output.float()
@@ -395,7 +397,7 @@ def _signal_findings(found: Diagnosis) -> Iterator[str]:
             f"{found.chance_loss:.2f}: the outputs start too large, and the first steps will be too"
         )
     last = layers[max(len(layers) - 2, 0)]
-    if last.signal < _FAINT_SIGNAL * found.input_std:
+    if last.signal < _FAINT_SIGNAL * min(found.input_std, 1.0):
         yield (
             f"the images' differences fade: {found.input_std:.2g} at the input, "
             f"{last.signal:.1g} at {last.name}, so that every image gets nearly the same answer: "
