@@ -44,8 +44,9 @@ class LayerDiagnosis:
 
     ``output`` is the root mean square of what it computes without dropout, before the ReLU;
     ``signal`` how much of that differs from image to image: the standard deviation over the batch,
-    root mean square over the units. ``dead`` is the share of units whose ReLU gives 0 for every image of the batch and
-    every place in it, ``dead_after`` the same after the try; NaN where no ReLU follows.
+    root mean square over the units. ``dead`` is the share of units whose ReLU gives 0 for every
+    image of the batch and every place in it, ``dead_after`` the same after the try; NaN where no
+    ReLU follows.
     ``gradient`` is the root mean square of the weights' gradient (after clipping, where the recipe
     clips); ``update`` the norm of the first step at the full learning rate over that of the
     weights, 0 for frozen ones.
