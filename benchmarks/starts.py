@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from alexnet_lib import RECIPES, keep_freed_memory, kernels
-from alexnet_lib.engine import train_steps
+from alexnet_lib.diagnosis import step_losses
 from alexnet_lib.recipes import MEMORY_FORMATS, RunOptions
 from alexnet_lib.training import versions
 
@@ -56,29 +56,12 @@ def losses(data: str, name: str, steps: int) -> dict[str, Any]:
     loaders = recipe.build_loaders(data, seed=0).to(options.device, dtype, memory_format)
     model = recipe.build_model(loaders.classes, seed=0)
     model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
-    optimizer = recipe.build_optimizer(model)
-    found: list[Tensor] = []
-
-    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
-        found.append(F.cross_entropy(logits.detach().float(), labels))
-        return recipe.criterion(logits, labels)
-
     torch.manual_seed(0)
-    batches = (batch for batch, _ in zip(loaders.train, range(steps), strict=False))
-    for _ in train_steps(
-        model,
-        batches,
-        optimizer,
-        criterion=criterion,
-        precision=options.precision,
-        batch_scheduler=recipe.build_schedule(optimizer, steps),
-        max_grad_norm=recipe.max_grad_norm,
-    ):
-        pass
+    found = step_losses(model, loaders.train, steps, recipe, options)
     return {
         "recipe": recipe.to_dict(),
         "precision": options.precision,
-        "losses": [round(float(loss), 4) for loss in found],
+        "losses": [round(loss, 4) for loss in found],
     }
 
 

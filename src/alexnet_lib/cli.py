@@ -56,6 +56,10 @@ Overrides = Annotated[
         "[default: none].",
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
+]
 BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=1)]
 
 
@@ -89,10 +93,7 @@ def train(
         str | None,
         typer.Option(help="'paper', 'single_tower' or 'one_weird_trick' [default: the recipe's]."),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
-    ] = None,
+    seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Annotated[
@@ -135,10 +136,7 @@ def doctor(
     recipe: RecipeName = "modern",
     set_: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of the try at one batch.", min=1)] = 40,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
-    ] = None,
+    seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
     num_workers: Workers = 0,

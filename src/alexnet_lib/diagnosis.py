@@ -5,9 +5,10 @@ page "Why AlexNet does not train" of the documentation.
 """
 
 import copy
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from alexnet_lib.datasets import ImageSet
 from alexnet_lib.engine import evaluation_mode, train_steps
 from alexnet_lib.loaders import Loaders, pixels_of
+from alexnet_lib.model import AlexNet
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
@@ -183,7 +185,7 @@ def diagnose(
         torch.manual_seed(seed)
         layers = _first_step(model, images, labels, recipe, options)
         model.load_state_dict(before)
-        losses = _try(model, images, labels, recipe, options, steps)
+        losses = step_losses(model, itertools.repeat((images, labels)), steps, recipe, options)
     model.eval()
     with torch.no_grad(), _watched(model) as seen:
         accuracy = (model(images).argmax(1) == labels).float().mean().item()
@@ -233,8 +235,7 @@ def _watched(model: nn.Module) -> Iterator[_Seen]:
             seen.dead[last] = (units == 0).all(1).float().mean().item()
 
     handles = []
-    for path, module in model.named_modules():
-        name = path.rpartition(".")[2] if hasattr(model, "architecture") else path
+    for name, module in _named_modules(model):
         if isinstance(module, nn.Conv2d | nn.Linear):
             handles.append(
                 module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
@@ -248,6 +249,12 @@ def _watched(model: nn.Module) -> Iterator[_Seen]:
             handle.remove()
 
 
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A model's modules: an AlexNet's by their layers' names, another's by their paths."""
+    for path, module in model.named_modules():
+        yield path.rpartition(".")[2] if isinstance(model, AlexNet) else path, module
+
+
 def _dead(seen: _Seen, name: str) -> float:
     return seen.dead.get(name, math.nan)
 
@@ -256,8 +263,8 @@ def _first_step(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, options: RunOptions
 ) -> list[LayerDiagnosis]:
     weights = {
-        path.rpartition(".")[2] if hasattr(model, "architecture") else path: module.weight
-        for path, module in model.named_modules()
+        name: module.weight
+        for name, module in _named_modules(model)
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -293,14 +300,14 @@ def _first_step(
     return layers
 
 
-def _try(
+def step_losses(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
     recipe: Recipe,
     options: RunOptions,
-    steps: int,
 ) -> list[float]:
+    """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step."""
     optimizer = recipe.build_optimizer(model)
     losses: list[Tensor] = []
 
@@ -310,7 +317,7 @@ def _try(
 
     for _ in train_steps(
         model,
-        [(images, labels)] * steps,
+        itertools.islice(batches, steps),
         optimizer,
         criterion=criterion,
         precision=options.precision,

@@ -464,12 +464,10 @@ class Recipe:
             factor=_PLATEAU_FACTOR,
             patience=self.plateau_patience - 1,
             threshold=0.0,
+            # A warm-up that has begun keeps the full rate under another name.
             min_lr=[
-                rate * _PLATEAU_FACTOR**_PLATEAU_DROPS
-                for rate in (
-                    self.learning_rate * (self.bias_rate_factor if i else 1.0)
-                    for i in range(len(optimizer.param_groups))
-                )
+                group.get("initial_lr", group["lr"]) * _PLATEAU_FACTOR**_PLATEAU_DROPS
+                for group in optimizer.param_groups
             ],
             eps=0.0,
         )
@@ -664,7 +662,7 @@ a warm-up, a tenth of the rate) it leaves the paper's rate as it is, from the fi
 frozen.
 """
 
-# What `alexnet-lib demo` changes in the plain recipe to learn the built-in set in a minute.
+# What `alexnet-lib demo` changes in `modern` to learn the built-in set in a minute.
 DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
     {"image_size": 67, "batch_size": 64, "epochs": 3, "learning_rate": 0.025}
 )
