@@ -92,6 +92,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     assert stored == {
         "recipe": tiny_recipe(epochs=2).to_dict(),
         "data": "shapes",
+        "model": "recipe",
         "seed": 3,
         "options": asdict(options.resolved()),
         "threads": torch.get_num_threads(),
@@ -334,6 +335,14 @@ def test_a_run_is_repeated_from_its_stored_recipe(recipe, tmp_path):
     for one, other in zip(first.history, again.history, strict=True):
         assert one.train.loss == other.train.loss
     assert first.test.loss == again.test.loss
+
+
+def test_a_run_of_a_given_model_says_that_it_cannot_be_repeated_from_its_folder(tmp_path):
+    recipe = tiny_recipe(epochs=1)
+    model = recipe.build_model(("a", "b", "c", "d", "e", "f", "g", "h", "i", "j"), seed=5)
+    quick_fit(recipe=recipe, model=model, out=tmp_path)
+    with pytest.raises(ValueError, match=r"recipe\.json is of a run that went on with a model"):
+        stored_recipe(tmp_path)
 
 
 def train_by_hand(recipe: Recipe, seed: int, after_step) -> AlexNet:

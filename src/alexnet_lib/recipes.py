@@ -52,6 +52,20 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 
+# The fields that augment, in the order in which an image meets them: the class, and which of its
+# attributes the field's value is; None where the field says whether at all.
+_AUGMENTATION: Mapping[str, tuple[type[Any], str | None]] = MappingProxyType(
+    {
+        "flip": (HorizontalFlip, None),
+        "trivial_augment": (TrivialAugment, None),
+        "color_noise": (ColorNoise, "strength"),
+        "mixup": (Mixup, "alpha"),
+        "cutmix": (CutMix, "alpha"),
+        "random_crop": (RandomCrop, None),
+        "erasing": (RandomErasing, "probability"),
+    }
+)
+
 # Where torch has a fused SGD and AdamW.
 _FUSED_DEVICES = {"cpu", "cuda", "mps"}
 
@@ -383,21 +397,13 @@ class Recipe:
 
     def _augmentation(self, loaders: Loaders) -> tuple[AnyAugmentation, ...]:
         chosen: list[AnyAugmentation] = []
-        if self.flip:
-            chosen.append(HorizontalFlip())
-        if self.trivial_augment:
-            chosen.append(TrivialAugment())
-        if self.color_noise:
-            components = compute_color_components(pixels_of(loaders.train.dataset))
-            chosen.append(ColorNoise(components, self.color_noise))
-        if self.mixup:
-            chosen.append(Mixup(self.mixup))
-        if self.cutmix:
-            chosen.append(CutMix(self.cutmix))
-        if self.random_crop:
-            chosen.append(RandomCrop())
-        if self.erasing:
-            chosen.append(RandomErasing(self.erasing))
+        for name, (kind, attribute) in _AUGMENTATION.items():
+            if value := getattr(self, name):
+                arguments = {} if attribute is None else {attribute: value}
+                if kind is ColorNoise:
+                    pixels = pixels_of(loaders.train.dataset)
+                    arguments["components"] = compute_color_components(pixels)
+                chosen.append(kind(**arguments))
         return tuple(chosen)
 
     def build_optimizer(self, model: nn.Module) -> Optimizer:
@@ -489,30 +495,13 @@ class Recipe:
             "resize_ratio": preprocess.resize / preprocess.window,
             "normalization": "pixel_std" if preprocess.scale == 1 else "mean_only",
             "batch_size": loaders.train.batch_size,
-            "flip": False,
-            "random_crop": False,
-            "color_noise": 0.0,
-            "trivial_augment": False,
-            "erasing": 0.0,
-            "mixup": 0.0,
-            "cutmix": 0.0,
         }
-        for each in loaders.train.augmentation:
-            match each:
-                case HorizontalFlip():
-                    found["flip"] = True
-                case RandomCrop():
-                    found["random_crop"] = True
-                case TrivialAugment():
-                    found["trivial_augment"] = True
-                case ColorNoise():
-                    found["color_noise"] = each.strength
-                case RandomErasing():
-                    found["erasing"] = each.probability
-                case Mixup():
-                    found["mixup"] = each.alpha
-                case CutMix():
-                    found["cutmix"] = each.alpha
+        for name, (kind, attribute) in _AUGMENTATION.items():
+            given = [each for each in loaders.train.augmentation if isinstance(each, kind)]
+            if attribute is None:
+                found[name] = bool(given)
+            else:
+                found[name] = getattr(given[0], attribute) if given else 0.0
         expected = {name: getattr(self, name) for name in found}
         expected["train_images"] = self.train_images or images
         expected["image_size"] = self.size_of_images()
@@ -544,22 +533,29 @@ def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -
 
 
 def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
-    """The recipe and the seed of a finished run.
+    """The recipe and the seed of a run, which repeat it.
 
     Args:
         path: the run's folder, or its ``recipe.json``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no run's recipe.
+        ValueError: the file holds no run's recipe, or that of a run which went on with a model that
+            ``fit`` was given.
     """
     file = Path(path)
     file = file / "recipe.json" if file.is_dir() else file
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return Recipe.from_dict(stored["recipe"]), int(stored["seed"])
+        recipe, seed = Recipe.from_dict(stored["recipe"]), int(stored["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the recipe of a run: {error}") from error
+    if stored.get("model") == "given":
+        raise ValueError(
+            f"{file} is of a run that went on with a model given to fit; recipe and seed alone do "
+            "not repeat it"
+        )
+    return recipe, seed
 
 
 # The blog post's settings: all 50,000 images are trained on, and nothing is held back.

@@ -106,7 +106,8 @@ def fit(
         overrides: fields of the recipe to change, by name.
         epochs: passes over the training images, at least 1; None is the recipe's.
         model: a network to go on with, whose layers ``freeze`` are frozen from now on; None builds
-            the recipe's.
+            the recipe's. The folder does not hold what it was, so that the run is not repeated
+            from there.
         seed: of the weights, the parts, the order, the augmentation and dropout. torch's global
             generators are left as they were.
         out: a folder to write to, that holds no run yet; None writes nothing.
@@ -161,6 +162,7 @@ def fit(
         loaders = recipe.build_loaders(
             os.fspath(data), seed, device=device, num_workers=options.num_workers
         )
+    given = model is not None
     if model is None:
         model = recipe.build_model(loaders.classes, seed)
     else:
@@ -175,6 +177,7 @@ def fit(
         description = {
             "recipe": recipe.to_dict(),
             "data": source,
+            "model": "given" if given else "recipe",
             "seed": seed,
             "options": asdict(options),
             "threads": torch.get_num_threads(),
