@@ -114,24 +114,33 @@ myst_substitutions["precision_table"] = markdown_table(
 
 myst_substitutions["recipes_table"] = recipes.report()
 
-_search = [
+_trials = [
     json.loads(line)
     for line in (ROOT / "benchmarks/results/search.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-myst_substitutions["search_table"] = markdown_table(
-    ("changed", "to", *(f"epoch {i}" for i in range(1, len(_search[0]["history"]) + 1))),
-    [
-        (
-            trial["trial"],
-            ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items()),
-            *(f"{line['validation']['accuracy']:.1%}" for line in trial["history"]),
-        )
-        for trial in sorted(
-            _search, key=lambda trial: -trial["history"][-1]["validation"]["accuracy"]
-        )
-    ],
-    numbers=len(_search[0]["history"]),
-)
+
+
+def search_table(epochs: int) -> str:
+    """The trials of so many epochs, the best first."""
+    trials = [trial for trial in _trials if len(trial["history"]) == epochs]
+    return markdown_table(
+        ("trial", "changed", *(f"epoch {i}" for i in range(1, epochs + 1))),
+        [
+            (
+                trial["trial"],
+                ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items()),
+                *(f"{line['validation']['accuracy']:.1%}" for line in trial["history"]),
+            )
+            for trial in sorted(
+                trials, key=lambda trial: -trial["history"][-1]["validation"]["accuracy"]
+            )
+        ],
+        numbers=epochs,
+    )
+
+
+myst_substitutions["search_table"] = search_table(5)
+myst_substitutions["long_search_table"] = search_table(10)
 
 _starts = json.loads((ROOT / "benchmarks/results/starts.json").read_text(encoding="utf-8"))
 myst_substitutions["starts_table"] = markdown_table(
