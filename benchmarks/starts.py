@@ -8,7 +8,6 @@ benchmarks/results/starts.json; with --starts, only those named are run again.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,27 @@ from alexnet_lib.diagnosis import step_losses
 from alexnet_lib.recipes import MEMORY_FORMATS, RunOptions
 from alexnet_lib.training import versions
 
-# Name: (recipe, what is changed in it). Without the help that the library's recipe `paper` has.
-BARE_PAPER: dict[str, Any] = {"max_grad_norm": None, "warmup_fraction": 0.0, "learning_rate": 0.01}
+# Name: (recipe, what is changed in it).
+INVERTED: dict[str, Any] = {"dropout_scaling": "training"}
 STARTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "the paper's text": ("paper", {**BARE_PAPER, "initialization": "paper"}),
-    "the released code": ("paper", BARE_PAPER),
-    "the released code, rate 0.001": ("paper", {**BARE_PAPER, "learning_rate": 0.001}),
-    "the released code, warm-up": ("paper", {**BARE_PAPER, "warmup_fraction": 0.5}),
-    "the released code, gradients clipped at 5": ("paper", {**BARE_PAPER, "max_grad_norm": 5.0}),
-    "the released code, normalised input": (
-        "paper",
-        {**BARE_PAPER, "normalization": "pixel_std"},
-    ),
+    "the paper": ("paper", {}),
+    "the paper's initialisation": ("paper", {"initialization": "paper"}),
+    "nn.Dropout": ("paper", INVERTED),
+    "nn.Dropout, the paper's initialisation": ("paper", {**INVERTED, "initialization": "paper"}),
+    "nn.Dropout, normalised input": ("paper", {**INVERTED, "normalization": "pixel_std"}),
+    "nn.Dropout, rate 0.001": ("paper", {**INVERTED, "learning_rate": 0.001}),
+    "nn.Dropout, warm-up": ("paper", {**INVERTED, "warmup_fraction": 0.5}),
+    "nn.Dropout, gradients clipped at 5": ("paper", {**INVERTED, "max_grad_norm": 5.0}),
     "the tutorial": ("tutorial", {}),
     "the tutorial, rate 0.01": ("tutorial", {"learning_rate": 0.01}),
+    "the tutorial, He, rate 0.01": (
+        "tutorial",
+        {"initialization": "kaiming", "learning_rate": 0.01},
+    ),
     "He, normalised input, rate 0.01": (
         "paper",
         {
-            **BARE_PAPER,
+            **INVERTED,
             "initialization": "kaiming",
             "normalization": "pixel_std",
             "bias_rate_factor": 1.0,
@@ -66,20 +68,32 @@ def losses(data: str, name: str, steps: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def fc8_input(data: str) -> dict[str, float]:
-    """What fc8 gets at the start from the released code's initialisation: length, and likeness."""
-    recipe = RECIPES["paper"].overridden({"train_images": 2_000, "batch_size": 64})
+def fc8_start(data: str, dropout_scaling: str, classes: int) -> dict[str, Any]:
+    """fc8 at the start from the released code's initialisation: its input, and the curvature there.
+
+    The inputs are nearly one vector a for all images. Along it the loss's second derivative is
+    |a|^2 times the largest eigenvalue of diag(p) - p p^T, where p are the classes' probabilities.
+    """
+    recipe = RECIPES["paper"].overridden(
+        {"dropout_scaling": dropout_scaling, "train_images": 2_000, "batch_size": 64}
+    )
     loaders = recipe.build_loaders(data, seed=0)
-    model = recipe.build_model(loaders.classes, seed=0).eval()
+    model = recipe.build_model(tuple(map(str, range(classes))), seed=0).eval()
     seen: list[Tensor] = []
     model.classifier.fc8.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     images, _ = next(iter(loaders.train))
-    model(images)
+    p = model(images).softmax(1)
+    spread = p.mean(0).diag() - p.T @ p / len(p)
+    squared_length = seen[0].square().sum(1).mean().item()
     directions = F.normalize(seen[0], dim=1)
     return {
+        "dropout_scaling": dropout_scaling,
+        "classes": classes,
         "images": len(images),
-        "squared_length": seen[0].square().sum(1).mean().item(),
+        "squared_length": squared_length,
         "cosine": (directions @ directions.T).mean().item(),
+        "likeliest": p.mean(0).max().item(),
+        "curvature": squared_length * torch.linalg.eigvalsh(spread)[-1].item(),
     }
 
 
@@ -101,10 +115,14 @@ def main() -> None:
         course = starts[name]["losses"]
         print(f"{name:<44} {[round(x, 2) for x in course[:: len(course) // 8]]}", flush=True)
     result = {
-        "command": " ".join(["python", "benchmarks/starts.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/starts.py {arguments.data} --steps {arguments.steps}",
         "versions": versions(),
         "starts": starts,
-        "fc8_input": fc8_input(arguments.data),
+        "fc8": [
+            fc8_start(arguments.data, scaling, classes)
+            for scaling in ("training", "test")
+            for classes in (10, 1000)
+        ],
     }
     file.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(f"written to {file}")

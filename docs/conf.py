@@ -157,15 +157,19 @@ myst_substitutions["starts_table"] = markdown_table(
     numbers=3,
 )
 
-_length, _cosine = (_starts["fc8_input"][name] for name in ("squared_length", "cosine"))
-myst_substitutions["fc8_cosine"] = f"{_cosine:.2f}"
-myst_substitutions["fc8_squared_length"] = f"{_length:,.0f}"
-_curvatures = {classes: _length * (1 / classes) * (1 - 1 / classes) for classes in (10, 1000)}
+_fc8 = _starts["fc8"]
+myst_substitutions["fc8_cosine"] = f"{_fc8[0]['cosine']:.2f}"
+myst_substitutions["fc8_squared_length"] = f"{_fc8[0]['squared_length']:,.0f}"
 myst_substitutions["stability_table"] = markdown_table(
-    ("classes", "p", "curvature", "stable below a rate of"),
+    ("classes", "p of the likeliest", "curvature", "stable below a rate of"),
     [
-        (f"{classes:,}", f"{1 / classes:g}", f"{curvature:,.0f}", f"{3.8 / curvature:.2g}")
-        for classes, curvature in _curvatures.items()
+        (
+            f"{start['classes']:,}",
+            f"{start['likeliest']:.2g}",
+            f"{start['curvature']:,.0f}",
+            f"{2 * (1 + 0.9) / start['curvature']:.2g}",
+        )
+        for start in _fc8
     ],
     numbers=4,
 )
@@ -188,7 +192,7 @@ def smooth(losses: Sequence[float], steps: int = 10) -> np.ndarray:
 
 
 def draw_starts(file: Path) -> None:
-    """The loss of the first steps, the mean of five."""
+    """The loss of the first steps, the mean of five; what blows up leaves the figure."""
     with drawing(file, height=3.6) as axes:
         for name, start in _starts["starts"].items():
             losses = smooth(start["losses"], 5)

@@ -66,6 +66,15 @@ def test_an_architecture_of_ones_own_comes_back(tmp_path):
     assert (loaded.image_size, loaded.dropout, loaded.classifier.drop2.p) == (20, 0.25, 0.25)
 
 
+@pytest.mark.parametrize("scaling", ["training", "test"])
+def test_a_models_dropout_comes_back_as_it_scales(scaling, tmp_path):
+    model = tiny_model(dropout_scaling=scaling).eval()
+    loaded = load_checkpoint(saved(tmp_path, model))
+    assert loaded.dropout_scaling == scaling
+    images = torch.rand(2, 3, model.image_size, model.image_size)
+    assert torch.equal(loaded(images), model(images))
+
+
 def test_classes_and_preprocessing_come_back(tmp_path):
     file = saved(tmp_path, classes=["a", "b", "c"], preprocess=PREPROCESS)
     loaded = load_checkpoint(file)

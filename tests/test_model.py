@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from alexnet_lib import ARCHITECTURES, AlexNet, Architecture
-from alexnet_lib.architecture import Conv, Flatten, Linear, MaxPool
+from alexnet_lib.architecture import Conv, Dropout, Flatten, Linear, MaxPool
 
 NAMES = list(ARCHITECTURES)
 INITIALIZATIONS = ["kaiming", "released_code", "paper", "torch"]
@@ -293,6 +293,33 @@ def test_dropout_has_the_given_probability():
         model = AlexNet(dropout=0.25)
     drops = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     assert drops == [0.25, 0.25]
+
+
+# With what `dropout_scaling` is about.
+DROPPING = Architecture(
+    "dropping", image_size=9, layers=(*TINY.layers[:-1], Dropout("drop2"), Linear("fc3", None))
+)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
+def test_scaled_in_the_test_what_dropout_keeps_is_left_as_it_is_in_training(p):
+    model = AlexNet(10, architecture=DROPPING, dropout=p, dropout_scaling="test")
+    drop = model.classifier.drop2
+    activations = 1 + torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
+    dropped = drop.train()(activations)
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, activations))
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_scaled_in_the_test_the_layer_behind_dropout_gets_less():
+    seen = []
+    for scaling in ("training", "test"):
+        model = AlexNet(
+            10, architecture=DROPPING, seed=0, dropout=0.25, dropout_scaling=scaling
+        ).eval()
+        model.classifier.fc3.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        model(random_images(2, 9))
+    torch.testing.assert_close(seen[1], 0.75 * seen[0])
 
 
 def test_num_classes_follows_a_replaced_last_layer():
@@ -715,6 +742,7 @@ def test_uint8_images_are_refused_under_autocast_too(paper):
         ({"dropout": 1.5}, "dropout is 1.5; expected a probability from 0 to 1"),
         ({"dropout": -0.1}, "dropout is -0.1; expected a probability from 0 to 1"),
         ({"dropout": math.nan}, "dropout is nan; expected a probability from 0 to 1"),
+        ({"dropout_scaling": "never"}, "dropout_scaling is 'never'; expected 'training' or 'test'"),
         ({"num_classes": 0}, "num_classes is 0; expected an integer of at least 1"),
         ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer of at least 1"),
         (

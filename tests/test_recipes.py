@@ -266,10 +266,18 @@ def test_the_criterion_smooths_labels():
 
 
 def test_the_model_has_the_recipes_fields_and_the_classes():
-    recipe = Recipe("r", architecture="tiny", image_size=20, dropout=0.25, initialization="paper")
+    recipe = Recipe(
+        "r",
+        architecture="tiny",
+        image_size=20,
+        dropout=0.25,
+        dropout_scaling="test",
+        initialization="paper",
+    )
     model = recipe.build_model(("a", "b"), seed=3)
     expected = AlexNet(2, architecture=TINY, image_size=20, initialization="paper", seed=3)
-    assert (model.architecture, model.image_size, model.dropout) == (TINY, 20, 0.25)
+    assert (model.architecture, model.image_size) == (TINY, 20)
+    assert (model.dropout, model.dropout_scaling) == (0.25, "test")
     assert model.classes == ("a", "b")
     assert torch.equal(model.features.conv1.weight, expected.features.conv1.weight)
 
@@ -509,6 +517,7 @@ def test_the_tutorial_is_the_blog_post_field_for_field():
         "weights": None,
         "freeze": [],
         "dropout": 0.5,
+        "dropout_scaling": "training",
         "image_size": None,
         "resize_ratio": 1.0,
         "edge": 0,
@@ -547,6 +556,8 @@ def test_the_paper_is_the_papers_but_for_the_length_of_its_training():
         "architecture": "paper",
         "initialization": "released_code",
         "weights": None,
+        "dropout": 0.5,
+        "dropout_scaling": "test",
         "normalization": "mean_only",
         "edge": 3,
         "flip": True,
@@ -560,6 +571,10 @@ def test_the_paper_is_the_papers_but_for_the_length_of_its_training():
         "weight_decay": 0.0005,
         "decay_biases": False,
         "bias_rate_factor": 2.0,
+        "learning_rate": 0.01,
+        "warmup_fraction": 0.0,
+        "label_smoothing": 0.0,
+        "max_grad_norm": None,
         "views": 10,
     }.items() <= {field.name: getattr(recipe, field.name) for field in fields(recipe)}.items()
     assert recipe.size_of_images() - recipe.edge == 224
@@ -616,6 +631,8 @@ OUT_OF_RANGE = [
     ("dropout", -0.1),
     ("dropout", 1.1),
     ("dropout", None),
+    ("dropout_scaling", "never"),
+    ("dropout_scaling", None),
     ("image_size", 0),
     ("image_size", 66),
     ("image_size", 67.0),
@@ -712,6 +729,10 @@ def test_every_field_but_the_name_has_a_default():
             "validation_fraction is 0, but the schedule 'plateau'",
         ),
         ({"views": 10}, "views is 10, but resize_ratio is 1.0"),
+        (
+            {"weights": "w.pth", "dropout_scaling": "test"},
+            "dropout_scaling is 'test', but weights is 'w.pth'",
+        ),
         ({"views": 10, "resize_ratio": 1.001}, "views is 10, but resize_ratio is 1.001"),
         ({"edge": 227}, "edge is 227; expected less than the image size, 227"),
         ({"edge": 67, "image_size": 67}, "edge is 67; expected less than the image size, 67"),

@@ -552,7 +552,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 20), ("dropout", 0.25), ("architecture", "paper"), ("num_classes", 3)],
+    [
+        ("image_size", 20),
+        ("dropout", 0.25),
+        ("dropout_scaling", "test"),
+        ("architecture", "paper"),
+        ("num_classes", 3),
+    ],
 )
 def test_a_model_that_contradicts_the_recipe_or_the_data_is_refused(field, value):
     arguments = {"num_classes": 10, "architecture": TINY, field: value}

@@ -83,6 +83,7 @@ def save_checkpoint(
         "num_classes": num_classes,
         "image_size": model.image_size,
         "dropout": model.dropout,
+        "dropout_scaling": model.dropout_scaling,
         "classes": names,
         "preprocess": None if preprocess is None else preprocess.to_dict(),
         "metrics": None if metrics is None else dict(metrics),
@@ -132,6 +133,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
                 architecture=Architecture.from_dict(metadata["architecture"]),
                 image_size=metadata["image_size"],
                 dropout=metadata["dropout"],
+                dropout_scaling=metadata["dropout_scaling"],
             )
         classes, preprocess = metadata["classes"], metadata["preprocess"]
         model.classes = None if classes is None else tuple(classes)

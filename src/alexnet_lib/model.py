@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from alexnet_lib.transforms import Preprocess
 
 Initialization = Literal["kaiming", "released_code", "paper", "torch"]
+DropoutScaling = Literal["training", "test"]
 
 # The paper's one standard deviation for every layer (section 5).
 PAPER_STD = 0.01
@@ -55,6 +56,11 @@ class AlexNet(nn.Module):
             224). ``one_weird_trick`` takes any size from 63 on at call time, whatever is said here.
         dropout: probability of dropping an activation in front of fc7 and fc8 (``paper``) or of
             fc6 and fc7 (the other two, as in their originals), from 0 to 1; the paper's 0.5.
+        dropout_scaling: when activations are scaled to make up for those that training drops.
+            ``"training"``: what is kept is multiplied by 1 / (1 - dropout) in training, as by
+            ``nn.Dropout``. ``"test"``: all are multiplied by 1 - dropout outside training, as in
+            the paper (section 4.2) and the released code; the layers behind see half as much, and
+            the paper's initial weights and learning rate were made for that.
         initialization: ``"kaiming"`` (He et al. 2015: normal with variance 2 / fan-in, zero
             biases, last layer N(0, 0.01)), which learns with ordinary normalised inputs;
             ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
@@ -96,19 +102,24 @@ class AlexNet(nn.Module):
         architecture: str | Architecture = "paper",
         image_size: int | None = None,
         dropout: float = 0.5,
+        dropout_scaling: DropoutScaling = "training",
         initialization: Initialization = "kaiming",
         seed: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout!r}; expected a probability from 0 to 1")
+        if dropout_scaling not in get_args(DropoutScaling):
+            raise ValueError(
+                f"dropout_scaling is {dropout_scaling!r}; expected 'training' or 'test'"
+            )
         self.architecture = resolve_architecture(architecture)
         self.image_size = self.architecture.image_size if image_size is None else image_size
-        self.dropout = dropout
+        self.dropout, self.dropout_scaling = dropout, dropout_scaling
         self.classes: tuple[str, ...] | None = None
         self.preprocess: Preprocess | None = None
         infos = layer_infos(self.architecture, self.image_size, num_classes)
-        modules = {info.layer.name: _module(info, dropout) for info in infos}
+        modules = {info.layer.name: _module(info, dropout, dropout_scaling) for info in infos}
         part = self.features = nn.Sequential()
         self.avgpool = None
         for info in infos:
@@ -338,7 +349,14 @@ def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> 
     return images
 
 
-def _module(info: LayerInfo, dropout: float) -> nn.Module:
+class _TestScaledDropout(nn.Dropout):
+    """What the paper calls dropout: ``nn.Dropout`` times 1 - p, in training and outside it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (1 - self.p)
+
+
+def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) -> nn.Module:
     """The torch module of one row of the table, its weights not yet initialised."""
     device = torch.get_default_device()
     channels = info.input_shape[0]
@@ -367,7 +385,8 @@ def _module(info: LayerInfo, dropout: float) -> nn.Module:
         case tables.Flatten():
             module = nn.Flatten()
         case tables.Dropout():
-            module = nn.Dropout(dropout)
+            scaled = dropout_scaling == "test"
+            module = _TestScaledDropout(dropout) if scaled else nn.Dropout(dropout)
     return module
 
 

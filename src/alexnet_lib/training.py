@@ -421,6 +421,7 @@ def _check_model(model: AlexNet, recipe: Recipe, loaders: Loaders) -> None:
         ("architecture", model.architecture.name, recipe.architecture),
         ("image_size", model.image_size, recipe.size_of_images()),
         ("dropout", model.dropout, recipe.dropout),
+        ("dropout_scaling", model.dropout_scaling, recipe.dropout_scaling),
         ("num_classes", model.num_classes, len(loaders.classes)),
     ):
         if found != expected:
