@@ -156,6 +156,18 @@ def test_a_runs_recipe_and_seed_are_taken_from_its_folder_or_its_file(place, cal
     assert losses(tmp_path / "run") == losses(tmp_path / "again")
 
 
+def test_a_folder_does_not_hide_the_recipe_of_its_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("train", "shapes", *TINY_RUN, "--seed", 5, "--out", "tutorial")
+    for name, out in (("tutorial", "named"), ("./tutorial", "again")):
+        call("train", "shapes", *TINY_RUN, "--recipe", name, "--out", out)
+    stored = [json.loads(Path(out, "recipe.json").read_text()) for out in ("named", "again")]
+    assert [(run["recipe"]["name"], run["seed"]) for run in stored] == [
+        ("tutorial", 0),
+        ("modern", 5),
+    ]
+
+
 def losses(run: Path) -> list[float]:
     lines = (run / "history.jsonl").read_text().splitlines()
     return [json.loads(line)["train"]["loss"] for line in lines]

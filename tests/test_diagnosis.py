@@ -40,7 +40,7 @@ def tiny_model(**arguments) -> AlexNet:
     return AlexNet(10, architecture=TINY, seed=0, **arguments)
 
 
-def colored(count: int = 480, *, shuffled: bool = False) -> Loaders:
+def colored(count: int = 1200, *, shuffled: bool = False) -> Loaders:
     """Images whose class is their mean colour, or whose labels have been permuted."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 4
@@ -121,7 +121,7 @@ def test_labels_that_belong_to_their_images_are_not_found():
 
 
 def test_of_few_images_nothing_is_said_about_the_labels():
-    diagnosis = quick(colored(150, shuffled=True))
+    diagnosis = quick(colored(600, shuffled=True))
     assert not said(diagnosis, "labels")
     assert math.isnan(diagnosis.label_accuracy)
     assert math.isnan(diagnosis.label_chance)
@@ -232,6 +232,18 @@ def test_a_layers_numbers_are_those_of_its_first_step():
     assert conv1.gradient == pytest.approx(gradient.square().mean().sqrt().item(), rel=1e-3)
     step = (0.5 * gradient.norm() / weight.norm()).item()
     assert conv1.update == pytest.approx(step, rel=1e-3)
+
+
+def test_a_relu_in_place_does_not_change_what_is_seen_before_it():
+    model, loaders = tiny_model(), tiny_recipe().build_loaders("shapes", seed=0)
+    expected = quick(loaders, model=model).layers
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    seen = quick(loaders, model=model).layers
+    assert [(layer.output, layer.signal) for layer in seen] == [
+        (layer.output, layer.signal) for layer in expected
+    ]
 
 
 def test_the_share_of_dead_units_is_counted():

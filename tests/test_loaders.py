@@ -786,12 +786,22 @@ def test_shapes_loaders_need_no_files():
         ),
         ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected 'crop' or 'squash'"),
         ({"device": "gpu"}, "device is 'gpu'; expected a device of this machine"),
+        ({"device": None}, "device is 'None'; expected a device of this machine"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; expected a device of this machine"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_was_expected(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         dataset_loaders(60, classes=3, **options)
+
+
+@pytest.mark.bad_input
+def test_an_augmentation_that_works_on_neither_pixels_nor_input_is_refused():
+    class Misspelt(HorizontalFlip):
+        on = "image"
+
+    with pytest.raises(ValueError, match=r"^augmentation has .*, on 'image'; expected 'pixels' or"):
+        dataset_loaders(60, classes=3, augmentation=Misspelt())
 
 
 @pytest.mark.bad_input

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import SMALL, TINY, TINY_OVERRIDES, use_tiny
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.utils.data import TensorDataset
 
 from alexnet_lib import AlexNet
 from alexnet_lib.channel_stats import (
@@ -389,6 +390,19 @@ def test_data_are_told_apart_by_what_is_in_the_folder(tmp_path, monkeypatch):
     assert recipe.build_loaders("shapes", 0).classes == SHAPES_CLASSES
     assert recipe.build_loaders(cifar.batches, 0).classes == cifar.classes
     assert recipe.build_loaders(photos, 0).classes == ("cat", "dog")
+
+
+def test_any_data_set_is_treated_as_the_recipe_says():
+    images = torch.rand(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    train = TensorDataset(images, torch.arange(40) % 4)
+    test = TensorDataset(images[:8], torch.arange(8) % 4)
+    recipe = RECIPES["paper"].overridden({**SMALL, "train_images": None})
+    loaders = recipe.build_loaders(train, 0, test=test)
+    assert [len(part.dataset) for part in loaders] == [36, 4, 8]
+    assert recipe.contradictions(loaders) == {}
+    assert (loaders.preprocess.scale, loaders.preprocess.edge) == (255, recipe.edge)
+    assert loaders.preprocess.mean == pytest.approx([127.5] * 3, rel=0.05)
+    assert [len(part.dataset) for part in recipe.build_loaders(train, 0)] == [29, 3, 8]
 
 
 def test_cifar10_is_normalised_with_its_known_statistics_where_it_is_named(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     assert stored == {
         "recipe": tiny_recipe(epochs=2).to_dict(),
         "data": "shapes",
-        "model": "recipe",
+        "given": [],
         "seed": 3,
         "options": asdict(options.resolved()),
         "threads": torch.get_num_threads(),
@@ -337,11 +337,17 @@ def test_a_run_is_repeated_from_its_stored_recipe(recipe, tmp_path):
     assert first.test.loss == again.test.loss
 
 
-def test_a_run_of_a_given_model_says_that_it_cannot_be_repeated_from_its_folder(tmp_path):
+@pytest.mark.parametrize("given", [("model",), ("loaders",), ("model", "loaders")])
+def test_a_run_of_what_fit_was_given_is_not_repeated_from_its_folder(given, tmp_path):
     recipe = tiny_recipe(epochs=1)
-    model = recipe.build_model(("a", "b", "c", "d", "e", "f", "g", "h", "i", "j"), seed=5)
-    quick_fit(recipe=recipe, model=model, out=tmp_path)
-    with pytest.raises(ValueError, match=r"recipe\.json is of a run that went on with a model"):
+    loaders = recipe.build_loaders("shapes", seed=5)
+    quick_fit(
+        loaders if "loaders" in given else "shapes",
+        recipe=recipe,
+        model=recipe.build_model(loaders.classes, seed=5) if "model" in given else None,
+        out=tmp_path,
+    )
+    with pytest.raises(ValueError, match=rf"of a run whose {' and '.join(given)} fit was given"):
         stored_recipe(tmp_path)
 
 
@@ -580,6 +586,19 @@ def test_a_model_that_is_no_alexnet_is_refused():
 def test_loaders_that_contradict_the_recipe_are_refused(field, value):
     with pytest.raises(ValueError, match=rf"^data has {field} {value!r}, but the recipe has"):
         quick_fit(build_loaders(**{field: value}))
+
+
+@pytest.mark.bad_input
+def test_a_plateau_without_validation_images_is_refused():
+    loaders = build_loaders(schedule="plateau")._replace(validation=None)
+    with pytest.raises(ValueError, match=r"^data has no validation images, but .* 'plateau'"):
+        quick_fit(loaders, overrides={"schedule": "plateau"})
+
+
+@pytest.mark.bad_input
+def test_options_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="options is a dict; expected RunOptions"):
+        quick_fit(options={"device": "cpu"})
 
 
 @pytest.mark.bad_input

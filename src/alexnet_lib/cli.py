@@ -194,10 +194,11 @@ def demo(
 
 def _recipe(name: str) -> tuple[Any, int]:
     """The recipe of this name with seed 0, or a run's with its own."""
-    from alexnet_lib.recipes import resolve_recipe, stored_recipe
+    from alexnet_lib.recipes import RECIPES, resolve_recipe, stored_recipe
 
     path = Path(name)
-    if path.suffix == ".json" or path.is_dir():
+    # A folder does not hide the recipe of its name: "./paper" is the folder.
+    if name not in RECIPES and (path.suffix == ".json" or path.is_dir()):
         return stored_recipe(path)
     return resolve_recipe(name), 0
 

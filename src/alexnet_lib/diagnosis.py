@@ -22,6 +22,7 @@ from alexnet_lib.engine import evaluation_mode, train_steps
 from alexnet_lib.loaders import Loaders, pixels_of
 from alexnet_lib.model import AlexNet
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
+from alexnet_lib.training import seeded
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
 # of the documentation's page.
@@ -34,7 +35,7 @@ _USUAL_STD = (0.3, 3.0)  # of the network's input
 _RAW_STD = 20.0  # of values from 0 to 255, at least
 
 # The labels are tried with a linear classifier on tiny images.
-_PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 200
+_PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 1000
 _PROBE_RIDGE = 0.01
 _PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
 _PROBE_DEVIATIONS = 3.0
@@ -174,15 +175,14 @@ def diagnose(
     recipe = resolve_recipe(recipe, overrides)
     options = options.resolved()
     if not isinstance(data, Loaders):
-        data = recipe.build_loaders(os.fspath(data), seed, num_workers=options.num_workers)
+        data = recipe.build_loaders(data, seed, num_workers=options.num_workers)
     memory_format = MEMORY_FORMATS[options.memory_format]
     loaders = data.to(options.device, memory_format=memory_format)
     model = recipe.build_model(loaders.classes, seed) if model is None else copy.deepcopy(model)
     model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
     images, labels = next(iter(replace(loaders.train, augmentation=())))
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)
+    with seeded(seed, images.device):
         layers = _first_step(model, images, labels, recipe, options)
         model.load_state_dict(before)
         losses = step_losses(model, itertools.repeat((images, labels)), steps, recipe, options)
@@ -213,7 +213,7 @@ def diagnose(
 class _Seen:
     """What passes through a model's layers, by their last names, in the order of the pass."""
 
-    outputs: dict[str, Tensor]
+    outputs: dict[str, tuple[float, float]]
     dead: dict[str, float]
 
 
@@ -226,7 +226,10 @@ def _watched(model: nn.Module) -> Iterator[_Seen]:
         nonlocal last
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        seen.outputs[name] = output.detach()
+        # At once, since a ReLU that works in place would change it.
+        values = output.detach().float()
+        signal = values.var(0, unbiased=False).mean().sqrt().item()
+        seen.outputs[name] = values.square().mean().sqrt().item(), signal
         last = name
 
     def look_after_relu(output: Tensor) -> None:
@@ -282,15 +285,15 @@ def _first_step(
         )
     )
     layers = []
-    for name, output in seen.outputs.items():
-        weight, values = weights[name], output.float()
+    for name, (output, signal) in seen.outputs.items():
+        weight = weights[name]
         gradient = torch.zeros(()) if weight.grad is None else weight.grad
         change = (weight.detach() - before[name]).norm() / before[name].norm()
         layers.append(
             LayerDiagnosis(
                 name=name,
-                output=values.square().mean().sqrt().item(),
-                signal=values.var(0, unbiased=False).mean().sqrt().item(),
+                output=output,
+                signal=signal,
                 dead=_dead(seen, name),
                 gradient=gradient.square().mean().sqrt().item(),
                 update=change.item(),
@@ -336,7 +339,8 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
     sample = data.subset(order.to(data.labels.device))
     pixels = pixels_of(sample)
-    whole = [pixels] if isinstance(pixels, Tensor) else [pixels[i][0][None] for i in range(count)]
+    # One at a time: files may be large.
+    whole = [pixels] if isinstance(pixels, Tensor) else (pixels[i][0][None] for i in range(count))
     tiny = [F.adaptive_avg_pool2d(images.float().cpu(), _PROBE_SIDE).flatten(1) for images in whole]
     features = torch.cat(tiny).double()
     features = (features - features.mean(0)) / (features.std(0) + 1e-6)

@@ -136,7 +136,7 @@ def checked_device(device: torch.device | str, expected: str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device is {str(device)!r}; expected {expected}: {reason}") from error
     return found
@@ -449,8 +449,8 @@ def evaluate(
         >>> metrics.confusion.shape, metrics.images
         ((10, 10), 20)
     """
-    if any(not isinstance(k, int) or k < 1 for k in topk):
-        raise ValueError(f"topk is {tuple(topk)!r}; expected integers of at least 1")
+    if isinstance(topk, int) or any(not isinstance(k, int) or k < 1 for k in topk):
+        raise ValueError(f"topk is {topk!r}; expected a sequence of integers of at least 1")
     where = _device_of(model, device)
     chosen = resolve_precision(precision, where)
     criterion = F.cross_entropy if criterion is None else criterion

@@ -72,6 +72,11 @@ class BatchLoader:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+        for each in self.augmentation:
+            if isinstance(each, Augmentation) and each.on not in ("pixels", "input"):
+                raise ValueError(
+                    f"augmentation has {each}, on {each.on!r}; expected 'pixels' or 'input'"
+                )
         for kind in (RandomCrop, Mixing):
             found = [each for each in self.augmentation if isinstance(each, kind)]
             if len(found) > 1:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.utils.data import Dataset
 
 from alexnet_lib.architecture import Architecture, resolve_architecture
 from alexnet_lib.channel_stats import (
@@ -22,7 +23,7 @@ from alexnet_lib.channel_stats import (
     IMAGENET_STATS,
     compute_color_components,
 )
-from alexnet_lib.datasets import is_cifar10, open_datasets
+from alexnet_lib.datasets import is_cifar10, open_datasets, wrap_dataset
 from alexnet_lib.engine import default_device, resolve_device, resolve_precision
 from alexnet_lib.loaders import AnyAugmentation, Loaders, Stats, build_loaders, pixels_of
 from alexnet_lib.model import AlexNet, DropoutScaling, Initialization
@@ -352,18 +353,22 @@ class Recipe:
 
     def build_loaders(
         self,
-        data: str | Path,
+        data: str | os.PathLike[str] | Dataset[Any],
         seed: int,
         *,
+        test: Dataset[Any] | None = None,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
     ) -> Loaders:
-        """Loaders of a folder (CIFAR-10 or images), of ``"cifar10"`` or of ``"shapes"``.
+        """Loaders of a folder (CIFAR-10 or images), ``"cifar10"``, ``"shapes"``, or any data set.
 
         Args:
             data: ``"shapes"``; ``"cifar10"``, which is kept in the folder ``data`` and downloaded
-                where it is missing; or a folder with CIFAR-10's files or with images.
+                where it is missing; a folder with CIFAR-10's files or with images; or a map-style
+                data set of training images, as ``build_dataset_loaders`` takes it.
             seed: of the parts, the order and the augmentation.
+            test: the test images that go with such a data set. Without test images, a fifth of all
+                are kept for testing.
             device: where the batches are made.
             num_workers: processes that decode image files.
 
@@ -375,13 +380,18 @@ class Recipe:
         stats: Stats
         if self.normalization == "imagenet":
             stats = IMAGENET_STATS
-        elif data != "shapes" and is_cifar10(data):
+        elif isinstance(data, str | os.PathLike) and data != "shapes" and is_cifar10(data):
             stats = CIFAR10_STATS_PER_IMAGE if per_image else CIFAR10_STATS
         else:
             stats = "train_per_image" if per_image else "train"
+        if isinstance(data, str | os.PathLike):
+            parts = open_datasets(data)
+        else:
+            images = wrap_dataset(data)
+            parts = images, None, None if test is None else wrap_dataset(test, images.classes)
         window = self.size_of_images() - self.edge
         loaders = build_loaders(
-            open_datasets(data),
+            parts,
             batch_size=self.batch_size,
             image_size=window,
             image_fit="crop",
@@ -549,8 +559,8 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no run's recipe, or that of a run which went on with a model that
-            ``fit`` was given.
+        ValueError: the file holds no run's recipe, or that of a run whose model or loaders ``fit``
+            was given.
     """
     file = Path(path)
     file = file / "recipe.json" if file.is_dir() else file
@@ -559,10 +569,10 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
         recipe, seed = Recipe.from_dict(stored["recipe"]), int(stored["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the recipe of a run: {error}") from error
-    if stored.get("model") == "given":
+    if given := stored.get("given"):
         raise ValueError(
-            f"{file} is of a run that went on with a model given to fit; recipe and seed alone do "
-            "not repeat it"
+            f"{file} is of a run whose {' and '.join(given)} fit was given; recipe and seed alone "
+            "do not repeat it"
         )
     return recipe, seed
 

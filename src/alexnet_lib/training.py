@@ -96,7 +96,8 @@ def fit(
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes what it found.
 
-    With ``out``, the folder gets ``recipe.json`` (all that determines the run), ``history.jsonl``
+    With ``out``, the folder gets ``recipe.json`` (all that determines the run, but a model or
+    loaders that are given), ``history.jsonl``
     (a line an epoch), ``best.safetensors`` (weights of the best validation accuracy),
     ``last.safetensors`` (weights after the last finished epoch) and, at the end, ``result.json``.
 
@@ -106,8 +107,7 @@ def fit(
         overrides: fields of the recipe to change, by name.
         epochs: passes over the training images, at least 1; None is the recipe's.
         model: a network to go on with, whose layers ``freeze`` are frozen from now on; None builds
-            the recipe's. The folder does not hold what it was, so that the run is not repeated
-            from there.
+            the recipe's.
         seed: of the weights, the parts, the order, the augmentation and dropout. torch's global
             generators are left as they were.
         out: a folder to write to, that holds no run yet; None writes nothing.
@@ -146,8 +146,10 @@ def fit(
     if not isinstance(data, str | os.PathLike | Loaders):
         raise TypeError(
             f"data is a {type(data).__name__}; expected 'shapes', 'cifar10', a folder, or Loaders "
-            "(build_dataset_loaders makes them of any data set)"
+            "(a recipe's build_loaders makes them of any data set)"
         )
+    if not isinstance(options, RunOptions):
+        raise TypeError(f"options is a {type(options).__name__}; expected RunOptions")
     options = options.resolved()
     device = torch.device(options.device)
     memory_format = MEMORY_FORMATS[options.memory_format]
@@ -159,10 +161,15 @@ def fit(
         loaders = data
         _check_loaders(loaders, recipe)
     else:
-        loaders = recipe.build_loaders(
-            os.fspath(data), seed, device=device, num_workers=options.num_workers
+        loaders = recipe.build_loaders(data, seed, device=device, num_workers=options.num_workers)
+    given = [
+        name
+        for name, is_given in (
+            ("model", model is not None),
+            ("loaders", isinstance(data, Loaders)),
         )
-    given = model is not None
+        if is_given
+    ]
     if model is None:
         model = recipe.build_model(loaders.classes, seed)
     else:
@@ -177,7 +184,7 @@ def fit(
         description = {
             "recipe": recipe.to_dict(),
             "data": source,
-            "model": "given" if given else "recipe",
+            "given": given,
             "seed": seed,
             "options": asdict(options),
             "threads": torch.get_num_threads(),
@@ -186,7 +193,7 @@ def fit(
         _write_json(folder / "recipe.json", description)
     if options.progress:
         _say(_headline(source, recipe, loaders, model, options))
-    with _seeded(seed, device):
+    with seeded(seed, device):
         return _train(recipe, loaders, model, folder, options)
 
 
@@ -314,7 +321,7 @@ def _check_loss(metrics: EvalMetrics, part: str) -> None:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's generators of the CPU and of the device, and puts them back in the end.
 
     ``torch.manual_seed`` would seed those of all other devices too.
@@ -405,12 +412,16 @@ def _check_disk(folder: Path, model: AlexNet) -> None:
 
 
 def _check_loaders(loaders: Loaders, recipe: Recipe) -> None:
+    if recipe.schedule == "plateau" and loaders.validation is None:
+        raise ValueError(
+            "data has no validation images, but the recipe's schedule 'plateau' goes by their error"
+        )
     contradictions = recipe.contradictions(loaders)
     for name, (found, expected) in contradictions.items():
         overrides = {name: value for name, (value, _) in contradictions.items()}
         raise ValueError(
-            f"data has {name} {found!r}, but the recipe has {expected!r}; build the loaders "
-            f"with the recipe's, or pass overrides={overrides}"
+            f"data has {name} {found!r}, but the recipe has {expected!r}; build the loaders with "
+            f"the recipe's build_loaders, or pass overrides={overrides}"
         )
 
 

@@ -655,6 +655,9 @@ class Mixup:
 class CutMix:
     """Pastes a rectangle of the next image into each: Yun et al., arXiv 1905.04899.
 
+    Images are mixed before they are cropped: of a rectangle at the border, a ``RandomCrop`` may cut
+    some away, which the labels' shares do not know.
+
     Args:
         alpha: the share that an image keeps is drawn from Beta(alpha, alpha); above 0. A rectangle
             that reaches over the edge is cut, and the share is that of the pixels kept.
