@@ -157,21 +157,21 @@ myst_substitutions["starts_table"] = markdown_table(
     numbers=3,
 )
 
-_fc8 = _starts["fc8"]
-myst_substitutions["fc8_cosine"] = f"{_fc8[0]['cosine']:.2f}"
-myst_substitutions["fc8_squared_length"] = f"{_fc8[0]['squared_length']:,.0f}"
 myst_substitutions["stability_table"] = markdown_table(
-    ("classes", "p of the likeliest", "curvature", "stable below a rate of"),
+    ("dropout", "classes", "squared length", "cosine", "p, likeliest", "curvature", "stable below"),
     [
         (
+            {"training": "`nn.Dropout`", "test": "the paper's"}[start["dropout_scaling"]],
             f"{start['classes']:,}",
+            f"{start['squared_length']:,.0f}",
+            f"{start['cosine']:.2f}",
             f"{start['likeliest']:.2g}",
             f"{start['curvature']:,.0f}",
             f"{2 * (1 + 0.9) / start['curvature']:.2g}",
         )
-        for start in _fc8
+        for start in _starts["fc8"]
     ],
-    numbers=4,
+    numbers=6,
 )
 
 

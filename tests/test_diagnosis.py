@@ -97,6 +97,15 @@ def test_normalised_values_are_found_too_small_for_an_initialisation_for_raw_one
     assert not said(quick(initialization=initialization, normalization="mean_only"), "^the input")
 
 
+@pytest.mark.parametrize("initialization", ["paper", "released_code"])
+def test_dropout_scaled_in_training_is_found_too_large_for_the_papers_weights(initialization):
+    paper = {"initialization": initialization, "normalization": "mean_only"}
+    message = f"^the initialisation '{initialization}' was made for dropout that scales in the test"
+    assert said(quick(**paper, dropout=0.5), message)
+    assert not said(quick(**paper, dropout=0.5, dropout_scaling="test"), message)
+    assert not said(quick(**paper, dropout=0.0), message)
+
+
 def test_an_input_that_is_not_centred_is_found():
     loaders = colored()
     shifted = tuple(mean - 2 * std for mean, std in zip(*moments(loaders), strict=True))

@@ -41,6 +41,10 @@ _PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
 _PROBE_DEVIATIONS = 3.0
 
 
+# Initialisations made for the paper's training.
+_PAPERS = {"paper", "released_code"}
+
+
 @dataclass(frozen=True)
 class LayerDiagnosis:
     """A layer with weights, at the first step and after the try at one batch.
@@ -371,7 +375,7 @@ def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]
 
 def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
     low, high = _USUAL_STD
-    scaled_for_raw = recipe.initialization in {"paper", "released_code"}
+    scaled_for_raw = recipe.initialization in _PAPERS
     if scaled_for_raw and found.input_std < _RAW_STD:
         yield (
             f"the input has standard deviation {found.input_std:.2f}, and the initialisation "
@@ -385,6 +389,11 @@ def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
         )
     elif not scaled_for_raw and abs(found.input_mean) > 1:
         yield f"the input is not centred: its mean is {found.input_mean:.2f}, expected about 0"
+    if scaled_for_raw and recipe.dropout and recipe.dropout_scaling == "training":
+        yield (
+            f"the initialisation {recipe.initialization!r} was made for dropout that scales in the "
+            "test; scaled in training, the layers behind get more: set dropout_scaling to 'test'"
+        )
 
 
 def _label_findings(found: Diagnosis, labels: Tensor) -> Iterator[str]:
