@@ -349,10 +349,14 @@ def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> 
     return images
 
 
-class _TestScaledDropout(nn.Dropout):
-    """What the paper calls dropout: ``nn.Dropout`` times 1 - p, in training and outside it."""
+class PaperDropout(nn.Dropout):
+    """The paper's dropout: what is kept stays as it is in training, and is scaled by 1 - p outside.
+
+    That is ``nn.Dropout``, which scales in training, times 1 - p in both.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
+        """The activations as the next layer gets them."""
         return super().forward(input) * (1 - self.p)
 
 
@@ -386,7 +390,7 @@ def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) ->
             module = nn.Flatten()
         case tables.Dropout():
             scaled = dropout_scaling == "test"
-            module = _TestScaledDropout(dropout) if scaled else nn.Dropout(dropout)
+            module = PaperDropout(dropout) if scaled else nn.Dropout(dropout)
     return module
 
 

@@ -96,10 +96,10 @@ def fit(
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes what it found.
 
-    With ``out``, the folder gets ``recipe.json`` (all that determines the run, but a model or
-    loaders that are given), ``history.jsonl``
-    (a line an epoch), ``best.safetensors`` (weights of the best validation accuracy),
-    ``last.safetensors`` (weights after the last finished epoch) and, at the end, ``result.json``.
+    With ``out``, the folder gets ``recipe.json`` (all that determines the run, except a given model
+    or ``Loaders``), ``history.jsonl`` (a line an epoch), ``best.safetensors`` (weights of the best
+    validation accuracy), ``last.safetensors`` (weights after the last finished epoch) and, at the
+    end, ``result.json``.
 
     Args:
         data: ``"shapes"``; ``"cifar10"``; a folder with CIFAR-10 or with images; or ``Loaders``.
@@ -108,8 +108,8 @@ def fit(
         epochs: passes over the training images, at least 1; None is the recipe's.
         model: a network to go on with, whose layers ``freeze`` are frozen from now on; None builds
             the recipe's.
-        seed: of the weights, the parts, the order, the augmentation and dropout. torch's global
-            generators are left as they were.
+        seed: of the weights, the parts, the order, the augmentation and dropout, as far as a given
+            model or ``Loaders`` leave them open. torch's global generators are left as they were.
         out: a folder to write to, that holds no run yet; None writes nothing.
         options: device, precision and the like.
 
@@ -162,14 +162,8 @@ def fit(
         _check_loaders(loaders, recipe)
     else:
         loaders = recipe.build_loaders(data, seed, device=device, num_workers=options.num_workers)
-    given = [
-        name
-        for name, is_given in (
-            ("model", model is not None),
-            ("loaders", isinstance(data, Loaders)),
-        )
-        if is_given
-    ]
+    whose = {"model": model is not None, "loaders": isinstance(data, Loaders)}
+    given = [name for name, is_given in whose.items() if is_given]
     if model is None:
         model = recipe.build_model(loaders.classes, seed)
     else:
