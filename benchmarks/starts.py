@@ -22,6 +22,7 @@ from alexnet_lib.training import versions
 
 # Name: (recipe, what is changed in it).
 INVERTED: dict[str, Any] = {"dropout_scaling": "training"}
+HE: dict[str, Any] = {"initialization": "kaiming", "learning_rate": 0.01}
 STARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "the paper": ("paper", {}),
     "the paper's initialisation": ("paper", {"initialization": "paper"}),
@@ -33,10 +34,9 @@ STARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nn.Dropout, gradients clipped at 5": ("paper", {**INVERTED, "max_grad_norm": 5.0}),
     "the tutorial": ("tutorial", {}),
     "the tutorial, rate 0.01": ("tutorial", {"learning_rate": 0.01}),
-    "the tutorial, He, rate 0.01": (
-        "tutorial",
-        {"initialization": "kaiming", "learning_rate": 0.01},
-    ),
+    "the tutorial, He, rate 0.01": ("tutorial", HE),
+    "the tutorial, He, rate 0.001": ("tutorial", {**HE, "learning_rate": 0.001}),
+    "the tutorial, He, rate 0.01, clipped at 5": ("tutorial", {**HE, "max_grad_norm": 5.0}),
     "He, normalised input, rate 0.01": (
         "paper",
         {
