@@ -405,6 +405,13 @@ def test_any_data_set_is_treated_as_the_recipe_says():
     assert [len(part.dataset) for part in recipe.build_loaders(train, 0)] == [29, 3, 8]
 
 
+@pytest.mark.bad_input
+def test_test_images_beside_a_name_are_refused():
+    test = TensorDataset(torch.rand(4, 3, 12, 12), torch.arange(4))
+    with pytest.raises(ValueError, match=r"^test is given, but data is 'shapes'"):
+        tiny().build_loaders("shapes", 0, test=test)
+
+
 def test_cifar10_is_normalised_with_its_known_statistics_where_it_is_named(tmp_path, monkeypatch):
     cifar = FakeCifar10(tmp_path, monkeypatch)
     cifar.batches.parent.rename(tmp_path / "data")

@@ -385,6 +385,10 @@ class Recipe:
         else:
             stats = "train_per_image" if per_image else "train"
         if isinstance(data, str | os.PathLike):
+            if test is not None:
+                raise ValueError(
+                    f"test is given, but data is {data!r}; expected a data set as data"
+                )
             parts = open_datasets(data)
         else:
             images = wrap_dataset(data)
