@@ -109,7 +109,7 @@ def main() -> None:
     kernels.library()
     file = Path(__file__).parent / "results" / "starts.json"
     known = json.loads(file.read_text(encoding="utf-8"))["starts"] if file.exists() else {}
-    starts = {name: known[name] for name in STARTS if name in known}
+    starts = dict(known)
     for name in arguments.starts:
         starts[name] = losses(arguments.data, name, arguments.steps)
         course = starts[name]["losses"]
@@ -117,7 +117,7 @@ def main() -> None:
     result = {
         "command": f"python benchmarks/starts.py {arguments.data} --steps {arguments.steps}",
         "versions": versions(),
-        "starts": starts,
+        "starts": {name: starts[name] for name in STARTS if name in starts},
         "fc8": [
             fc8_start(arguments.data, scaling, classes)
             for scaling in ("training", "test")

@@ -37,7 +37,7 @@ html_static_path = ["_static"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 
-myst_enable_extensions = ["dollarmath", "substitution"]
+myst_enable_extensions = ["deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

@@ -591,12 +591,14 @@ def test_loaders_that_contradict_the_recipe_are_refused(field, value):
 @pytest.mark.bad_input
 def test_a_plateau_without_validation_images_is_refused():
     loaders = build_loaders(schedule="plateau")._replace(validation=None)
-    with pytest.raises(ValueError, match=r"^data has no validation images, but .* 'plateau'"):
-        quick_fit(loaders, overrides={"schedule": "plateau"})
+    few = {"schedule": "plateau", "validation_fraction": 0.001}  # rounded, no image
+    for data, overrides in ((loaders, {"schedule": "plateau"}), ("shapes", few)):
+        with pytest.raises(ValueError, match=r"^data has no validation images, but .* 'plateau'"):
+            quick_fit(data, overrides=overrides)
 
 
 @pytest.mark.bad_input
-def test_options_that_are_none_are_refused():
+def test_options_of_another_kind_are_refused():
     with pytest.raises(TypeError, match="options is a dict; expected RunOptions"):
         quick_fit(options={"device": "cpu"})
 

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_lib.datasets import ImageSet
-from alexnet_lib.engine import evaluation_mode, train_steps
+from alexnet_lib.engine import evaluation_mode, seeded, train_steps
 from alexnet_lib.loaders import Loaders, pixels_of
 from alexnet_lib.model import AlexNet
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
-from alexnet_lib.training import seeded
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
 # of the documentation's page.
@@ -39,10 +38,6 @@ _PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 1000
 _PROBE_RIDGE = 0.01
 _PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
 _PROBE_DEVIATIONS = 3.0
-
-
-# Initialisations made for the paper's training.
-_PAPERS = {"paper", "released_code"}
 
 
 @dataclass(frozen=True)
@@ -375,7 +370,7 @@ def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]
 
 def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
     low, high = _USUAL_STD
-    scaled_for_raw = recipe.initialization in _PAPERS
+    scaled_for_raw = recipe.initialization in {"paper", "released_code"}
     if scaled_for_raw and found.input_std < _RAW_STD:
         yield (
             f"the input has standard deviation {found.input_std:.2f}, and the initialisation "

@@ -536,6 +536,27 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators of the CPU and of the device, and puts them back in the end.
+
+    ``torch.manual_seed`` would seed those of all other devices too.
+    """
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    where = [device] if device.type == "cuda" else []  # MPS has one device, and takes no argument
+    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*where)
+    try:
+        torch.default_generator.manual_seed(seed)
+        if accelerator is not None:
+            generator = torch.Generator(device).manual_seed(seed)
+            accelerator.set_rng_state(generator.get_state(), *where)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        if accelerator is not None:
+            accelerator.set_rng_state(states[1], *where)
+
+
 def _length(loader: Any) -> int | None:
     return len(loader) if hasattr(loader, "__len__") else None
 

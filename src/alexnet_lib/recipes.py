@@ -376,23 +376,25 @@ class Recipe:
             FileNotFoundError: there is no such folder.
             ValueError: the data, or a field, cannot be used; the message says why.
         """
-        per_image = self.normalization == "per_image_std"
-        stats: Stats
-        if self.normalization == "imagenet":
-            stats = IMAGENET_STATS
-        elif isinstance(data, str | os.PathLike) and data != "shapes" and is_cifar10(data):
-            stats = CIFAR10_STATS_PER_IMAGE if per_image else CIFAR10_STATS
-        else:
-            stats = "train_per_image" if per_image else "train"
+        cifar10 = False
         if isinstance(data, str | os.PathLike):
             if test is not None:
                 raise ValueError(
                     f"test is given, but data is {data!r}; expected a data set as data"
                 )
+            cifar10 = data != "shapes" and is_cifar10(data)
             parts = open_datasets(data)
         else:
             images = wrap_dataset(data)
             parts = images, None, None if test is None else wrap_dataset(test, images.classes)
+        per_image = self.normalization == "per_image_std"
+        stats: Stats
+        if self.normalization == "imagenet":
+            stats = IMAGENET_STATS
+        elif cifar10:
+            stats = CIFAR10_STATS_PER_IMAGE if per_image else CIFAR10_STATS
+        else:
+            stats = "train_per_image" if per_image else "train"
         window = self.size_of_images() - self.edge
         loaders = build_loaders(
             parts,

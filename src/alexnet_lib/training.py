@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,15 @@ from tqdm.auto import tqdm
 
 from alexnet_lib import kernels
 from alexnet_lib.checkpoints import save_checkpoint
-from alexnet_lib.engine import EpochMetrics, EvalMetrics, Totals, evaluate, run_steps, train_steps
+from alexnet_lib.engine import (
+    EpochMetrics,
+    EvalMetrics,
+    Totals,
+    evaluate,
+    run_steps,
+    seeded,
+    train_steps,
+)
 from alexnet_lib.loaders import Loaders
 from alexnet_lib.model import AlexNet
 from alexnet_lib.recipes import MEMORY_FORMATS, Recipe, RunOptions, resolve_recipe
@@ -162,6 +169,10 @@ def fit(
         _check_loaders(loaders, recipe)
     else:
         loaders = recipe.build_loaders(data, seed, device=device, num_workers=options.num_workers)
+    if recipe.schedule == "plateau" and loaders.validation is None:
+        raise ValueError(
+            "data has no validation images, but the recipe's schedule 'plateau' goes by their error"
+        )
     whose = {"model": model is not None, "loaders": isinstance(data, Loaders)}
     given = [name for name, is_given in whose.items() if is_given]
     if model is None:
@@ -314,27 +325,6 @@ def _check_loss(metrics: EvalMetrics, part: str) -> None:
         )
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators of the CPU and of the device, and puts them back in the end.
-
-    ``torch.manual_seed`` would seed those of all other devices too.
-    """
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-    where = [device] if device.type == "cuda" else []  # MPS has one device, and takes no argument
-    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*where)
-    try:
-        torch.default_generator.manual_seed(seed)
-        if accelerator is not None:
-            generator = torch.Generator(device).manual_seed(seed)
-            accelerator.set_rng_state(generator.get_state(), *where)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        if accelerator is not None:
-            accelerator.set_rng_state(states[1], *where)
-
-
 def _save_epoch(folder: Path, model: AlexNet, record: EpochRecord, *, is_best: bool) -> None:
     metrics = record.to_dict()
     save_checkpoint(folder / "last.safetensors", model, metrics=metrics)
@@ -406,10 +396,6 @@ def _check_disk(folder: Path, model: AlexNet) -> None:
 
 
 def _check_loaders(loaders: Loaders, recipe: Recipe) -> None:
-    if recipe.schedule == "plateau" and loaders.validation is None:
-        raise ValueError(
-            "data has no validation images, but the recipe's schedule 'plateau' goes by their error"
-        )
     contradictions = recipe.contradictions(loaders)
     for name, (found, expected) in contradictions.items():
         overrides = {name: value for name, (value, _) in contradictions.items()}
