@@ -30,13 +30,15 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from alexnet_lib import AlexNet, LocalResponseNorm, keep_freed_memory, kernels, predict, summary
-from alexnet_lib.datasets import open_datasets
-from alexnet_lib.engine import multiplies_bfloat16, run_steps, train_steps
-from alexnet_lib.loaders import BatchLoader
-from alexnet_lib.substitutes import substituted
-from alexnet_lib.training import versions
-from alexnet_lib.transforms import Preprocess
+from alexnet_lib import AlexNet, LocalResponseNorm, keep_freed_memory, predict, summary
+from alexnet_lib.data.loaders import BatchLoader
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.sources import open_datasets
+from alexnet_lib.devices import multiplies_bfloat16
+from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.kernels.linear import substituted
+from alexnet_lib.training.fit import versions
+from alexnet_lib.training.loop import run_steps, train_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tutorial

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from alexnet_lib import RECIPES, evaluate, keep_freed_memory, kernels
-from alexnet_lib.engine import run_steps, train_steps
-from alexnet_lib.training import versions
+from alexnet_lib import RECIPES, evaluate, keep_freed_memory
+from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.training.fit import versions
+from alexnet_lib.training.loop import run_steps, train_steps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_lib import evaluate, keep_freed_memory, load_checkpoint
-from alexnet_lib.datasets import open_datasets
-from alexnet_lib.loaders import BatchLoader
+from alexnet_lib.data.loaders import BatchLoader
+from alexnet_lib.data.sources import open_datasets
 
 RUNS = Path(__file__).parent / "results" / "runs"
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alexnet_lib import RECIPES, keep_freed_memory, kernels
-from alexnet_lib.diagnosis import step_losses
-from alexnet_lib.recipes import MEMORY_FORMATS, RunOptions
-from alexnet_lib.training import versions
+from alexnet_lib import RECIPES, keep_freed_memory
+from alexnet_lib.analysis.diagnosis import step_losses
+from alexnet_lib.devices import MEMORY_FORMATS, RunOptions
+from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.training.fit import versions
 
 # Name: (recipe, what is changed in it).
 INVERTED: dict[str, Any] = {"dropout_scaling": "training"}

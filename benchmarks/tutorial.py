@@ -17,7 +17,8 @@ from torchvision import transforms
 from tqdm import tqdm
 
 from alexnet_lib import keep_freed_memory
-from alexnet_lib.datasets import ImageTensors, open_datasets
+from alexnet_lib.data.images import ImageTensors
+from alexnet_lib.data.sources import open_datasets
 
 
 class AlexNet(nn.Module):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10
 
-from alexnet_lib import datasets
+from alexnet_lib.data import cifar10 as cifar10_module
 
 EXIF_ORIENTATION = 0x0112
 
@@ -101,10 +101,10 @@ class FakeCifar10:
         monkeypatch.setattr(CIFAR10, "tgz_md5", self.md5)
         # Nothing listens on port 9 of this machine.
         monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/own-host.tar.gz")
-        monkeypatch.setattr(datasets, "CIFAR10_MIRRORS", ())
+        monkeypatch.setattr(cifar10_module, "CIFAR10_MIRRORS", ())
         size = self.archive.stat().st_size
-        monkeypatch.setattr(datasets, "CIFAR10_ARCHIVE_BYTES", size)
-        monkeypatch.delenv(datasets.CIFAR10_URL_VARIABLE, raising=False)
+        monkeypatch.setattr(cifar10_module, "CIFAR10_ARCHIVE_BYTES", size)
+        monkeypatch.delenv(cifar10_module.CIFAR10_URL_VARIABLE, raising=False)
         for proxy in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.delenv(proxy, raising=False)
 

@@ -16,16 +16,17 @@ from alexnet_lib import (
     AlexNet,
     Preprocess,
     cli,
-    datasets,
     evaluate,
     load_checkpoint,
-    memory,
-    recipes,
     save_checkpoint,
     summary,
 )
-from alexnet_lib.channel_stats import compute_channel_stats
-from alexnet_lib.shapes import SHAPES_CLASSES
+from alexnet_lib.data import cifar10 as cifar10_module
+from alexnet_lib.data import shapes as shapes_module
+from alexnet_lib.data.shapes import SHAPES_CLASSES
+from alexnet_lib.data.statistics import compute_channel_stats
+from alexnet_lib.kernels import memory
+from alexnet_lib.training import recipes
 
 TINY_RUN = ("--architecture", "tiny", "--batch-size", "16", "--epochs", "1", "--device", "cpu")
 COMMANDS = (
@@ -279,7 +280,7 @@ def test_predict_gives_a_line_for_each_photo(call, tmp_path):
 def test_stats_are_those_of_the_training_images(std, call):
     code, out, _ = call("stats", "shapes", "--std", std)
     assert code == 0
-    assert out.strip() == str(compute_channel_stats(datasets.shapes()[0].images, std=std))
+    assert out.strip() == str(compute_channel_stats(shapes_module.shapes()[0].images, std=std))
 
 
 def test_summary_is_the_librarys(call):
@@ -309,7 +310,7 @@ def test_info_names_versions_and_devices(call):
 
 
 def test_download_cifar10_says_where_the_data_are(call, monkeypatch):
-    monkeypatch.setattr(datasets, "download_cifar10", lambda root: Path(root) / "here")
+    monkeypatch.setattr(cifar10_module, "download_cifar10", lambda root: Path(root) / "here")
     code, out, _ = call("download", "cifar10", "--root", "elsewhere")
     assert code == 0
     assert out == f"CIFAR-10 is in {Path('elsewhere') / 'here'}\n"
@@ -319,7 +320,9 @@ def test_a_folder_with_cifar10_is_known_by_its_files(call, tmp_path, monkeypatch
     cifar = FakeCifar10(tmp_path, monkeypatch)
     code, out, _ = call("stats", cifar.batches.parent)
     assert code == 0
-    assert out.strip() == str(compute_channel_stats(datasets.cifar10(cifar.batches)[0].images))
+    assert out.strip() == str(
+        compute_channel_stats(cifar10_module.cifar10(cifar.batches)[0].images)
+    )
 
 
 @pytest.mark.parametrize(("options", "calls"), [((), ["kept"]), (("--no-keep-memory",), [])])

@@ -44,7 +44,9 @@ def test_every_public_name_stands_on_a_page_of_the_reference() -> None:
         name.rpartition(".")[2]
         for page in (ROOT / "docs" / "reference").glob("*.md")
         for name in re.findall(
-            r"^\.\. auto\w+:: (alexnet_lib\S+)", page.read_text(encoding="utf-8"), re.MULTILINE
+            r"^\.\. (?:auto|py:)\w+:: (alexnet_lib\S+)",
+            page.read_text(encoding="utf-8"),
+            re.MULTILINE,
         )
     }
     assert set(alexnet_lib.__all__) - documented == set()
@@ -85,7 +87,7 @@ def test_the_readmes_table_of_recipes_is_that_of_the_stored_runs() -> None:
 
 @pytest.mark.parametrize("run", sorted(recipes.RUNS.iterdir()), ids=lambda run: run.name)
 def test_a_stored_run_can_be_repeated_from_its_recipe(run: Path) -> None:
-    recipe, seed = alexnet_lib.recipes.stored_recipe(run)
+    recipe, seed = alexnet_lib.stored_recipe(run)
     assert recipe.name in alexnet_lib.RECIPES
     assert len(recipes.history(run)) == recipe.epochs
     assert seed >= 0

@@ -4,8 +4,17 @@ from types import MappingProxyType
 
 import pytest
 
-from alexnet_lib import architecture, datasets
-from alexnet_lib.architecture import Architecture, Conv, Dropout, Flatten, Linear, MaxPool, ReLU
+from alexnet_lib.data import shapes as shapes_module
+from alexnet_lib.network import architecture
+from alexnet_lib.network.architecture import (
+    Architecture,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool,
+    ReLU,
+)
 
 TINY = Architecture(
     "tiny",
@@ -33,5 +42,5 @@ def use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes ``TINY`` known by its name, and the shapes 60 images for training and 20 for tests."""
     known = {**architecture.ARCHITECTURES, "tiny": TINY}
     monkeypatch.setattr(architecture, "ARCHITECTURES", known)
-    monkeypatch.setattr(datasets, "SHAPES_TRAIN_IMAGES", 60)
-    monkeypatch.setattr(datasets, "SHAPES_TEST_IMAGES", 20)
+    monkeypatch.setattr(shapes_module, "SHAPES_TRAIN_IMAGES", 60)
+    monkeypatch.setattr(shapes_module, "SHAPES_TEST_IMAGES", 20)

@@ -1,77 +1,106 @@
 """AlexNet, complete: the network of 2012, its data path and its training.
 
-The public names are loaded when first used, so that ``import alexnet_lib`` costs nothing.
+Every public name is imported from here: ``from alexnet_lib import AlexNet``. The names are loaded
+on first use, so that ``import alexnet_lib`` costs nothing.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_lib.architecture import (
-        ARCHITECTURES,
-        Architecture,
-        Summary,
-        conv_output_size,
-        feature_map_shapes,
-        solve_stride_padding,
-        summary,
+    from alexnet_lib.analysis.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+    from alexnet_lib.data.augmentation import (
+        Augmentation,
+        ColorNoise,
+        CutMix,
+        HorizontalFlip,
+        Mixing,
+        Mixup,
+        RandomCrop,
+        RandomErasing,
+        TrivialAugment,
     )
-    from alexnet_lib.channel_stats import (
-        CIFAR10_STATS,
-        CIFAR10_STATS_PER_IMAGE,
-        ChannelStats,
-        compute_channel_stats,
-        compute_color_components,
-    )
-    from alexnet_lib.checkpoints import load_checkpoint, save_checkpoint
-    from alexnet_lib.diagnosis import Diagnosis, diagnose
-    from alexnet_lib.engine import (
-        EpochMetrics,
-        EvalMetrics,
-        default_device,
-        evaluate,
-        train_one_epoch,
-    )
-    from alexnet_lib.inference import Prediction, predict
-    from alexnet_lib.loaders import (
+    from alexnet_lib.data.cifar10 import download_cifar10
+    from alexnet_lib.data.loaders import (
+        BatchLoader,
         Loaders,
         build_cifar10_loaders,
         build_dataset_loaders,
         build_image_folder_loaders,
         build_shapes_loaders,
     )
-    from alexnet_lib.memory import keep_freed_memory
-    from alexnet_lib.model import AlexNet
-    from alexnet_lib.normalization import LocalResponseNorm
-    from alexnet_lib.recipes import RECIPES, Recipe, RunOptions
-    from alexnet_lib.training import Run, fit
-    from alexnet_lib.transforms import ColorComponents, Preprocess
+    from alexnet_lib.data.preprocess import VIEWS, Preprocess
+    from alexnet_lib.data.statistics import (
+        CIFAR10_STATS,
+        CIFAR10_STATS_PER_IMAGE,
+        IMAGENET_STATS,
+        ChannelStats,
+        ColorComponents,
+        compute_channel_stats,
+        compute_color_components,
+    )
+    from alexnet_lib.devices import RunOptions, default_device
+    from alexnet_lib.inference import Prediction, predict
+    from alexnet_lib.interop.torchvision import from_torchvision
+    from alexnet_lib.kernels.memory import keep_freed_memory
+    from alexnet_lib.network.architecture import (
+        ARCHITECTURES,
+        LRN,
+        AdaptiveAvgPool,
+        Architecture,
+        Conv,
+        Dropout,
+        Flatten,
+        Linear,
+        MaxPool,
+        ReLU,
+        conv_output_size,
+        feature_map_shapes,
+        solve_stride_padding,
+    )
+    from alexnet_lib.network.checkpoints import load_checkpoint, save_checkpoint
+    from alexnet_lib.network.model import AlexNet
+    from alexnet_lib.network.normalization import LocalResponseNorm
+    from alexnet_lib.network.summary import Summary, SummaryRow, summary
+    from alexnet_lib.training.fit import EpochRecord, Run, fit
+    from alexnet_lib.training.loop import evaluate, train_one_epoch
+    from alexnet_lib.training.metrics import EpochMetrics, EvalMetrics
+    from alexnet_lib.training.recipes import RECIPES, Recipe, stored_recipe
 
 __version__ = "0.1.0"
 
 _NAMES_BY_MODULE = {
-    "architecture": (
-        "ARCHITECTURES Architecture Summary conv_output_size feature_map_shapes "
-        "solve_stride_padding summary"
+    "analysis.diagnosis": "Diagnosis LayerDiagnosis diagnose",
+    "data.augmentation": (
+        "Augmentation ColorNoise CutMix HorizontalFlip Mixing Mixup RandomCrop RandomErasing "
+        "TrivialAugment"
     ),
-    "channel_stats": (
-        "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE ChannelStats compute_channel_stats "
-        "compute_color_components"
+    "data.cifar10": "download_cifar10",
+    "data.loaders": (
+        "BatchLoader Loaders build_cifar10_loaders build_dataset_loaders "
+        "build_image_folder_loaders build_shapes_loaders"
     ),
-    "checkpoints": "load_checkpoint save_checkpoint",
-    "diagnosis": "Diagnosis diagnose",
-    "engine": "EpochMetrics EvalMetrics default_device evaluate train_one_epoch",
+    "data.preprocess": "VIEWS Preprocess",
+    "data.statistics": (
+        "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE IMAGENET_STATS ChannelStats ColorComponents "
+        "compute_channel_stats compute_color_components"
+    ),
+    "devices": "RunOptions default_device",
     "inference": "Prediction predict",
-    "loaders": (
-        "Loaders build_cifar10_loaders build_dataset_loaders build_image_folder_loaders "
-        "build_shapes_loaders"
+    "interop.torchvision": "from_torchvision",
+    "kernels.memory": "keep_freed_memory",
+    "network.architecture": (
+        "ARCHITECTURES AdaptiveAvgPool Architecture Conv Dropout Flatten LRN Linear MaxPool ReLU "
+        "conv_output_size feature_map_shapes solve_stride_padding"
     ),
-    "memory": "keep_freed_memory",
-    "model": "AlexNet",
-    "normalization": "LocalResponseNorm",
-    "recipes": "RECIPES Recipe RunOptions",
-    "training": "Run fit",
-    "transforms": "ColorComponents Preprocess",
+    "network.checkpoints": "load_checkpoint save_checkpoint",
+    "network.model": "AlexNet",
+    "network.normalization": "LocalResponseNorm",
+    "network.summary": "Summary SummaryRow summary",
+    "training.fit": "EpochRecord Run fit",
+    "training.loop": "evaluate train_one_epoch",
+    "training.metrics": "EpochMetrics EvalMetrics",
+    "training.recipes": "RECIPES Recipe stored_recipe",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 

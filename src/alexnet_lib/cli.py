@@ -103,8 +103,8 @@ def train(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder."""
-    from alexnet_lib.recipes import RunOptions
-    from alexnet_lib.training import fit
+    from alexnet_lib.devices import RunOptions
+    from alexnet_lib.training.fit import fit
 
     _set_up_memory(keep_memory)
     named: dict[str, Any] = {
@@ -143,8 +143,8 @@ def doctor(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Say why a recipe does not learn: scale of signals and steps, dead units, one batch tried."""
-    from alexnet_lib.diagnosis import diagnose
-    from alexnet_lib.recipes import RunOptions
+    from alexnet_lib.analysis.diagnosis import diagnose
+    from alexnet_lib.devices import RunOptions
 
     _set_up_memory(keep_memory)
     chosen, stored_seed = _recipe(recipe)
@@ -172,9 +172,9 @@ def demo(
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
     import json
 
-    from alexnet_lib.engine import resolve_device
-    from alexnet_lib.recipes import DEMO_OVERRIDES, RECIPES, RunOptions
-    from alexnet_lib.training import RUN_FILES, fit
+    from alexnet_lib.devices import RunOptions, resolve_device
+    from alexnet_lib.training.fit import RUN_FILES, fit
+    from alexnet_lib.training.recipes import DEMO_OVERRIDES, RECIPES
 
     _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
@@ -194,7 +194,7 @@ def demo(
 
 def _recipe(name: str) -> tuple[Any, int]:
     """The recipe of this name with seed 0, or a run's with its own."""
-    from alexnet_lib.recipes import RECIPES, resolve_recipe, stored_recipe
+    from alexnet_lib.training.recipes import RECIPES, resolve_recipe, stored_recipe
 
     path = Path(name)
     # A folder does not hide the recipe of its name: "./paper" is the folder.
@@ -224,7 +224,7 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _set_up_memory(keep: bool) -> None:
-    from alexnet_lib.memory import keep_freed_memory
+    from alexnet_lib.kernels.memory import keep_freed_memory
 
     if keep:
         keep_freed_memory()
@@ -258,9 +258,9 @@ def evaluate(
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
     import numpy as np
 
-    from alexnet_lib import engine
-    from alexnet_lib.datasets import open_datasets
-    from alexnet_lib.loaders import BatchLoader
+    from alexnet_lib.data.loaders import BatchLoader
+    from alexnet_lib.data.sources import open_datasets
+    from alexnet_lib.training import loop
 
     _set_up_memory(keep_memory)
     model = _load(checkpoint)
@@ -279,7 +279,7 @@ def evaluate(
             f"the network's classes are {model.classes}, those of {data} are {test.classes}"
         )
     loader = BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers)
-    metrics = engine.evaluate(
+    metrics = loop.evaluate(
         model,
         loader,
         device=device,
@@ -322,8 +322,9 @@ def stats(
     ] = "pixel",
 ) -> None:
     """Measure the channels' mean and standard deviation (values 0 to 1) of the training images."""
-    from alexnet_lib.channel_stats import compute_channel_stats
-    from alexnet_lib.datasets import ImageTensors, open_datasets
+    from alexnet_lib.data.images import ImageTensors
+    from alexnet_lib.data.sources import open_datasets
+    from alexnet_lib.data.statistics import compute_channel_stats
 
     images, *_ = open_datasets(data)
     source = images.images if isinstance(images, ImageTensors) else images
@@ -341,7 +342,7 @@ def summary(
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
 ) -> None:
     """Print a network's layers: kernels, feature maps, parameters and multiply-accumulates."""
-    from alexnet_lib import architecture as tables
+    from alexnet_lib.network import summary as tables
 
     print(tables.summary(architecture, image_size=image_size, num_classes=num_classes))
 
@@ -356,7 +357,7 @@ def cifar10(
     root: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("data"),
 ) -> None:
     """Fetch CIFAR-10 (170 MB), MD5-checked; a broken download is resumed."""
-    from alexnet_lib.datasets import download_cifar10
+    from alexnet_lib.data.cifar10 import download_cifar10
 
     print(f"CIFAR-10 is in {download_cifar10(root)}")
 
@@ -368,9 +369,9 @@ def info() -> None:
 
     import torch
 
-    from alexnet_lib import kernels
-    from alexnet_lib.engine import default_device, multiplies_bfloat16
-    from alexnet_lib.training import versions
+    from alexnet_lib.devices import default_device, multiplies_bfloat16
+    from alexnet_lib.kernels import cpu as kernels
+    from alexnet_lib.training.fit import versions
 
     for name, number in versions().items():
         print(f"{name:<12} {number}")
@@ -390,7 +391,7 @@ def info() -> None:
 
 
 def _load(checkpoint: Path) -> Any:
-    from alexnet_lib.checkpoints import load_checkpoint
+    from alexnet_lib.network.checkpoints import load_checkpoint
 
     if checkpoint.is_dir():
         best, last = checkpoint / "best.safetensors", checkpoint / "last.safetensors"

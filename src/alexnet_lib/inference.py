@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_lib.datasets import read_image
-from alexnet_lib.engine import evaluation_mode
-from alexnet_lib.transforms import Preprocess, image_to_tensor
+from alexnet_lib.data.images import image_to_tensor, read_image
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.training.loop import evaluation_mode
 
 # Photos are preprocessed and shown to the network this many at a time.
 _BATCH = 32

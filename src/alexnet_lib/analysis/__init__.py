@@ -1,0 +1,1 @@
+"""Looking at networks: why one does not learn."""

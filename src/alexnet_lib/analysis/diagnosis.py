@@ -1,0 +1,492 @@
+"""Why a network does not learn: one step looked at closely, and a short try at one batch.
+
+What to look for, and the words of the findings, come from the ways in which AlexNet fails: see the
+page "Why AlexNet does not train" of the documentation.
+"""
+
+import copy
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet_lib.data.images import ImageSet
+from alexnet_lib.data.loaders import Loaders, pixels_of
+from alexnet_lib.devices import MEMORY_FORMATS, RunOptions, seeded
+from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.loop import evaluation_mode, train_steps
+from alexnet_lib.training.recipes import Recipe, resolve_recipe
+
+# Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
+# of the documentation's page.
+_FAINT_SIGNAL = 0.05  # at the last layer but one, over the input's, or 1 where that is larger
+_LARGE_START = 1.3  # start's loss over that of guessing
+_DEAD = 0.5  # share of a layer's units
+_SMALL_UPDATE, _LARGE_UPDATE = 1e-5, 0.03  # of a step, over the weights
+_LEARNED = 0.5  # share of the guessing loss that a batch should be brought down to
+_USUAL_STD = (0.3, 3.0)  # of the network's input
+_RAW_STD = 20.0  # of values from 0 to 255, at least
+
+# The labels are tried with a linear classifier on tiny images.
+_PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 1000
+_PROBE_RIDGE = 0.01
+_PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
+_PROBE_DEVIATIONS = 3.0
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """A layer with weights, at the first step and after the try at one batch.
+
+    ``output`` is the root mean square of what it computes without dropout, before the ReLU;
+    ``signal`` how much of that differs from image to image: the standard deviation over the batch,
+    root mean square over the units. ``dead`` is the share of units whose ReLU gives 0 for every
+    image of the batch and every place in it, ``dead_after`` the same after the try; NaN where no
+    ReLU follows.
+    ``gradient`` is the root mean square of the weights' gradient (after clipping, where the recipe
+    clips); ``update`` the norm of the first step at the full learning rate over that of the
+    weights, 0 for frozen ones.
+    """
+
+    name: str
+    output: float
+    signal: float
+    dead: float
+    gradient: float
+    update: float
+    dead_after: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``diagnose`` found; printed, it is a table and the findings.
+
+    ``losses`` are the cross entropies of the steps on one batch, ``accuracy`` what the network then
+    makes of that batch without dropout; ``chance_loss`` is ln(classes). ``label_accuracy`` is that
+    of a linear classifier on tiny versions of ``label_images`` training images, which it was not
+    fitted to, and ``label_chance`` what its answers would give if they had nothing to do with the
+    labels; where there are too few images, or most are of one class, NaN and 0.
+    """
+
+    recipe: str
+    input_mean: float
+    input_std: float
+    classes: int
+    chance_loss: float
+    losses: tuple[float, ...]
+    accuracy: float
+    label_accuracy: float
+    label_chance: float
+    label_images: int
+    layers: tuple[LayerDiagnosis, ...]
+    findings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        header = ("", "output", "signal", "dead units", "gradient", "step/weight", "dead later")
+        rows = [header]
+        rows += [
+            (
+                layer.name,
+                f"{layer.output:.3g}",
+                f"{layer.signal:.2g}",
+                _share(layer.dead),
+                f"{layer.gradient:.1e}",
+                f"{layer.update:.1e}",
+                _share(layer.dead_after),
+            )
+            for layer in self.layers
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = [
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            ).rstrip()
+            for row in rows
+        ]
+        marks = sorted({0, *(len(self.losses) * i // 8 for i in range(1, 8)), len(self.losses) - 1})
+        course = ", ".join(f"{self.losses[i]:.2f}" for i in marks)
+        findings = self.findings or ("nothing looks wrong",)
+        return "\n".join(
+            [
+                f"recipe {self.recipe}, {self.classes} classes: guessing gives a loss of "
+                f"{self.chance_loss:.3f}",
+                f"input: mean {self.input_mean:.2f}, standard deviation {self.input_std:.2f}",
+                *table,
+                f"one batch, {len(self.losses)} steps: loss {course}; then accuracy "
+                f"{self.accuracy:.0%}",
+                *(f"- {finding}" for finding in findings),
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data that JSON can hold (None for NaN and infinity)."""
+        data: dict[str, Any] = _plain(asdict(self))
+        return data
+
+
+def diagnose(
+    data: str | os.PathLike[str] | Loaders,
+    *,
+    recipe: str | Recipe = "modern",
+    overrides: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    steps: int = 40,
+    seed: int = 0,
+    options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
+) -> Diagnosis:
+    """Looks at one training step of a recipe, tries it on one batch, and says what looks wrong.
+
+    The batch is the training images' first, without augmentation. The try is the recipe's own
+    training, schedule included, on that batch alone: what can learn brings its loss down fast.
+
+    Args:
+        data: as ``fit``'s.
+        recipe: as ``fit``'s.
+        overrides: as ``fit``'s.
+        model: a network to look at, of any kind, which is left as it is; None builds the recipe's.
+        steps: of the try, at least 1.
+        seed: as ``fit``'s.
+        options: device and precision.
+
+    Returns:
+        The measurements and the findings.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> from alexnet_lib import RunOptions, diagnose
+        >>> small = {"image_size": 67, "batch_size": 16, "train_images": 40}
+        >>> quiet = RunOptions(progress=False)
+        >>> diagnosis = diagnose("shapes", overrides=small, steps=2, options=quiet)
+        >>> [layer.name for layer in diagnosis.layers][:2], len(diagnosis.losses)
+        (['conv1', 'conv2'], 2)
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; expected an integer of at least 1")
+    recipe = resolve_recipe(recipe, overrides)
+    options = options.resolved()
+    if not isinstance(data, Loaders):
+        data = recipe.build_loaders(data, seed, num_workers=options.num_workers)
+    memory_format = MEMORY_FORMATS[options.memory_format]
+    loaders = data.to(options.device, memory_format=memory_format)
+    model = recipe.build_model(loaders.classes, seed) if model is None else copy.deepcopy(model)
+    model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
+    images, labels = next(iter(replace(loaders.train, augmentation=())))
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    with seeded(seed, images.device):
+        layers = _first_step(model, images, labels, recipe, options)
+        model.load_state_dict(before)
+        losses = step_losses(model, itertools.repeat((images, labels)), steps, recipe, options)
+    model.eval()
+    with torch.no_grad(), _watched(model) as seen:
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    layers = [replace(layer, dead_after=_dead(seen, layer.name)) for layer in layers]
+    label_accuracy, label_chance, label_images = _labels_probe(loaders.train.dataset, seed)
+    spread = images.float()
+    diagnosis = Diagnosis(
+        recipe=recipe.name,
+        input_mean=spread.mean().item(),
+        input_std=spread.std().item(),
+        classes=len(loaders.classes),
+        chance_loss=math.log(len(loaders.classes)),
+        losses=tuple(losses),
+        accuracy=accuracy,
+        label_accuracy=label_accuracy,
+        label_chance=label_chance,
+        label_images=label_images,
+        layers=tuple(layers),
+        findings=(),
+    )
+    return replace(diagnosis, findings=tuple(_findings(diagnosis, recipe, labels)))
+
+
+@dataclass
+class _Seen:
+    """What passes through a model's layers, by their last names, in the order of the pass."""
+
+    outputs: dict[str, tuple[float, float]]
+    dead: dict[str, float]
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[_Seen]:
+    seen = _Seen({}, {})
+    last = ""
+
+    def look(name: str, output: Tensor) -> None:
+        nonlocal last
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        # At once, since a ReLU that works in place would change it.
+        values = output.detach().float()
+        signal = values.var(0, unbiased=False).mean().sqrt().item()
+        seen.outputs[name] = values.square().mean().sqrt().item(), signal
+        last = name
+
+    def look_after_relu(output: Tensor) -> None:
+        if last and last not in seen.dead:
+            units = output.detach().transpose(0, 1).flatten(1)
+            seen.dead[last] = (units == 0).all(1).float().mean().item()
+
+    handles = []
+    for name, module in _named_modules(model):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            handles.append(
+                module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+            )
+        elif isinstance(module, nn.ReLU):
+            handles.append(module.register_forward_hook(lambda _, __, out: look_after_relu(out)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A model's modules: an AlexNet's by their layers' names, another's by their paths."""
+    for path, module in model.named_modules():
+        yield path.rpartition(".")[2] if isinstance(model, AlexNet) else path, module
+
+
+def _dead(seen: _Seen, name: str) -> float:
+    return seen.dead.get(name, math.nan)
+
+
+def _first_step(
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, options: RunOptions
+) -> list[LayerDiagnosis]:
+    weights = {
+        name: module.weight
+        for name, module in _named_modules(model)
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    # Without dropout, whose masks would pass for differences between the images.
+    with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
+        model(images)
+    next(
+        train_steps(
+            model,
+            [(images, labels)],
+            recipe.build_optimizer(model),
+            criterion=recipe.criterion,
+            precision=options.precision,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+    )
+    layers = []
+    for name, (output, signal) in seen.outputs.items():
+        weight = weights[name]
+        gradient = torch.zeros(()) if weight.grad is None else weight.grad
+        change = (weight.detach() - before[name]).norm() / before[name].norm()
+        layers.append(
+            LayerDiagnosis(
+                name=name,
+                output=output,
+                signal=signal,
+                dead=_dead(seen, name),
+                gradient=gradient.square().mean().sqrt().item(),
+                update=change.item(),
+                dead_after=math.nan,
+            )
+        )
+    return layers
+
+
+def step_losses(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
+    recipe: Recipe,
+    options: RunOptions,
+) -> list[float]:
+    """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step."""
+    optimizer = recipe.build_optimizer(model)
+    losses: list[Tensor] = []
+
+    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+        losses.append(F.cross_entropy(logits.detach().float(), labels))
+        return recipe.criterion(logits, labels)
+
+    for _ in train_steps(
+        model,
+        itertools.islice(batches, steps),
+        optimizer,
+        criterion=criterion,
+        precision=options.precision,
+        batch_scheduler=recipe.build_schedule(optimizer, steps),
+        max_grad_norm=recipe.max_grad_norm,
+    ):
+        pass
+    return [float(loss) for loss in losses]
+
+
+def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
+    """A linear classifier's accuracy on images it was not fitted to, guessing's, their number."""
+    count = min(len(data), _PROBE_IMAGES)
+    if count < _PROBE_LEAST:
+        return math.nan, math.nan, 0
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
+    sample = data.subset(order.to(data.labels.device))
+    pixels = pixels_of(sample)
+    # One at a time: files may be large.
+    whole = [pixels] if isinstance(pixels, Tensor) else (pixels[i][0][None] for i in range(count))
+    tiny = [F.adaptive_avg_pool2d(images.float().cpu(), _PROBE_SIDE).flatten(1) for images in whole]
+    features = torch.cat(tiny).double()
+    features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    features = torch.cat([features, torch.ones(count, 1, dtype=torch.float64)], dim=1)
+    labels = sample.labels.cpu()
+    half = count // 2
+    fitted, targets = features[:half], F.one_hot(labels[:half], len(data.classes)).double()
+    ridge = _PROBE_RIDGE * half * torch.eye(features.shape[1], dtype=torch.float64)
+    coefficients = torch.linalg.solve(fitted.T @ fitted + ridge, fitted.T @ targets)
+    guesses, truth = (features[half:] @ coefficients).argmax(1), labels[half:]
+    accuracy = (guesses == truth).double().mean().item()
+    guessed, true = (
+        classes.bincount(minlength=len(data.classes)).double() / len(classes)
+        for classes in (guesses, truth)
+    )
+    if true.max() > _PROBE_COMMONEST:
+        return math.nan, math.nan, 0
+    return accuracy, (guessed @ true).item(), len(truth)
+
+
+def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
+    yield from _input_findings(found, recipe)
+    yield from _label_findings(found, labels)
+    yield from _signal_findings(found)
+    yield from _update_findings(found, recipe)
+    yield from _course_findings(found.losses, found.chance_loss)
+
+
+def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
+    low, high = _USUAL_STD
+    scaled_for_raw = recipe.initialization in {"paper", "released_code"}
+    if scaled_for_raw and found.input_std < _RAW_STD:
+        yield (
+            f"the input has standard deviation {found.input_std:.2f}, and the initialisation "
+            f"{recipe.initialization!r} was made for values from 0 to 255 less their mean (about "
+            "63): set normalization to 'mean_only', or initialization to 'kaiming'"
+        )
+    elif not scaled_for_raw and not low <= found.input_std <= high:
+        yield (
+            f"the input is not normalised: its standard deviation is {found.input_std:.3g}, and "
+            f"the initialisation {recipe.initialization!r} expects about 1"
+        )
+    elif not scaled_for_raw and abs(found.input_mean) > 1:
+        yield f"the input is not centred: its mean is {found.input_mean:.2f}, expected about 0"
+    if scaled_for_raw and recipe.dropout and recipe.dropout_scaling == "training":
+        yield (
+            f"the initialisation {recipe.initialization!r} was made for dropout that scales in the "
+            "test; scaled in training, the layers behind get more: set dropout_scaling to 'test'"
+        )
+
+
+def _label_findings(found: Diagnosis, labels: Tensor) -> Iterator[str]:
+    if len(labels.unique()) == 1:
+        yield "all images of the batch are of one class: are the training images shuffled?"
+    guess, count = found.label_chance, found.label_images
+    if not count:
+        return
+    spread = math.sqrt(guess * (1 - guess) / count)
+    if found.label_accuracy < guess + _PROBE_DEVIATIONS * spread:
+        yield (
+            "the labels may not belong to their images: a linear classifier on tiny versions of "
+            f"the images names {found.label_accuracy:.1%} rightly, guessing {guess:.1%}"
+        )
+
+
+def _signal_findings(found: Diagnosis) -> Iterator[str]:
+    layers = found.layers
+    if found.losses[0] > _LARGE_START * found.chance_loss:
+        yield (
+            f"the first loss is {found.losses[0]:.2f}, where guessing gives "
+            f"{found.chance_loss:.2f}: the outputs start too large, and the first steps will be too"
+        )
+    last = layers[max(len(layers) - 2, 0)]
+    if last.signal < _FAINT_SIGNAL * min(found.input_std, 1.0):
+        yield (
+            f"the images' differences fade: {found.input_std:.2g} at the input, "
+            f"{last.signal:.1g} at {last.name}, so that every image gets nearly the same answer: "
+            "the initial weights are too small for the depth (initialization 'kaiming')"
+        )
+    for when, shares in (
+        ("at the start", [layer.dead for layer in layers]),
+        ("after the try", [layer.dead_after for layer in layers]),
+    ):
+        dead = [
+            f"{layer.name} {share:.0%}"
+            for layer, share in zip(layers, shares, strict=True)
+            if share > _DEAD
+        ]
+        if dead:
+            yield f"units are dead {when}, with no gradient to revive them: {', '.join(dead)}"
+
+
+def _update_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
+    moving = [layer for layer in found.layers if layer.update > 0]
+    if not moving:
+        yield f"no weight moves: learning_rate ({recipe.learning_rate:g}) is too small to be felt"
+        return
+    middle = sorted(layer.update for layer in moving)[len(moving) // 2]
+    if middle < _SMALL_UPDATE:
+        yield (
+            f"the weights hardly move: a step changes them by {middle:.0e} of their size, so one "
+            f"per cent takes some {0.01 / middle:,.0f} such steps: raise learning_rate "
+            f"({recipe.learning_rate:g})"
+        )
+    # Not the last layer: it often starts small, and then large first steps are right.
+    fast = [
+        f"{layer.name} {layer.update:.0%}"
+        for layer in found.layers[:-1]
+        if layer.update > _LARGE_UPDATE
+    ]
+    if fast:
+        yield (
+            f"the first step at the full learning rate ({recipe.learning_rate:g}) is large against "
+            f"the weights: {', '.join(fast)}: lower it, warm up, or clip gradients"
+        )
+
+
+def _course_findings(losses: tuple[float, ...], chance: float) -> Iterator[str]:
+    if not all(map(math.isfinite, losses)):
+        yield "the loss became NaN or infinite on one batch: lower learning_rate, or clip gradients"
+        return
+    end = sum(losses[-3:]) / len(losses[-3:])
+    if max(losses) > 2 * max(losses[0], chance):
+        yield (
+            f"the loss blew up on one batch, to {max(losses):.3g}: lower learning_rate, warm up, "
+            "or clip gradients (max_grad_norm)"
+        )
+    if abs(end - chance) < 0.1 * chance:
+        yield (
+            f"after {len(losses)} steps on one batch the loss is {end:.2f}, still that of guessing "
+            f"({chance:.2f}): nothing was learned"
+        )
+    elif end > _LEARNED * chance:
+        yield (
+            f"after {len(losses)} steps on one batch the loss is {end:.2f}; a healthy run brings "
+            f"it under {_LEARNED * chance:.2f}"
+        )
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.0%}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,220 @@
+"""Images of any kind as tensors, and sets of them: in memory, as files, from other data sets.
+
+Every set has ``labels`` (int64), ``classes`` (names in the order of the labels), a length,
+``subset``, and yields ``(image, label)`` with the image as a tensor ``(3, H, W)``, uint8 or
+floating from 0 to 1.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Shaped, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+ImageLike = Image.Image | np.ndarray | Tensor
+
+
+def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor, "*batch 3 h w"]:
+    """One image or a batch of one size, as a tensor with its channels first.
+
+    Args:
+        image: a PIL image of any 8-bit kind (EXIF rotation is applied; grey, palette and RGBA
+            become RGB, an alpha channel is dropped) or of 16-bit grey; an array ``(H, W, 3)`` or
+            ``(N, H, W, 3)``; a tensor ``(3, H, W)`` or ``(N, 3, H, W)``. Arrays and tensors are
+            uint8 from 0 to 255 or floating from 0 to 1.
+        argument: what an error calls the image.
+
+    Returns:
+        uint8 from 0 to 255, or floating from 0 to 1 in the dtype it came in; a tensor's own
+        memory, an array's too.
+
+    Raises:
+        ValueError: a wrong rank, channel count, dtype or range.
+        TypeError: neither a PIL image nor an array nor a tensor.
+    """
+    if isinstance(image, Image.Image):
+        return _pil_to_tensor(image, argument)
+    if isinstance(image, np.ndarray):
+        kind, layout, channels_at = "an array", "(H, W, 3) or (N, H, W, 3)", -1
+        # torch has no type for a read-only or negatively strided array's memory.
+        fits = image.flags.writeable and min(image.strides, default=0) >= 0
+        tensor = torch.from_numpy(image if fits else image.copy())
+    elif isinstance(image, Tensor):
+        kind, layout, channels_at, tensor = "a tensor", "(3, H, W) or (N, 3, H, W)", -3, image
+    else:
+        raise TypeError(
+            f"{argument} is a {type(image).__name__}; expected a PIL image, an array or a tensor"
+        )
+    shape = tuple(tensor.shape)
+    if tensor.ndim not in {3, 4} or shape[channels_at] != 3 or 0 in shape[-3:]:
+        raise ValueError(f"{argument} is {kind} of shape {shape}; expected {layout}")
+    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise ValueError(
+            f"{argument} has dtype {tensor.dtype}; expected uint8 from 0 to 255 or floats from 0 "
+            "to 1"
+        )
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = (value.item() for value in torch.aminmax(tensor.detach()))
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"{argument} has floats from {low:.4g} to {high:.4g}; expected 0 to 1: divide by "
+                "the largest possible value first, and leave the normalisation to Preprocess"
+            )
+    return tensor.movedim(-1, -3) if channels_at == -1 else tensor
+
+
+def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion to RGB clips 16-bit grey at 255 instead of scaling it.
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        image = Image.fromarray(grey)
+    elif image.mode in {"I", "F"}:
+        raise ValueError(
+            f"{argument} is a PIL image of mode {image.mode!r}, whose range is not defined; "
+            "expected 8-bit or 16-bit"
+        )
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 from 0 to 1, floating ones as float32."""
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.float()
+
+
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
+    """What the loaders need of a data set."""
+
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+    @abstractmethod
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
+        """The images at these places, in this order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTensors(ImageSet):
+    """Images held in memory as one tensor.
+
+    Args:
+        images: uint8 ``(N, 3, H, W)``.
+        labels: int64 ``(N,)``, from 0 to ``len(classes) - 1``.
+        classes: names of the classes.
+    """
+
+    images: UInt8[Tensor, "n 3 h w"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageTensors":
+        """The images at these places, in this order; a copy."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles(ImageSet):
+    """Image files that are decoded each time they are asked for."""
+
+    files: tuple[Path, ...]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return read_image(self.files[index]), int(self.labels[index])
+
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageFiles":
+        """The files at these places, in this order."""
+        files = tuple(self.files[i] for i in indices.tolist())
+        return replace(self, files=files, labels=self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class WrappedDataset(ImageSet):
+    """Somebody else's map-style data set of (image, label), read anew each time.
+
+    ``indices`` are the places in ``dataset`` of the images that belong to this set.
+    """
+
+    dataset: Dataset[Any]
+    indices: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, self.classes)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        place = int(self.indices[index])
+        image = image_to_tensor(self.dataset[place][0], f"image {place} of the data set")
+        return image, int(self.labels[index])
+
+    def subset(self, indices: Int64[Tensor, " n"]) -> "WrappedDataset":
+        """The images at these places, in this order."""
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
+
+
+def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:
+    """Raises a ``ValueError`` unless every label is the number of a class."""
+    if len(labels):
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high >= len(classes):
+            raise ValueError(
+                f"labels run from {low} to {high}; expected 0 to {len(classes) - 1}, "
+                f"the numbers of the {len(classes)} classes"
+            )
+
+
+def read_image(file: Path) -> UInt8[Tensor, "3 h w"]:
+    """The pixels of an image file.
+
+    Raises:
+        ValueError: the file is not an image or is cut off; the message names it.
+    """
+    with open_image(file) as image:
+        return image_to_tensor(image, "it")
+
+
+@contextmanager
+def open_image(file: Path) -> Iterator[Image.Image]:
+    """An image file, opened; what its decoder raises becomes a ``ValueError`` that names it."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} cannot be read as an image: unknown format") from error
+    # What Pillow's decoders raise for damaged files.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{file} cannot be read as an image: {reason}") from error

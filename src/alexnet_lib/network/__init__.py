@@ -1,0 +1,1 @@
+"""The network: its tables of layers, the torch module, and checkpoints of its weights."""

@@ -1,0 +1,538 @@
+"""What the network is, as data: the tables of layers, the arithmetic of shapes, and the counts.
+
+Everything else in the library (the model, its initialisation, the summary, the documentation) is
+read from the three tables in this module, so each number of the paper stands here once. Nothing
+here imports torch.
+
+References:
+    Paper: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural
+    Networks", NIPS 2012.
+    Code: the authors' source of 2012, released in 2025 as computerhistory/AlexNet-Source-Code.
+    One weird trick: Krizhevsky, "One weird trick for parallelizing convolutional neural
+    networks", arXiv 1404.5997, 2014.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+Shape = tuple[int, ...]
+
+IMAGE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A square convolution with a bias.
+
+    Args:
+        name: name of the layer, for example ``"conv1"``.
+        channels: number of kernels, hence of output channels.
+        kernel: side of a kernel, in pixels.
+        stride: step between two windows, in pixels.
+        padding: zeros added on each side, in pixels.
+        groups: groups of channels that do not see each other (2: the paper's two GPUs).
+        code_std: standard deviation of the released code's initial weights.
+        initial_bias: the bias that the paper and the released code start from.
+    """
+
+    name: str
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    code_std: float = 0.01
+    initial_bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """max(x, 0), elementwise."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class LRN:
+    """Local response normalisation over neighbouring channels (paper, section 3.3).
+
+    Args:
+        name: name of the layer.
+        size: number n of channels in the window.
+        alpha: the paper's alpha, divided by ``size`` when applied, as the released code does.
+        beta: exponent.
+        k: additive constant.
+        groups: the window stays inside each of this many groups of channels.
+    """
+
+    name: str
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """Overlapping max pooling (paper, section 3.4): windows of 3 pixels, 2 pixels apart."""
+
+    name: str
+    kernel: int = 3
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class AdaptiveAvgPool:
+    """Average pooling to ``output_size`` x ``output_size`` whatever comes in."""
+
+    name: str
+    output_size: int
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """(channels, height, width) to channels * height * width features."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout; the probability is the model's argument."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A fully connected layer with a bias.
+
+    Args:
+        name: name of the layer.
+        features: number of output features; None stands for the number of classes.
+        code_std: standard deviation of the released code's initial weights.
+        initial_bias: the bias that the paper and the released code start from.
+    """
+
+    name: str
+    features: int | None
+    code_std: float = 0.01
+    initial_bias: float = 0.0
+
+
+Layer = Conv | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout | Linear
+
+_LAYER_KINDS: dict[str, Callable[..., Layer]] = {
+    kind.__name__: kind
+    for kind in (Conv, ReLU, LRN, MaxPool, AdaptiveAvgPool, Flatten, Dropout, Linear)
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of AlexNet's family as a table of layers.
+
+    Args:
+        name: what the table is called.
+        image_size: the side of the square input image that the table was made for, in pixels.
+        layers: the layers in order: convolutional ones first, starting with a ``Conv``; an
+            ``AdaptiveAvgPool`` may stand last among them; one ``Flatten``; then ``Linear``,
+            ``ReLU`` and ``Dropout``, ending with ``Linear(name, None)``, the classes.
+
+    Raises:
+        ValueError: the table does not have this form, or two layers share a name.
+
+    Example:
+        >>> from alexnet_lib import ARCHITECTURES
+        >>> paper = ARCHITECTURES["paper"]
+        >>> paper.smallest_image_size
+        67
+        >>> [layer.name for layer in paper.layers][:4]
+        ['conv1', 'relu1', 'norm1', 'pool1']
+    """
+
+    name: str
+    image_size: int
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        names = [layer.name for layer in self.layers]
+        flattens = [i for i, layer in enumerate(self.layers) if isinstance(layer, Flatten)]
+        if len(flattens) != 1:
+            raise ValueError(f"layers has {len(flattens)} Flatten layers; expected exactly one")
+        features, classifier = self.layers[: flattens[0]], self.layers[flattens[0] + 1 :]
+        problem = None
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            problem = f"repeats the names {repeated}; each layer needs its own"
+        elif not features or not isinstance(features[0], Conv):
+            problem = "does not start with a Conv"
+        elif wrong := [x.name for x in features if isinstance(x, Linear)]:
+            problem = f"has the Linear layers {wrong} before its Flatten"
+        elif any(isinstance(x, AdaptiveAvgPool) for x in features[:-1]):
+            problem = "has an AdaptiveAvgPool that does not stand directly before its Flatten"
+        elif wrong := [x.name for x in classifier if not isinstance(x, Linear | ReLU | Dropout)]:
+            problem = (
+                f"has {wrong} after its Flatten; only Linear, ReLU and Dropout can stand there"
+            )
+        elif [x.name for x in classifier if isinstance(x, Linear) and x.features is None] != (
+            names[-1:]
+        ):
+            problem = "must end with its only Linear(name, None), the layer of the classes"
+        if problem:
+            raise ValueError(f"layers {problem}")
+        _check_image_size(self, self.image_size)
+
+    @property
+    def smallest_image_size(self) -> int:
+        """The smallest image side, in pixels, that leaves every feature map at least 1x1."""
+        size = 1
+        for layer in reversed(self.layers):
+            if isinstance(layer, AdaptiveAvgPool | Flatten):
+                size = 1
+            elif isinstance(layer, Conv | MaxPool):
+                padding = layer.padding if isinstance(layer, Conv) else 0
+                size = max(1, (size - 1) * layer.stride + layer.kernel - 2 * padding)
+        return size
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether an adaptive pool makes the classifier independent of the image's size."""
+        return any(isinstance(layer, AdaptiveAvgPool) for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as plain data that JSON can hold; ``from_dict`` reads it back."""
+        layers = [{"kind": type(layer).__name__, **asdict(layer)} for layer in self.layers]
+        return {"name": self.name, "image_size": self.image_size, "layers": layers}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Architecture":
+        """The architecture that ``to_dict`` wrote.
+
+        Raises:
+            ValueError: the data does not describe an architecture.
+        """
+        try:
+            layers = tuple(
+                _LAYER_KINDS[row["kind"]](**{k: v for k, v in row.items() if k != "kind"})
+                for row in data["layers"]
+            )
+            return cls(data["name"], data["image_size"], layers)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"data is not an architecture: {error!r}") from error
+
+
+def _check_integer(argument: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{argument} is {value!r}; expected an integer of at least {least}")
+
+
+def _check_image_size(architecture: Architecture, image_size: object) -> None:
+    smallest = architecture.smallest_image_size
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < smallest:
+        raise ValueError(
+            f"image_size is {image_size!r}; the architecture {architecture.name!r} needs images "
+            f"of at least {smallest}x{smallest} pixels (an integer)"
+        )
+
+
+# The layer table of the paper (section 3.5, figure 2), input 227: see `conv_output_size` for why
+# the paper says 224. Initial values: released code, layers' definition files of network 145.
+PAPER = Architecture(
+    "paper",
+    image_size=227,
+    layers=(
+        Conv("conv1", 96, kernel=11, stride=4),
+        ReLU("relu1"),
+        LRN("norm1", groups=2),
+        MaxPool("pool1"),
+        Conv("conv2", 256, kernel=5, padding=2, groups=2, initial_bias=1.0),
+        ReLU("relu2"),
+        LRN("norm2", groups=2),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1, code_std=0.03),
+        ReLU("relu3"),
+        Conv("conv4", 384, kernel=3, padding=1, groups=2, code_std=0.03, initial_bias=1.0),
+        ReLU("relu4"),
+        Conv("conv5", 256, kernel=3, padding=1, groups=2, code_std=0.03, initial_bias=1.0),
+        ReLU("relu5"),
+        MaxPool("pool5"),
+        Flatten("flatten"),
+        Linear("fc6", 4096, initial_bias=1.0),
+        ReLU("relu6"),
+        Dropout("drop6"),
+        Linear("fc7", 4096, initial_bias=1.0),
+        ReLU("relu7"),
+        Dropout("drop7"),
+        Linear("fc8", None),
+    ),
+)
+
+# What most teaching code builds: the paper's layers on one GPU, without groups. Dropout stands
+# before fc6 and fc7, as in that code.
+SINGLE_TOWER = Architecture(
+    "single_tower",
+    image_size=227,
+    layers=(
+        Conv("conv1", 96, kernel=11, stride=4),
+        ReLU("relu1"),
+        LRN("norm1"),
+        MaxPool("pool1"),
+        Conv("conv2", 256, kernel=5, padding=2, initial_bias=1.0),
+        ReLU("relu2"),
+        LRN("norm2"),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1, code_std=0.03),
+        ReLU("relu3"),
+        Conv("conv4", 384, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu4"),
+        Conv("conv5", 256, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu5"),
+        MaxPool("pool5"),
+        Flatten("flatten"),
+        Dropout("drop6"),
+        Linear("fc6", 4096, initial_bias=1.0),
+        ReLU("relu6"),
+        Dropout("drop7"),
+        Linear("fc7", 4096, initial_bias=1.0),
+        ReLU("relu7"),
+        Linear("fc8", None),
+    ),
+)
+
+# `torchvision.models.alexnet`: the network of the 2014 paper, with torchvision's adaptive pool and
+# its dropout before fc6 and fc7 (pytorch/vision pull request 549 and issue 185).
+ONE_WEIRD_TRICK = Architecture(
+    "one_weird_trick",
+    image_size=224,
+    layers=(
+        Conv("conv1", 64, kernel=11, stride=4, padding=2),
+        ReLU("relu1"),
+        MaxPool("pool1"),
+        Conv("conv2", 192, kernel=5, padding=2, initial_bias=1.0),
+        ReLU("relu2"),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1, code_std=0.03),
+        ReLU("relu3"),
+        Conv("conv4", 256, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu4"),
+        Conv("conv5", 256, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu5"),
+        MaxPool("pool5"),
+        AdaptiveAvgPool("avgpool", output_size=6),
+        Flatten("flatten"),
+        Dropout("drop6"),
+        Linear("fc6", 4096, initial_bias=1.0),
+        ReLU("relu6"),
+        Dropout("drop7"),
+        Linear("fc7", 4096, initial_bias=1.0),
+        ReLU("relu7"),
+        Linear("fc8", None),
+    ),
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {table.name: table for table in (PAPER, SINGLE_TOWER, ONE_WEIRD_TRICK)}
+)
+"""The three architectures by name: ``"paper"``, ``"single_tower"``, ``"one_weird_trick"``."""
+
+# ImageNet's, which all three tables were made for.
+DEFAULT_CLASSES = 1000
+
+
+def resolve_architecture(architecture: str | Architecture) -> Architecture:
+    """The architecture of this name, or the architecture itself."""
+    if isinstance(architecture, Architecture):
+        return architecture
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture is {architecture!r}; expected an Architecture or one of "
+            f"{', '.join(map(repr, ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[architecture]
+
+
+def conv_output_size(
+    size: int, kernel: int, stride: int = 1, padding: int = 0, *, ceil_mode: bool = False
+) -> int:
+    r"""The side of the feature map that a convolution or a pooling makes.
+
+    .. math:: \left\lfloor \frac{size + 2\,padding - kernel}{stride} \right\rfloor + 1
+
+    With ``ceil_mode`` the quotient is rounded up, as the authors' released code does
+    (``layer.py``, ``modulesX``): the last window may run over the right and lower edge, where it
+    reads zeros. This is why the paper speaks of 224 pixels and its figure of a 55x55 map: 224
+    rounded up is 227 rounded down.
+
+    Args:
+        size: side of the input, in pixels, at least 1.
+        kernel: side of the window, in pixels, at least 1 and at most ``size + 2 * padding``.
+        stride: step between windows, in pixels, at least 1.
+        padding: pixels added on each side, at least 0.
+        ceil_mode: round up instead of down. (torch's pooling layers leave out a last window that
+            would start in the padding; the authors' formula, given here, does not.)
+
+    Returns:
+        The side of the output, in pixels, at least 1.
+
+    Raises:
+        ValueError: an argument is out of its range, or no window fits.
+
+    Example:
+        >>> from alexnet_lib import conv_output_size
+        >>> conv_output_size(227, kernel=11, stride=4)
+        55
+        >>> conv_output_size(224, kernel=11, stride=4)
+        54
+        >>> conv_output_size(224, kernel=11, stride=4, ceil_mode=True)
+        55
+    """
+    for argument, value, least in (
+        ("size", size, 1),
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+    ):
+        _check_integer(argument, value, least)
+    room = size + 2 * padding - kernel
+    if room < 0:
+        raise ValueError(
+            f"kernel is {kernel}, larger than the padded input: "
+            f"size {size} + 2 * padding {padding} = {size + 2 * padding}"
+        )
+    steps = -(-room // stride) if ceil_mode else room // stride
+    return steps + 1
+
+
+def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple[int, int]]:
+    """Every (stride, padding) with which a kernel turns ``size`` pixels into ``output_size``.
+
+    This is how one recovers what the paper leaves unsaid, for example that conv3 has stride 1 and
+    padding 1. Paddings from 0 to ``kernel - 1`` are tried (with more, a window would lie in the
+    padding alone) and strides from 1 to ``size`` (with more, a step would leave the image).
+
+    Args:
+        size: side of the input, in pixels, at least 1.
+        output_size: side of the wanted output, in pixels, at least 1.
+        kernel: side of the window, in pixels, at least 1.
+
+    Returns:
+        The pairs in order of stride, then padding; empty where there is none.
+
+    Raises:
+        ValueError: an argument is below 1.
+
+    Example:
+        >>> from alexnet_lib import solve_stride_padding
+        >>> solve_stride_padding(13, output_size=13, kernel=3)
+        [(1, 1)]
+        >>> solve_stride_padding(227, output_size=55, kernel=11)
+        [(4, 0), (4, 1)]
+    """
+    for argument, value in (("size", size), ("output_size", output_size), ("kernel", kernel)):
+        _check_integer(argument, value, 1)
+    return [
+        (stride, padding)
+        for stride in range(1, size + 1)
+        for padding in range(kernel)
+        if size + 2 * padding >= kernel
+        and conv_output_size(size, kernel, stride, padding) == output_size
+    ]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of a network for images of a given size.
+
+    ``input_shape`` and ``output_shape`` are (channels, height, width) or (features,), without the
+    batch; ``parameters`` counts weights and biases; ``multiply_accumulates`` counts the products
+    of one image's forward pass, biases left out (twice this many floating-point operations).
+    """
+
+    layer: Layer
+    input_shape: Shape
+    output_shape: Shape
+    parameters: int
+    multiply_accumulates: int
+
+
+def layer_infos(
+    architecture: str | Architecture,
+    image_size: int | None = None,
+    num_classes: int = DEFAULT_CLASSES,
+) -> list[LayerInfo]:
+    """What every layer takes, gives, holds and computes, in the table's order.
+
+    Args and errors are those of ``feature_map_shapes``.
+    """
+    architecture = resolve_architecture(architecture)
+    image_size = architecture.image_size if image_size is None else image_size
+    _check_image_size(architecture, image_size)
+    _check_integer("num_classes", num_classes, 1)
+    return list(_walk(architecture, image_size, num_classes))
+
+
+def _walk(architecture: Architecture, image_size: int, num_classes: int) -> Iterator[LayerInfo]:
+    shape: Shape = (IMAGE_CHANNELS, image_size, image_size)
+    for layer in architecture.layers:
+        parameters = products = 0
+        match layer:
+            case Conv():
+                side = conv_output_size(shape[1], layer.kernel, layer.stride, layer.padding)
+                if shape[0] % layer.groups or layer.channels % layer.groups:
+                    raise ValueError(
+                        f"{layer.name} has {layer.groups} groups, which do not divide its "
+                        f"{shape[0]} input and {layer.channels} output channels"
+                    )
+                weights = layer.channels * (shape[0] // layer.groups) * layer.kernel**2
+                parameters, products = weights + layer.channels, weights * side**2
+                output: Shape = (layer.channels, side, side)
+            case MaxPool():
+                side = conv_output_size(shape[1], layer.kernel, layer.stride)
+                output = (shape[0], side, side)
+            case AdaptiveAvgPool():
+                output = (shape[0], layer.output_size, layer.output_size)
+            case Flatten():
+                output = (prod(shape),)
+            case Linear():
+                features = num_classes if layer.features is None else layer.features
+                products = shape[0] * features
+                parameters, output = products + features, (features,)
+            case ReLU() | LRN() | Dropout():
+                output = shape
+        yield LayerInfo(layer, shape, output, parameters, products)
+        shape = output
+
+
+def feature_map_shapes(
+    architecture: str | Architecture,
+    image_size: int | None = None,
+    *,
+    num_classes: int = DEFAULT_CLASSES,
+) -> dict[str, Shape]:
+    """The shape of every layer's output, by the layer's name, in order.
+
+    Args:
+        architecture: ``"paper"``, ``"single_tower"``, ``"one_weird_trick"`` or an
+            ``Architecture``.
+        image_size: side of the square image, in pixels; None is the architecture's own.
+        num_classes: number of outputs of the last layer, at least 1.
+
+    Returns:
+        (channels, height, width) for feature maps, (features,) after the flattening; no batch
+        dimension.
+
+    Raises:
+        ValueError: an unknown architecture, or an image too small for it.
+
+    Example:
+        >>> from alexnet_lib import feature_map_shapes
+        >>> shapes = feature_map_shapes("paper")
+        >>> shapes["conv1"], shapes["pool5"], shapes["fc8"]
+        ((96, 55, 55), (256, 6, 6), (1000,))
+    """
+    infos = layer_infos(architecture, image_size, num_classes)
+    return {info.layer.name: info.output_shape for info in infos}

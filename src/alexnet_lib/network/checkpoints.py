@@ -1,0 +1,165 @@
+"""Weights in safetensors files that know their network, classes, preprocessing and metrics."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.network.architecture import Architecture
+from alexnet_lib.network.model import AlexNet
+
+# The key of the safetensors metadata that holds what the library writes, as JSON.
+_METADATA = "alexnet_lib"
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: AlexNet,
+    *,
+    classes: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model's weights with all that is needed to use them.
+
+    The file is written beside its place and then renamed, so that a crash leaves the old one.
+
+    Args:
+        path: the file, ending in ``.safetensors``; its folder is made where it does not exist.
+        model: an ``AlexNet``, in any dtype and on any device.
+        classes: names of the classes, in the order of the outputs; None is ``model.classes``.
+        preprocess: the treatment of images; None is ``model.preprocess``.
+        metrics: plain numbers to keep with the weights, for example ``metrics.to_dict()``.
+
+    Raises:
+        TypeError: the model is not an ``AlexNet``.
+        ValueError: the path's ending, or the number of class names, is wrong; the model has been
+            changed, so that its architecture does not describe its weights any more.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from alexnet_lib import AlexNet, load_checkpoint, save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "cats_and_dogs.safetensors"
+        ...     save_checkpoint(path, AlexNet(2, image_size=67), classes=["cat", "dog"])
+        ...     load_checkpoint(path).classes
+        ('cat', 'dog')
+    """
+    file = Path(path)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"path is {str(file)!r}; expected a name that ends in .safetensors")
+    if not isinstance(model, AlexNet):
+        raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
+    if not hasattr(model.classifier[-1], "out_features"):
+        raise ValueError(
+            f"model ends with {model.classifier[-1]}; expected a Linear layer of the classes"
+        )
+    weights = model.state_dict()
+    num_classes = model.num_classes
+    with torch.device("meta"):
+        described = AlexNet(
+            num_classes, architecture=model.architecture, image_size=model.image_size
+        ).state_dict()
+    _check_weights(
+        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+        {name: tuple(tensor.shape) for name, tensor in described.items()},
+        "model has been changed, and its architecture does not describe its weights any more",
+    )
+    names = model.classes if classes is None else tuple(map(str, classes))
+    if names is not None and len(names) != num_classes:
+        raise ValueError(f"classes has {len(names)} names; expected the model's {num_classes}")
+    preprocess = model.preprocess if preprocess is None else preprocess
+    metadata = {
+        "architecture": model.architecture.to_dict(),
+        "num_classes": num_classes,
+        "image_size": model.image_size,
+        "dropout": model.dropout,
+        "dropout_scaling": model.dropout_scaling,
+        "classes": names,
+        "preprocess": None if preprocess is None else preprocess.to_dict(),
+        "metrics": None if metrics is None else dict(metrics),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
+        new = Path(folder) / file.name
+        new.touch()
+        mode = new.stat().st_mode
+        try:
+            save_file(tensors, new, {"format": "pt", _METADATA: json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written: {error}") from error
+        # safetensors makes files that only their owner may read, whatever the umask allows.
+        new.chmod(mode)
+        with new.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(new, file)
+
+
+def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> AlexNet:
+    """The model that ``save_checkpoint`` wrote, in evaluation mode.
+
+    Args:
+        path: the ``.safetensors`` file.
+        device: where the model is put.
+
+    Returns:
+        The model, with ``classes`` and ``preprocess`` set as they were saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or was not written by ``save_checkpoint``.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected a .safetensors checkpoint")
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            metadata = json.loads((opened.metadata() or {})[_METADATA])
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        # Parameters are made without memory and then take the file's tensors, dtype included.
+        with torch.device("meta"):
+            model = AlexNet(
+                metadata["num_classes"],
+                architecture=Architecture.from_dict(metadata["architecture"]),
+                image_size=metadata["image_size"],
+                dropout=metadata["dropout"],
+                dropout_scaling=metadata["dropout_scaling"],
+            )
+        classes, preprocess = metadata["classes"], metadata["preprocess"]
+        model.classes = None if classes is None else tuple(classes)
+        model.preprocess = None if preprocess is None else Preprocess.from_dict(preprocess)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} was not written by save_checkpoint: {error!r}") from error
+    _check_weights(
+        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        f"{file} holds other weights than its architecture has",
+    )
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_()
+    return model.to(device).eval()
+
+
+def _check_weights(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], problem: str
+) -> None:
+    differing = sorted(
+        name for name in {*found, *expected} if found.get(name) != expected.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{problem}: {name} has shape {found.get(name)}, expected {expected.get(name)}"
+        )

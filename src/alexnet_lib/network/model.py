@@ -1,0 +1,319 @@
+"""AlexNet: an architecture's table as a torch module, and its four initialisations.
+
+The numbers are the tables' (``architecture.py``); here is only what torch makes of them. Sources
+of the initialisations: the paper, section 5; the released code's layer definitions; He et al.,
+"Delving Deep into Rectifiers", arXiv 1502.01852, 2015.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from alexnet_lib.network import architecture as tables
+from alexnet_lib.network.architecture import (
+    DEFAULT_CLASSES,
+    Architecture,
+    LayerInfo,
+    layer_infos,
+    resolve_architecture,
+)
+from alexnet_lib.network.normalization import LocalResponseNorm
+
+if TYPE_CHECKING:
+    from alexnet_lib.data.preprocess import Preprocess
+
+Initialization = Literal["kaiming", "released_code", "paper", "torch"]
+DropoutScaling = Literal["training", "test"]
+
+# The paper's one standard deviation for every layer (section 5).
+PAPER_STD = 0.01
+# "kaiming" starts the last layer small, so that training begins at the loss of a uniform guess.
+KAIMING_LAST_STD = 0.01
+
+
+class AlexNet(nn.Module):
+    """AlexNet as the paper, as teaching code, or as torchvision has it.
+
+    Args:
+        num_classes: number of classes, at least 1.
+        architecture: ``"paper"`` (two towers, as groups of channels), ``"single_tower"`` (without
+            groups, what most teaching code builds), ``"one_weird_trick"``
+            (``torchvision.models.alexnet``), or an ``Architecture``.
+        image_size: side of the square images, in pixels; None is the architecture's own (227, 227,
+            224). ``one_weird_trick`` takes any size from 63 on at call time, whatever is said here.
+        dropout: probability of dropping an activation in front of fc7 and fc8 (``paper``) or of
+            fc6 and fc7 (the other two, as in their originals), from 0 to 1; the paper's 0.5.
+        dropout_scaling: when activations are scaled to make up for those that training drops.
+            ``"training"``: what is kept is multiplied by 1 / (1 - dropout) in training, as by
+            ``nn.Dropout``. ``"test"``: all are multiplied by 1 - dropout outside training, as in
+            the paper (section 4.2) and the released code; the layers behind see half as much, and
+            the paper's initial weights and learning rate were made for that.
+        initialization: ``"kaiming"`` (He et al. 2015: normal with variance 2 / fan-in, zero
+            biases, last layer N(0, 0.01)), which learns with ordinary normalised inputs;
+            ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
+            conv4, conv5, fc6, fc7); ``"paper"`` (N(0, 0.01) everywhere, the same biases); or
+            ``"torch"`` (what ``nn.Conv2d`` and ``nn.Linear`` do).
+        seed: makes the weights repeatable and leaves torch's global generator alone; None draws
+            from the global generator.
+
+    The parts have the field's names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
+    ``pool5``; ``avgpool`` (``one_weird_trick`` only, else None); ``flatten``; ``classifier.fc6``,
+    ``relu6``, ``drop6``, ..., ``fc8``. No layer changes its input in place.
+
+    Attributes:
+        architecture: the ``Architecture``, a table of layers.
+        image_size: side of the images it was built for, in pixels.
+        classes: names of the classes, in the order of the outputs, or None.
+        preprocess: the ``Preprocess`` that its images need, or None. ``fit`` and
+            ``load_checkpoint`` set both, and ``predict`` uses them.
+
+    Raises:
+        ValueError: an argument is unknown or out of its range; the image is too small.
+
+    Example:
+        >>> import torch
+        >>> from alexnet_lib import AlexNet
+        >>> model = AlexNet(num_classes=10, image_size=67, seed=0)
+        >>> model(torch.zeros(2, 3, 67, 67)).shape
+        torch.Size([2, 10])
+        >>> model.features.conv2
+        Conv2d(96, 256, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=2)
+    """
+
+    avgpool: nn.Module | None
+
+    def __init__(
+        self,
+        num_classes: int = DEFAULT_CLASSES,
+        *,
+        architecture: str | Architecture = "paper",
+        image_size: int | None = None,
+        dropout: float = 0.5,
+        dropout_scaling: DropoutScaling = "training",
+        initialization: Initialization = "kaiming",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout!r}; expected a probability from 0 to 1")
+        if dropout_scaling not in get_args(DropoutScaling):
+            raise ValueError(
+                f"dropout_scaling is {dropout_scaling!r}; expected 'training' or 'test'"
+            )
+        self.architecture = resolve_architecture(architecture)
+        self.image_size = self.architecture.image_size if image_size is None else image_size
+        self.dropout, self.dropout_scaling = dropout, dropout_scaling
+        self.classes: tuple[str, ...] | None = None
+        self.preprocess: Preprocess | None = None
+        infos = layer_infos(self.architecture, self.image_size, num_classes)
+        modules = {info.layer.name: _module(info, dropout, dropout_scaling) for info in infos}
+        part = self.features = nn.Sequential()
+        self.avgpool = None
+        for info in infos:
+            name = info.layer.name
+            match info.layer:
+                case tables.AdaptiveAvgPool():
+                    self.avgpool = modules[name]
+                case tables.Flatten():
+                    self.flatten = modules[name]
+                    part = self.classifier = nn.Sequential()
+                case _:
+                    part.add_module(name, modules[name])
+        initialize(
+            ((info.layer, modules[info.layer.name]) for info in infos), initialization, seed=seed
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of outputs, read from the last layer, which a fine-tuner may have replaced."""
+        return int(self.classifier[-1].out_features)  # type: ignore[arg-type]
+
+    def freeze(self, *layers: str) -> None:
+        """Keeps the weights and biases of these layers as they are, in any training from now on.
+
+        Args:
+            layers: names as in the architecture's table, for example ``"conv1", "fc6"``.
+
+        Raises:
+            ValueError: there is no such layer.
+
+        Example:
+            >>> from alexnet_lib import AlexNet
+            >>> model = AlexNet(10, image_size=67)
+            >>> model.freeze("conv1", "conv2")
+            >>> [name for name, p in model.named_parameters() if not p.requires_grad][:2]
+            ['features.conv1.weight', 'features.conv1.bias']
+        """
+        modules = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
+        known = [row.name for row in self.architecture.layers]
+        if unknown := [name for name in layers if name not in known]:
+            raise ValueError(f"layers has {unknown}; expected names among {', '.join(known)}")
+        for name in layers:
+            modules[name].requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of a batch of images.
+
+        Args:
+            images: ``(batch, 3, image_size, image_size)``, of the parameters' floating dtype
+                (under autocast, any), normalised as in training.
+
+        Returns:
+            ``(batch, num_classes)``, before the softmax.
+
+        Raises:
+            ValueError: a wrong rank, channel count, size or dtype.
+        """
+        any_size = self.architecture.takes_any_size
+        least = self.architecture.smallest_image_size if any_size else self.image_size
+        weight = self.features[0].weight
+        x = _checked_images(images, weight, least, any_size)  # type: ignore[arg-type]
+        x = self.features(x)
+        if self.avgpool is not None:
+            x = self.avgpool(x)
+        logits: Tensor = self.classifier(self.flatten(x))
+        return logits
+
+
+# Wrapped, so that symbolic tracing keeps the check as one call; a condition on shapes written in
+# `forward` would stop it.
+@torch.fx.wrap
+def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> Tensor:
+    expected = f"(batch, 3, {size}, {size})" + (" or larger" if larger else "")
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"images is a {type(images).__name__}; expected a floating tensor {expected}"
+        )
+    shape = tuple(images.shape)
+    if images.ndim == 3:
+        raise ValueError(
+            f"images has shape {shape}, a single image without its batch dimension; "
+            f"expected {expected}: pass images[None]"
+        )
+    if images.ndim != 4 or shape[1] != tables.IMAGE_CHANNELS:
+        hint = ": pass images.permute(0, 3, 1, 2)" if images.ndim == 4 and shape[3] == 3 else ""
+        raise ValueError(f"images has shape {shape}; expected {expected}{hint}")
+    if larger:
+        fits = shape[2] >= size and shape[3] >= size
+    else:
+        fits = shape[2] == size and shape[3] == size
+    if not fits:
+        raise ValueError(
+            f"images has shape {shape}; expected {expected}: resize the images, "
+            "or build the model with AlexNet(image_size=...)"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images has dtype {images.dtype}; expected {weight.dtype}, normalised as in training "
+            "(Preprocess does it)"
+        )
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise ValueError(
+            f"images has dtype {images.dtype}; expected {weight.dtype}, as the parameters have: "
+            f"pass images.to({weight.dtype}), or convert the model"
+        )
+    return images
+
+
+class PaperDropout(nn.Dropout):
+    """The paper's dropout: what is kept stays as it is in training, and is scaled by 1 - p outside.
+
+    That is ``nn.Dropout``, which scales in training, times 1 - p in both.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The activations as the next layer gets them."""
+        return super().forward(input) * (1 - self.p)
+
+
+def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) -> nn.Module:
+    """The torch module of one row of the table, its weights not yet initialised."""
+    device = torch.get_default_device()
+    channels = info.input_shape[0]
+    match info.layer:
+        case tables.Conv() as conv:
+            module: nn.Module = skip_init(
+                nn.Conv2d,
+                channels,
+                conv.channels,
+                conv.kernel,
+                stride=conv.stride,
+                padding=conv.padding,
+                groups=conv.groups,
+                device=device,
+            )
+        case tables.Linear():
+            module = skip_init(nn.Linear, channels, info.output_shape[0], device=device)
+        case tables.ReLU():
+            module = nn.ReLU()
+        case tables.LRN() as norm:
+            module = LocalResponseNorm(norm.size, norm.alpha, norm.beta, norm.k, groups=norm.groups)
+        case tables.MaxPool() as pool:
+            module = nn.MaxPool2d(pool.kernel, pool.stride)
+        case tables.AdaptiveAvgPool() as pool:
+            module = nn.AdaptiveAvgPool2d(pool.output_size)
+        case tables.Flatten():
+            module = nn.Flatten()
+        case tables.Dropout():
+            scaled = dropout_scaling == "test"
+            module = PaperDropout(dropout) if scaled else nn.Dropout(dropout)
+    return module
+
+
+@torch.no_grad()
+def initialize(
+    layers: Iterable[tuple[tables.Layer, nn.Module]],
+    initialization: Initialization,
+    *,
+    seed: int | None = None,
+) -> None:
+    """Sets the weights and biases of modules, each given with its row of the table.
+
+    Args:
+        layers: (row, module) pairs in the table's order.
+        initialization: as ``AlexNet``'s.
+        seed: as ``AlexNet``'s.
+
+    Raises:
+        ValueError: the initialisation is unknown.
+    """
+    if initialization not in get_args(Initialization):
+        raise ValueError(
+            f"initialization is {initialization!r}; "
+            f"expected one of {', '.join(map(repr, get_args(Initialization)))}"
+        )
+    generator = None
+    for row, module in layers:
+        if not isinstance(row, tables.Conv | tables.Linear):
+            continue
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        assert isinstance(bias, Tensor)
+        if weight.is_meta:
+            continue
+        if seed is not None and generator is None:
+            generator = torch.Generator(weight.device).manual_seed(seed)
+        last = isinstance(row, tables.Linear) and row.features is None
+        match initialization:
+            case "kaiming" if last:
+                nn.init.normal_(weight, std=KAIMING_LAST_STD, generator=generator)
+                nn.init.zeros_(bias)
+            case "kaiming":
+                nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(bias)
+            case "released_code":
+                nn.init.normal_(weight, std=row.code_std, generator=generator)
+                nn.init.constant_(bias, row.initial_bias)
+            case "paper":
+                nn.init.normal_(weight, std=PAPER_STD, generator=generator)
+                nn.init.constant_(bias, row.initial_bias)
+            case "torch":
+                # The lines of nn.Conv2d.reset_parameters, which takes no generator.
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+                bound = 1 / math.sqrt(weight[0].numel())
+                nn.init.uniform_(bias, -bound, bound, generator=generator)

@@ -1,0 +1,239 @@
+r"""Local response normalisation: torch.nn's interface, in every floating dtype, one pass each way.
+
+With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over the window
+:math:`W(c)` around channel :math:`c`, the output is :math:`y_c = x_c s_c^{-\beta}`. With
+:math:`g` the gradient of the output, that of the input is
+
+.. math:: g_c s_c^{-\beta} - \frac{2 \alpha \beta}{n} x_c
+          \sum_{j :\, c \in W(j)} g_j x_j s_j^{-\beta - 1},
+
+which needs nothing but :math:`x`: that is all that is kept for the backward pass. Who computes
+it: ``kernels/cpu.py`` on the CPU, ``kernels/gpu.py`` on a GPU, and torch's own operations (the
+formulas as they stand, in ``_output`` and ``_gradient``) everywhere else and for whoever traces.
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from alexnet_lib.kernels import cpu
+from alexnet_lib.kernels.cpu import Window
+
+# Values: a few intermediate results of so many are a megabyte or two.
+_BLOCK = 131_072
+
+# Values: on a GPU, a few images are not worth Triton's compiling, which takes about a second.
+_WORTH_TRITON = 2**22
+
+# Triton writes the window's loop out, twice nested in the backward pass.
+_WIDEST_TRITON_WINDOW = 16
+
+
+class LocalResponseNorm(nn.Module):
+    r"""Divides each activation by a power of its neighbour channels' energy (paper, section 3.3).
+
+    .. math:: b_c = a_c \Big/ \Big(k + \frac{\alpha}{n}
+              \sum_{j = \max(0,\, c - \lfloor n/2 \rfloor)}
+                  ^{\min(C - 1,\, c + \lfloor (n-1)/2 \rfloor)} a_j^2 \Big)^{\beta}
+
+    **The two readings of alpha.** The paper's formula multiplies the sum by alpha = 1e-4. The code
+    that its authors released divides alpha by the window size n first (``layer.py``,
+    ``NormLayerParser``), and so do ``torch.nn.LocalResponseNorm``, Caffe and this module: alpha
+    times the *mean* square. To follow the paper's text to the letter, pass ``alpha=5e-4`` with
+    ``size=5``.
+
+    **Groups.** The released code keeps its two GPUs' channels apart, so the window never reaches
+    from channel 47 of conv1 to channel 48: ``groups=2``. torch has no such argument.
+
+    **Speed.** On a CPU a compiled loop makes one pass each way, once that repays compiling it (see
+    the page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
+
+    Args:
+        size: number n of neighbouring channels in the window, at least 1.
+        alpha: weight of the mean square, before it is divided by ``size``.
+        beta: exponent.
+        k: additive constant; the paper's 2 (torch's own default is 1).
+        groups: number of groups of channels, at least 1; the window stays inside each.
+
+    Shape:
+        Input and output: floating, ``(batch, channels, *)`` with any number of further dimensions
+        and ``channels`` a multiple of ``groups``. The output has the input's dtype; squares are
+        summed in float32 where that is the wider.
+
+    Raises:
+        ValueError: an argument out of its range; an input of the wrong rank, dtype or channel
+            count.
+
+    Example:
+        >>> import torch
+        >>> from alexnet_lib import LocalResponseNorm
+        >>> norm = LocalResponseNorm(groups=2)
+        >>> norm(torch.ones(1, 96, 2, 2, dtype=torch.bfloat16)).dtype
+        torch.bfloat16
+    """
+
+    def __init__(
+        self,
+        size: int = 5,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 2.0,
+        *,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        for argument, value in (("size", size), ("groups", groups)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{argument} is {value!r}; expected an integer of at least 1")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised activations, in the shape and dtype of ``x``."""
+        return local_response_norm(x, self.size, self.alpha, self.beta, self.k, self.groups)
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``print(model)`` shows them."""
+        text = f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+        return text + (f", groups={self.groups}" if self.groups > 1 else "")
+
+
+# Wrapped, so that symbolic tracing keeps the call whole instead of stumbling over its checks.
+@torch.fx.wrap
+def local_response_norm(
+    x: Float[Tensor, "batch channels *rest"],
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    groups: int,
+) -> Float[Tensor, "batch channels *rest"]:
+    """``LocalResponseNorm`` as a function."""
+    if x.ndim < 3 or not x.is_floating_point():
+        raise ValueError(
+            f"the input of LocalResponseNorm is {x.dtype} of shape {tuple(x.shape)}; "
+            "expected a floating tensor (batch, channels, ...) of at least 3 dimensions"
+        )
+    channels = x.shape[1]
+    if channels % groups:
+        raise ValueError(
+            f"the input of LocalResponseNorm has {channels} channels, "
+            f"which {groups} groups do not divide"
+        )
+    window = Window(size, alpha, beta, k, groups)
+    if not cpu.takes(x):
+        return _output(x, window)
+    y: Tensor = _LocalResponseNorm.apply(x, window)
+    return y
+
+
+class _LocalResponseNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.window = window
+        return _computed(x, None, window)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        # With create_graph=True this gradient is to be differentiated in its turn.
+        plain = cpu.takes(grad) and not torch.is_grad_enabled()
+        compute = _computed if plain else _gradient
+        return compute(x, grad, ctx.window), None
+
+
+@torch.no_grad()
+def _computed(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
+    """The output, or with ``grad`` the gradient of ``x``, by the fastest there is."""
+    found = None
+    if x.device.type == "cpu":
+        found = cpu.local_response_norm(x, grad, window)
+    elif x.device.type == "cuda" and _suits_triton(x, window):
+        gpu = _gpu_kernels(x.device)
+        if gpu is not None:
+            found = gpu.local_response_norm(x, grad, window)
+    return _computed_in_blocks(x, grad, window) if found is None else found
+
+
+def _suits_triton(x: Tensor, window: Window) -> bool:
+    return (
+        x.dtype != torch.float64
+        and x.numel() >= _WORTH_TRITON
+        and window.size <= _WIDEST_TRITON_WINDOW
+    )
+
+
+@functools.cache
+def _gpu_kernels(device: torch.device) -> Any:
+    """The module of the Triton kernel, or None, with one warning, where that does not run."""
+    try:
+        from alexnet_lib.kernels import gpu
+
+        one = torch.ones(1, 1, 1, device=device)
+        gpu.local_response_norm(one, None, Window(1, 1.0, 1.0, 1.0, 1))
+    except Exception as error:  # what Triton raises differs from system to system
+        warnings.warn(
+            "LocalResponseNorm computes with torch's own operations, which takes longer: Triton "
+            f"does not run here ({type(error).__name__}: {error})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return gpu
+
+
+def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
+    """As many images at a time as leave the intermediate results in a CPU's cache."""
+    images = len(x) if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
+    out = torch.empty_like(x)
+    for start in range(0, len(x), max(1, images)):
+        part = slice(start, start + images)
+        out[part] = (
+            _output(x[part], window) if grad is None else _gradient(x[part], grad[part], window)
+        )
+    return out
+
+
+def _output(x: Tensor, window: Window) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * _power(_scale(wide, window), -window.beta)).to(x.dtype)
+
+
+def _gradient(x: Tensor, grad: Tensor, window: Window) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = _scale(wide, window)
+    direct = grad * _power(scale, -window.beta)
+    ratios = wide * direct / scale
+    # From the channels whose windows hold this one: the window turned round.
+    gathered = _window_sums(ratios, window, (window.size - 1) // 2)
+    factor = 2 * window.alpha * window.beta / window.size
+    return (direct - factor * wide * gathered).to(x.dtype)
+
+
+def _scale(x: Tensor, window: Window) -> Tensor:
+    sums = _window_sums(x.square(), window, window.size // 2)
+    return window.k + window.alpha / window.size * sums
+
+
+def _power(scale: Tensor, exponent: float) -> Tensor:
+    if exponent == -0.75:  # several times as fast as pow
+        root = scale.rsqrt()
+        return root * root.sqrt()
+    return scale.pow(exponent)
+
+
+def _window_sums(x: Tensor, window: Window, below: int) -> Tensor:
+    """Sums over ``size`` neighbouring channels, ``below`` of them before each one."""
+    channels = x.shape[1] // window.groups
+    grouped = x.reshape(x.shape[0], window.groups, channels, *x.shape[2:])
+    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, window.size - 1 - below))
+    sums = padded.narrow(2, 0, channels)
+    for start in range(1, window.size):
+        sums = sums + padded.narrow(2, start, channels)
+    return sums.reshape(x.shape)

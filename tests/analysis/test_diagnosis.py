@@ -1,0 +1,419 @@
+"""The promises of `diagnose`: what it finds, what it measures, and what it leaves alone."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TINY, use_tiny
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from alexnet_lib import AlexNet, build_dataset_loaders, diagnose
+from alexnet_lib.analysis.diagnosis import Diagnosis
+from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.devices import RunOptions
+from alexnet_lib.training.recipes import RECIPES, Recipe
+
+QUIET = RunOptions(device="cpu", precision="float32", progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    use_tiny(monkeypatch)
+
+
+def tiny_recipe(**changes) -> Recipe:
+    small = {"architecture": "tiny", "batch_size": 16, "learning_rate": 0.02}
+    return Recipe("mine", **{**small, **changes})
+
+
+def quick(data="shapes", *, model=None, steps=5, seed=0, **changes) -> Diagnosis:
+    recipe = tiny_recipe(**changes)
+    return diagnose(data, recipe=recipe, model=model, steps=steps, seed=seed, options=QUIET)
+
+
+def tiny_model(**arguments) -> AlexNet:
+    return AlexNet(10, architecture=TINY, seed=0, **arguments)
+
+
+def colored(count: int = 1200, *, shuffled: bool = False) -> Loaders:
+    """Images whose class is their mean colour, or whose labels have been permuted."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 4
+    colors = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])[labels]
+    images = (colors[:, :, None, None] + torch.rand(count, 3, 12, 12, generator=generator)) / 2
+    if shuffled:
+        labels = labels[torch.randperm(count, generator=generator)]
+    return build_dataset_loaders(TensorDataset(images, labels), image_size=12, batch_size=16)
+
+
+def first_batch(loaders: Loaders) -> tuple[Tensor, Tensor]:
+    return next(iter(replace(loaders.train, augmentation=())))
+
+
+def said(diagnosis: Diagnosis, pattern: str) -> bool:
+    return any(re.search(pattern, finding) for finding in diagnosis.findings)
+
+
+# What it finds.
+
+
+@pytest.fixture(scope="module")
+def tutorial() -> Diagnosis:
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny(patch)
+        small = {"image_size": 67, "batch_size": 16}
+        return diagnose("shapes", recipe="tutorial", overrides=small, steps=3, options=QUIET)
+
+
+def test_the_tutorials_rate_is_found_too_small(tutorial):
+    assert said(tutorial, r"^the weights hardly move: .* raise learning_rate \(0\.0001\)$")
+
+
+def test_the_tutorials_signal_is_found_to_fade(tutorial):
+    assert said(tutorial, "^the images' differences fade: .* at fc7, .*initialization 'kaiming'")
+
+
+def test_a_try_that_stays_at_guessing_is_found(tutorial):
+    assert said(tutorial, r"^after 3 steps on one batch the loss is .* nothing was learned$")
+
+
+def test_raw_values_are_found_not_to_be_normalised():
+    assert said(quick(normalization="mean_only"), r"^the input is not normalised: .* is 6\d")
+
+
+def test_a_start_that_is_worse_than_guessing_is_found():
+    assert said(quick(normalization="mean_only"), "^the first loss is .*: the outputs start too")
+
+
+@pytest.mark.parametrize("initialization", ["paper", "released_code"])
+def test_normalised_values_are_found_too_small_for_an_initialisation_for_raw_ones(initialization):
+    diagnosis = quick(initialization=initialization)
+    assert said(diagnosis, rf"^the input has .*'{initialization}' was made for values from 0 to")
+    assert not said(quick(initialization=initialization, normalization="mean_only"), "^the input")
+
+
+@pytest.mark.parametrize("initialization", ["paper", "released_code"])
+def test_dropout_scaled_in_training_is_found_too_large_for_the_papers_weights(initialization):
+    paper = {"initialization": initialization, "normalization": "mean_only"}
+    message = f"^the initialisation '{initialization}' was made for dropout that scales in the test"
+    assert said(quick(**paper, dropout=0.5), message)
+    assert not said(quick(**paper, dropout=0.5, dropout_scaling="test"), message)
+    assert not said(quick(**paper, dropout=0.0), message)
+
+
+def test_an_input_that_is_not_centred_is_found():
+    loaders = colored()
+    shifted = tuple(mean - 2 * std for mean, std in zip(*moments(loaders), strict=True))
+    loaders = loaders.with_preprocess(replace(loaders.preprocess, mean=shifted))
+    assert said(quick(loaders), r"^the input is not centred: its mean is [12]\.")
+
+
+def moments(loaders: Loaders) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return loaders.preprocess.mean, loaders.preprocess.std
+
+
+def test_labels_that_do_not_belong_to_their_images_are_found():
+    diagnosis = quick(colored(shuffled=True))
+    assert said(diagnosis, "^the labels may not belong to their images")
+    assert diagnosis.label_accuracy < diagnosis.label_chance + 0.1
+
+
+def test_labels_that_belong_to_their_images_are_not_found():
+    diagnosis = quick(colored())
+    assert not said(diagnosis, "labels")
+    assert diagnosis.label_accuracy > 0.9
+
+
+def test_of_few_images_nothing_is_said_about_the_labels():
+    diagnosis = quick(colored(600, shuffled=True))
+    assert not said(diagnosis, "labels")
+    assert math.isnan(diagnosis.label_accuracy)
+    assert math.isnan(diagnosis.label_chance)
+    assert diagnosis.label_images == 0
+
+
+def test_a_batch_of_one_class_is_found():
+    loaders = colored()
+    of_class_0 = (loaders.train.dataset.labels == 0).nonzero()[:, 0]
+    sorted_first = torch.cat([of_class_0, torch.arange(len(loaders.train.dataset))])
+    data = loaders.train.dataset.subset(sorted_first)
+    loaders = loaders._replace(train=replace(loaders.train, dataset=data, shuffle=False))
+    assert said(quick(loaders), "^all images of the batch are of one class")
+    assert not said(quick(colored()), "of one class")
+
+
+def test_dead_units_are_found():
+    model = tiny_model()
+    nn.init.constant_(model.features.conv1.bias, -1e6)
+    assert said(quick(model=model), r"^units are dead at the start, .*: conv1 100%$")
+
+
+def test_units_that_die_in_the_try_are_found():
+    # The first step makes every bias of conv1 negative: all inputs and weights are positive.
+    loaders = colored()
+    loaders = loaders.with_preprocess(replace(loaders.preprocess, mean=(0.0, 0.0, 0.0)))
+    model = tiny_model(dropout=0.0)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    nn.init.zeros_(model.classifier.fc2.weight)
+    nn.init.normal_(model.classifier.fc2.weight[0], mean=1.0, std=0.01)
+    diagnosis = quick(loaders, model=model, learning_rate=50.0, warmup_fraction=0.0, steps=2)
+    assert diagnosis.layers[0].dead == 0
+    assert said(diagnosis, r"^units are dead after the try, .*: conv1 100%$")
+
+
+@pytest.mark.bad_input
+def test_a_network_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="all layers of the model are frozen"):
+        quick(freeze=("conv1", "fc2"))
+
+
+def test_the_layers_that_are_frozen_do_not_move():
+    conv1, fc2 = quick(freeze=("conv1",)).layers
+    assert conv1.update == conv1.gradient == 0
+    assert fc2.update > 0
+
+
+HUGE = {"max_grad_norm": None, "warmup_fraction": 0.0, "steps": 10}
+
+
+def test_a_loss_that_blows_up_is_found():
+    assert said(quick(learning_rate=1.0, **HUGE), r"^the loss blew up on one batch, to \d")
+
+
+def test_a_loss_that_is_not_finite_is_found():
+    assert said(quick(learning_rate=1e10, **HUGE), "^the loss became NaN or infinite on one batch")
+
+
+def test_a_first_step_that_is_large_against_the_weights_is_found():
+    assert said(quick(learning_rate=9.0), r"^the first step at .* \(9\) is large .*: conv1 \d+%")
+
+
+def test_large_first_steps_of_a_last_layer_that_starts_small_are_right():
+    assert not said(quick(learning_rate=0.1), "^the first step")
+
+
+def test_steps_that_are_lost_in_rounding_are_found():
+    assert said(quick(learning_rate=1e-30), r"^no weight moves: learning_rate \(1e-30\)")
+
+
+def test_a_try_that_learns_too_little_is_found():
+    diagnosis = quick(learning_rate=0.05, steps=8)
+    assert said(diagnosis, r"^after 8 steps .*; a healthy run brings it under 1\.15$")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_nothing_is_found_in_a_healthy_run(optimizer):
+    rate = {"sgd": 0.005, "adamw": 0.002}[optimizer]
+    healthy = {"initialization": "torch", "max_grad_norm": None, "dropout": 0.0}
+    healthy |= {"optimizer": optimizer, "learning_rate": rate, "warmup_fraction": 0.0}
+    assert quick(colored(), steps=120, **healthy).findings == ()
+
+
+def test_the_default_recipe_at_a_small_size_has_none_of_the_grave_findings():
+    small = {"image_size": 67, "batch_size": 16}
+    diagnosis = diagnose("shapes", overrides=small, options=QUIET)
+    grave = "hardly|normalised|centred|labels|dead|no weight|blew|NaN|nothing was|fade|healthy run"
+    assert not said(diagnosis, grave)
+    assert diagnosis.accuracy > 0.9
+
+
+# What it measures.
+
+
+def test_a_layers_numbers_are_those_of_its_first_step():
+    plain = {"momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "label_smoothing": 0.0}
+    model, loaders = tiny_model(dropout=0.0), tiny_recipe().build_loaders("shapes", seed=0)
+    images, labels = first_batch(loaders)
+    output = model.features.conv1(images)
+    weight = model.features.conv1.weight
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), labels), weight)
+    conv1 = quick(loaders, model=model, **plain, learning_rate=0.5).layers[0]
+    assert conv1.name == "conv1"
+    assert conv1.output == pytest.approx(output.square().mean().sqrt().item(), rel=1e-4)
+    spread = output.var(0, unbiased=False).mean().sqrt().item()
+    assert conv1.signal == pytest.approx(spread, rel=1e-4)
+    assert conv1.gradient == pytest.approx(gradient.square().mean().sqrt().item(), rel=1e-3)
+    step = (0.5 * gradient.norm() / weight.norm()).item()
+    assert conv1.update == pytest.approx(step, rel=1e-3)
+
+
+def test_a_relu_in_place_does_not_change_what_is_seen_before_it():
+    model, loaders = tiny_model(), tiny_recipe().build_loaders("shapes", seed=0)
+    expected = quick(loaders, model=model).layers
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    seen = quick(loaders, model=model).layers
+    assert [(layer.output, layer.signal) for layer in seen] == [
+        (layer.output, layer.signal) for layer in expected
+    ]
+
+
+def test_the_share_of_dead_units_is_counted():
+    model = tiny_model()
+    with torch.no_grad():
+        model.features.conv1.bias[0] = -1e6  # one of four channels
+    assert quick(model=model).layers[0].dead == 0.25
+
+
+def test_a_layer_without_relu_has_no_dead_units():
+    last = quick().layers[-1]
+    assert last.name == "fc2"
+    assert math.isnan(last.dead)
+    assert math.isnan(last.dead_after)
+
+
+def test_the_try_starts_at_the_loss_of_the_weights_it_is_given():
+    model, loaders = tiny_model(dropout=0.0), tiny_recipe().build_loaders("shapes", seed=0)
+    images, labels = first_batch(loaders)
+    expected = F.cross_entropy(model(images), labels).item()
+    diagnosis = quick(loaders, model=model)
+    assert diagnosis.losses[0] == pytest.approx(expected, rel=1e-4)
+    assert diagnosis.chance_loss == pytest.approx(math.log(10))
+
+
+def test_the_losses_of_the_try_are_without_label_smoothing():
+    with_smoothing, without = quick(label_smoothing=0.5), quick(label_smoothing=0.0)
+    assert with_smoothing.losses[0] == without.losses[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_the_try_has_as_many_steps_as_are_asked_for(steps):
+    assert len(quick(steps=steps).losses) == steps
+
+
+def test_the_input_is_the_first_batch_without_augmentation():
+    mixed = quick(mixup=1.0, erasing=1.0)
+    images, _ = first_batch(tiny_recipe(mixup=1.0, erasing=1.0).build_loaders("shapes", seed=0))
+    assert mixed.input_mean == pytest.approx(images.mean().item())
+    assert mixed.input_std == pytest.approx(images.std().item())
+
+
+def test_the_same_seed_gives_the_same_diagnosis():
+    first, again, other = quick(seed=1), quick(seed=1), quick(seed=2)
+    assert str(first) == str(again) != str(other)
+
+
+def test_the_accuracy_is_that_on_the_batch_after_the_try():
+    assert quick(colored(), steps=60, dropout=0.0).accuracy == 1.0
+
+
+def test_a_recipe_is_taken_by_its_name_and_changed_by_overrides():
+    small = {"architecture": "tiny", "image_size": 12, "batch_size": 16}
+    diagnosis = diagnose("shapes", recipe="paper", overrides=small, steps=1, options=QUIET)
+    assert diagnosis.recipe == "paper"
+    assert [layer.name for layer in diagnosis.layers] == ["conv1", "fc2"]
+
+
+def sequential() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 10 * 10, 5), nn.Linear(5, 10)
+    )
+
+
+def test_any_modules_layers_are_named_as_torch_names_them():
+    diagnosis = quick(model=sequential())
+    assert [layer.name for layer in diagnosis.layers] == ["0", "3", "4"]
+    assert [math.isnan(layer.dead) for layer in diagnosis.layers] == [False, True, True]
+
+
+# What it leaves alone.
+
+
+@pytest.mark.parametrize("make", [tiny_model, sequential])
+def test_the_model_keeps_its_weights(make):
+    model, expected = make(), make()
+    quick(model=model, steps=3)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, expected.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_keeps_its_mode(training):
+    model = tiny_model().train(training)
+    model.features.conv1.train(not training)
+    before = [module.training for module in model.modules()]
+    quick(model=model)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_the_model_keeps_its_gradients():
+    model = tiny_model()
+    model.classifier.fc2.bias.grad = torch.ones(10)
+    quick(model=model)
+    assert torch.equal(model.classifier.fc2.bias.grad, torch.ones(10))
+    assert model.features.conv1.weight.grad is None
+
+
+def test_no_hook_is_left_on_the_model():
+    model = tiny_model()
+    quick(model=model)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_global_random_states_are_left_as_they_were():
+    def draws():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist()
+
+    torch.manual_seed(7), np.random.seed(7)
+    expected = draws()
+    torch.manual_seed(7), np.random.seed(7)
+    quick()
+    assert draws() == expected
+
+
+def test_the_loaders_that_are_given_are_left_at_their_epoch():
+    loaders = colored()
+    expected = first_batch(colored())[0]
+    quick(loaders)
+    assert torch.equal(first_batch(loaders)[0], expected)
+
+
+# How it is printed and kept.
+
+
+def test_printed_it_has_a_row_for_each_layer_and_a_line_for_each_finding(tutorial):
+    lines = str(tutorial).splitlines()
+    rows = [line for line in lines if line.split()[0] in {layer.name for layer in tutorial.layers}]
+    assert [row.split()[0] for row in rows] == [layer.name for layer in tutorial.layers]
+    assert lines[-len(tutorial.findings) :] == [f"- {finding}" for finding in tutorial.findings]
+
+
+def test_printed_without_findings_it_says_so(tutorial):
+    assert str(replace(tutorial, findings=())).splitlines()[-1] == "- nothing looks wrong"
+
+
+@pytest.mark.parametrize("rate", [0.02, 1e10])
+def test_as_a_dict_it_is_json_without_nan(rate):
+    diagnosis = quick(learning_rate=rate, **HUGE)
+    data = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert data["layers"][1]["dead"] is None
+    assert data["layers"][0]["name"] == "conv1"
+    assert data["findings"] == list(diagnosis.findings)
+    assert len(data["losses"]) == 10
+
+
+# What it refuses.
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected an integer of at least 1"),
+        ({"steps": 1.5}, "steps is 1.5; expected an integer of at least 1"),
+        ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'tutorial'"),
+        ({"overrides": {"rate": 1}}, "overrides has ['rate']; expected names among"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_named(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        diagnose("shapes", **{"recipe": RECIPES["modern"], "options": QUIET, **arguments})

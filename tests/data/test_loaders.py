@@ -1,0 +1,835 @@
+"""The promises of the loaders: the tutorial's batches, in an order that is a function of the seed.
+
+Most sets here are of numbered images: all pixels of image i have the value i, so that a batch says
+which images it holds.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from helpers import FakeCifar10, random_pixels, smooth_pixels, write_class_folders
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision import transforms as tv
+from torchvision.transforms import v2
+
+from alexnet_lib.data import images as image_sets
+from alexnet_lib.data.augmentation import (
+    ColorNoise,
+    CutMix,
+    HorizontalFlip,
+    Mixup,
+    RandomCrop,
+    RandomErasing,
+    TrivialAugment,
+)
+from alexnet_lib.data.images import ImageFiles, ImageTensors, WrappedDataset
+from alexnet_lib.data.loaders import (
+    BatchLoader,
+    Loaders,
+    _split_off,
+    build_cifar10_loaders,
+    build_dataset_loaders,
+    build_image_folder_loaders,
+    build_shapes_loaders,
+)
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.statistics import (
+    CIFAR10_STATS,
+    ChannelStats,
+    ColorComponents,
+    compute_channel_stats,
+)
+from alexnet_lib.kernels import cpu as kernels
+
+STATS = ChannelStats((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 1)
+AS_IT_IS = Preprocess(resize=4, image_size=4)
+
+COMPONENTS = ColorComponents(
+    (0.4, 0.1, 0.05), ((0.6, 0.8, 0.0), (0.0, 0.0, 1.0), (0.8, -0.6, 0.0)), 10
+)
+EACH = (
+    HorizontalFlip(),
+    RandomCrop(),
+    ColorNoise(COMPONENTS),
+    TrivialAugment(),
+    RandomErasing(),
+    Mixup(),
+    CutMix(),
+)
+COMBINATIONS = (
+    *((augmentation,) for augmentation in EACH),
+    EACH[:-1],  # all but one of the two mixtures
+    (CutMix(), *EACH[:-2]),
+)
+any_augmentation = pytest.mark.parametrize(
+    "augmentation",
+    COMBINATIONS,
+    ids=["+".join(type(each).__name__ for each in some) for some in COMBINATIONS],
+)
+any_mixture = pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
+
+
+def numbered_images(count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 4, 4)
+
+
+def in_memory(images: torch.Tensor, classes: int = 2) -> ImageTensors:
+    labels = torch.arange(len(images)) % classes
+    return ImageTensors(images, labels, tuple(map(str, range(classes))))
+
+
+def read_lazily(images: torch.Tensor, classes: int = 2) -> WrappedDataset:
+    labels = torch.arange(len(images)) % classes
+    indices = torch.arange(len(images))
+    source = TensorDataset(images, labels)
+    return WrappedDataset(source, indices, labels, tuple(map(str, range(classes))))
+
+
+def shuffling(count: int = 50, **options) -> BatchLoader:
+    options = {"batch_size": 8, "shuffle": True, **options}
+    return BatchLoader(in_memory(numbered_images(count)), AS_IT_IS, **options)
+
+
+def flipping(kind=in_memory, **options) -> BatchLoader:
+    """A loader of 20 images that are unlike their mirror images."""
+    images = torch.from_numpy(random_pixels(4 * 20, 4)).view(20, 4, 4, 3).movedim(-1, 1)
+    options = {"shuffle": True, "augmentation": (HorizontalFlip(),), **options}
+    return BatchLoader(kind(images), AS_IT_IS, **options)
+
+
+def augmenting(kind=in_memory, **options) -> BatchLoader:
+    """A loader of 20 random images that are cropped, and have an edge."""
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(8, 7, mean=(0.5,) * 3, std=(0.25,) * 3, edge=1)
+    return BatchLoader(kind(images), preprocess, **{"shuffle": True, **options})
+
+
+def numbers(loader: BatchLoader) -> list[int]:
+    """The numbers of the images of a pass, in their order."""
+    return [number for images, _ in loader for number in (255 * images[:, 0, 0, 0]).int().tolist()]
+
+
+def whole_pass(loader: BatchLoader) -> torch.Tensor:
+    return torch.cat([images for images, _ in loader])
+
+
+def all_labels(loader: BatchLoader) -> torch.Tensor:
+    return torch.cat([labels for _, labels in loader])
+
+
+def assert_same_pass(loader: BatchLoader, other: BatchLoader) -> None:
+    mine, others = (list(zip(*each, strict=True)) for each in (loader, other))
+    assert torch.equal(torch.cat(mine[0]), torch.cat(others[0]))
+    assert torch.equal(torch.cat(mine[1]), torch.cat(others[1]))
+
+
+def dataset_loaders(count: int = 60, classes: int = 3, **options) -> Loaders:
+    images = numbered_images(count)
+    data = TensorDataset(images, torch.arange(count) % classes)
+    test = TensorDataset(images[:20], torch.arange(20) % classes)
+    options = {"image_size": 4, "stats": STATS, **options}
+    return build_dataset_loaders(data, test, **options)
+
+
+def places(loader: BatchLoader) -> set[int]:
+    """The places of a part's images in the data set that was given."""
+    assert isinstance(loader.dataset, WrappedDataset)
+    return set(loader.dataset.indices.tolist())
+
+
+# A batch
+
+
+def test_a_batch_is_the_tutorials_to_tensor_resize_and_normalize_of_each_image():
+    photos = np.stack([random_pixels(32, 32, seed) for seed in range(2)])
+    data = in_memory(torch.from_numpy(photos).movedim(-1, 1))
+    preprocess = Preprocess(227, 227, "squash", mean=STATS.mean, std=STATS.std)
+    ((images, _),) = BatchLoader(data, preprocess)
+    tutorial = tv.Compose(
+        [tv.ToTensor(), tv.Resize((227, 227)), tv.Normalize(STATS.mean, STATS.std)]
+    )
+    expected = torch.stack([tutorial(photo) for photo in photos])
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+def test_a_batch_is_float32_images_and_int64_labels():
+    images, labels = next(iter(BatchLoader(in_memory(numbered_images(5)), AS_IT_IS)))
+    assert (images.shape, images.dtype) == ((5, 3, 4, 4), torch.float32)
+    assert (labels.shape, labels.dtype) == ((5,), torch.int64)
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_each_image_comes_with_its_own_label(kind):
+    loader = BatchLoader(kind(numbered_images(50), classes=7), AS_IT_IS, shuffle=True)
+    images, labels = next(iter(loader))
+    assert labels.tolist() == [number % 7 for number in (255 * images[:, 0, 0, 0]).int().tolist()]
+
+
+def test_without_shuffle_the_order_is_that_of_the_data_set():
+    assert numbers(shuffling(shuffle=False)) == list(range(50))
+
+
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 50))
+def test_the_length_is_the_number_of_batches_and_only_the_last_is_short(count, batch_size):
+    loader = shuffling(count, batch_size=batch_size)
+    sizes = [len(labels) for _, labels in loader]
+    assert len(loader) == len(sizes)
+    assert set(sizes[:-1]) <= {batch_size}
+    assert 0 < sizes[-1] <= batch_size
+    assert sum(sizes) == count
+
+
+def test_a_resize_above_the_image_size_yields_the_middle_of_the_larger_image():
+    image = torch.from_numpy(random_pixels(10, 10)).movedim(-1, 0)[None]
+    ((images, _),) = BatchLoader(in_memory(image), Preprocess(resize=10, image_size=4))
+    assert torch.equal(images, image[..., 3:7, 3:7] / 255)
+
+
+# The order of an epoch
+
+
+def test_looking_at_the_first_batch_any_number_of_times_changes_nothing():
+    loader = flipping(batch_size=6)
+    looks = [next(iter(loader))[0] for _ in range(3)]
+    assert torch.equal(looks[0], looks[1])
+    assert torch.equal(looks[0], looks[2])
+    assert torch.equal(looks[0], whole_pass(loader)[:6])
+
+
+def test_a_pass_that_is_broken_off_does_not_advance_the_epoch():
+    loader = shuffling()
+    for step, _ in enumerate(loader):
+        if step == 3:
+            break
+    assert numbers(loader) == numbers(shuffling())
+
+
+def test_an_exhausted_pass_advances_the_epoch():
+    loader = shuffling()
+    first, second = numbers(loader), numbers(loader)
+    assert first != second
+    fresh = shuffling()
+    fresh.set_epoch(1)
+    assert second == numbers(fresh)
+
+
+def test_set_epoch_repeats_an_epoch_exactly():
+    loader = flipping()
+    passes = [whole_pass(loader) for _ in range(3)]
+    loader.set_epoch(1)
+    assert torch.equal(whole_pass(loader), passes[1])
+    assert torch.equal(whole_pass(loader), passes[2])
+
+
+def test_different_seeds_give_different_orders():
+    assert numbers(shuffling(seed=0)) != numbers(shuffling(seed=1))
+
+
+def test_an_epoch_of_one_seed_is_no_epoch_of_the_next_seed():
+    later = shuffling(seed=0)
+    later.set_epoch(1)
+    assert numbers(later) != numbers(shuffling(seed=1))
+
+
+def test_augmentation_differs_between_epochs():
+    loader = flipping(shuffle=False)
+    assert not torch.equal(whole_pass(loader), whole_pass(loader))
+
+
+@given(seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
+def test_every_image_comes_exactly_once_in_an_epoch(seed, epoch):
+    loader = shuffling(seed=seed)
+    loader.set_epoch(epoch)
+    assert sorted(numbers(loader)) == list(range(50))
+
+
+@any_augmentation
+@settings(max_examples=10)
+@given(batch_size=st.integers(1, 25))
+def test_order_and_augmentation_do_not_depend_on_the_batch_size(augmentation, batch_size):
+    loader = augmenting(augmentation=augmentation)
+    assert_same_pass(replace(loader, batch_size=batch_size), loader)
+
+
+@any_augmentation
+def test_order_and_augmentation_do_not_depend_on_where_the_images_are_held(augmentation):
+    loaders = [augmenting(kind, augmentation=augmentation) for kind in (in_memory, read_lazily)]
+    assert_same_pass(*loaders)
+
+
+def test_order_and_augmentation_do_not_depend_on_the_number_of_workers():
+    for augmentation in COMBINATIONS[-2:]:
+        loader = augmenting(read_lazily, batch_size=3, augmentation=augmentation)
+        assert_same_pass(replace(loader, num_workers=2), loader)
+
+
+@any_augmentation
+def test_an_augmentation_changes_images_and_is_another_one_in_each_epoch(augmentation):
+    loader = augmenting(augmentation=augmentation, shuffle=False)
+    plain = whole_pass(replace(loader, augmentation=()))
+    first, second = whole_pass(loader), whole_pass(loader)
+    assert not torch.equal(first, plain)
+    assert not torch.equal(first, second)
+
+
+@any_augmentation
+def test_an_augmentation_leaves_images_held_in_memory_as_they_were(augmentation):
+    loader = augmenting(augmentation=augmentation)
+    before = loader.dataset.images.clone()
+    whole_pass(loader)
+    assert torch.equal(loader.dataset.images, before)
+
+
+@any_augmentation
+def test_an_augmentation_keeps_dtype_and_memory_format(augmentation):
+    loader = augmenting(augmentation=augmentation, dtype=torch.bfloat16)
+    loader.memory_format = torch.channels_last
+    for images, _ in loader:
+        assert images.dtype == torch.bfloat16
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_a_pass_leaves_torchs_global_random_state_alone(kind):
+    state = torch.random.get_rng_state()
+    for augmentation in COMBINATIONS:
+        whole_pass(augmenting(kind, augmentation=augmentation))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# The parts
+
+
+def test_validation_and_training_parts_are_disjoint_and_together_all_images():
+    loaders = dataset_loaders(60, validation_fraction=0.25)
+    train, validation = places(loaders.train), places(loaders.validation)
+    assert len(validation) == 15
+    assert not train & validation
+    assert train | validation == set(range(60))
+
+
+def test_the_validation_part_has_equal_shares_of_the_classes():
+    loaders = dataset_loaders(60, classes=3, validation_fraction=0.2)
+    assert loaders.validation.dataset.labels.bincount().tolist() == [4, 4, 4]
+
+
+def test_the_seed_decides_the_validation_part():
+    same, again, other = (places(dataset_loaders(seed=seed).validation) for seed in (0, 0, 1))
+    assert same == again
+    assert same != other
+
+
+def test_no_validation_fraction_means_no_validation_part():
+    loaders = dataset_loaders(60, validation_fraction=0.0)
+    assert loaders.validation is None
+    assert len(loaders.train.dataset) == 60
+
+
+def test_only_the_training_part_is_shuffled_and_augmented():
+    train, validation, test = dataset_loaders(augmentation=HorizontalFlip())
+    assert [part.shuffle for part in (train, validation, test)] == [True, False, False]
+    assert train.augmentation == (HorizontalFlip(),)
+    assert validation.augmentation == test.augmentation == ()
+
+
+def test_augmentations_are_none_or_one_or_a_sequence_of_them():
+    several = (HorizontalFlip(), RandomCrop(), Mixup())
+    assert dataset_loaders(augmentation=None).train.augmentation == ()
+    assert dataset_loaders(augmentation=Mixup()).train.augmentation == (Mixup(),)
+    assert dataset_loaders(augmentation=several).train.augmentation == several
+    assert dataset_loaders(augmentation=list(several)).train.augmentation == several
+
+
+def test_train_images_is_the_exact_number_of_images_in_training_and_validation():
+    loaders = dataset_loaders(60, train_images=31, validation_fraction=0.1)
+    assert len(loaders.train.dataset) + len(loaders.validation.dataset) == 31
+    assert not places(loaders.train) & places(loaders.validation)
+
+
+def test_train_images_leaves_the_test_part_alone():
+    few, all_of_them = dataset_loaders(train_images=3), dataset_loaders()
+    assert places(few.test) == places(all_of_them.test) == set(range(20))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    percent=st.integers(0, 100),
+    seed=st.integers(0, 1000),
+)
+def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, seed):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    classes = tuple(map(str, range(len(sizes))))
+    everything = torch.arange(len(labels))
+    data = WrappedDataset(TensorDataset(everything), everything, labels, classes)
+    count = round(percent / 100 * len(labels))
+    rest, drawn = _split_off(data, count, torch.Generator().manual_seed(seed))
+    assert len(drawn) == count
+    assert sorted((*rest.indices.tolist(), *drawn.indices.tolist())) == everything.tolist()
+    assert torch.equal(drawn.labels, labels[drawn.indices])
+    found = drawn.labels.bincount(minlength=len(sizes)).numpy()
+    assert (abs(found - count * np.array(sizes) / len(labels)) < 1).all()
+
+
+# What the loaders know
+
+
+def test_stats_train_are_measured_on_the_training_part_alone():
+    loaders = dataset_loaders(60, stats="train", validation_fraction=0.5)
+    images = torch.stack([image for image, _ in DataLoader(loaders.train.dataset, batch_size=None)])
+    expected = compute_channel_stats(images)
+    assert loaders.stats.count == 30
+    assert loaders.stats.mean == pytest.approx(expected.mean, rel=1e-12)
+    assert loaders.stats.std == pytest.approx(expected.std, rel=1e-12)
+
+
+def test_stats_train_per_image_are_the_mean_of_the_training_images_own_deviations():
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    data = TensorDataset(images, torch.arange(20) % 2)
+    options = {"image_size": 8, "validation_fraction": 0.0}
+    loaders = build_dataset_loaders(data, stats="train_per_image", **options)
+    expected = compute_channel_stats(images, std="per_image")
+    assert loaders.stats.mean == pytest.approx(expected.mean, rel=1e-12)
+    assert loaders.stats.std == pytest.approx(expected.std, rel=1e-12)
+    assert loaders.stats.std != build_dataset_loaders(data, stats="train", **options).stats.std
+    assert loaders.preprocess.std == loaders.stats.std
+
+
+def test_all_parts_are_normalised_with_the_stats():
+    for part in dataset_loaders():
+        assert part.preprocess == Preprocess(4, 4, "crop", mean=STATS.mean, std=STATS.std)
+
+
+def test_loaders_unpack_into_training_validation_and_test():
+    loaders = dataset_loaders()
+    train, validation, test = loaders
+    assert (train, validation, test) == (loaders.train, loaders.validation, loaders.test)
+
+
+def test_loaders_tell_their_classes_stats_image_size_and_preprocess():
+    loaders = dataset_loaders(classes=3, resize=6)
+    assert loaders.classes == ("0", "1", "2")
+    assert loaders.stats == STATS
+    assert loaders.image_size == 4
+    assert loaders.preprocess.resize == 6
+
+
+def test_with_preprocess_changes_the_treatment_in_all_parts_and_nothing_else():
+    before = dataset_loaders(augmentation=(RandomCrop(), Mixup()), seed=3)
+    preprocess = Preprocess(8, 6, mean=(0.1, 0.2, 0.3))
+    after = before.with_preprocess(preprocess)
+    assert after.preprocess == preprocess
+    for old, new in zip(before, after, strict=True):
+        assert new.preprocess == preprocess
+        assert new.dataset is old.dataset
+        for name in ("batch_size", "shuffle", "augmentation", "seed", "stats"):
+            assert getattr(new, name) == getattr(old, name)
+    assert {part.preprocess for part in before} == {before.preprocess} != {preprocess}
+
+
+def test_with_preprocess_leaves_a_missing_part_missing():
+    data = in_memory(numbered_images(5))
+    loaders = Loaders(BatchLoader(data, AS_IT_IS), None, None).with_preprocess(Preprocess(9, 9))
+    assert (loaders.validation, loaders.test) == (None, None)
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_uncropped_yields_the_whole_resized_normalised_images_in_the_same_order(kind):
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=2)
+    loader = BatchLoader(kind(images), preprocess, batch_size=6, shuffle=True)
+    order = torch.tensor(numbers(shuffling(20)))
+    expected = preprocess.normalized(preprocess.resized(images))[order]
+    made = whole_pass(loader.uncropped())
+    torch.testing.assert_close(made, expected, rtol=0, atol=2e-5)
+    assert loader.preprocess == preprocess
+
+
+def test_to_changes_dtype_and_memory_format_of_the_batches():
+    for part in dataset_loaders().to("cpu", torch.bfloat16, torch.channels_last):
+        images, labels = next(iter(part))
+        assert images.dtype == torch.bfloat16
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kernels_are", ["compiled", "away"])
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_batches_in_bfloat16_are_those_in_float32_rounded_once(kind, kernels_are, monkeypatch):
+    if kernels_are == "away":
+        monkeypatch.setattr(kernels, "library", lambda values=None: None)
+    else:
+        kernels.library()
+    images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
+    treatment = Preprocess(9, 7, mean=(0.5,) * 3, std=(0.25,) * 3)
+    loader = BatchLoader(kind(images), treatment, augmentation=(HorizontalFlip(),), shuffle=True)
+    short = replace(loader, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    assert torch.equal(whole_pass(short), whole_pass(loader).bfloat16())
+
+
+def test_an_image_mirrored_before_the_resize_is_the_resized_one_mirrored():
+    images = torch.from_numpy(random_pixels(20 * 4, 4)).view(20, 4, 4, 3).movedim(-1, 1)
+    treatment = Preprocess(resize=11, image_size=11)
+    plain = BatchLoader(in_memory(images), treatment, shuffle=True)
+    mirrored = whole_pass(replace(plain, augmentation=(HorizontalFlip(probability=1.0),)))
+    torch.testing.assert_close(mirrored, whole_pass(plain).flip(-1), rtol=0, atol=1e-6)
+
+
+# What is applied to what
+
+
+def witness(where: str, seen: list):
+    """An augmentation that changes nothing and notes what it is given."""
+
+    @dataclass(frozen=True)
+    class Witness:
+        on: ClassVar[str] = where
+
+        def draw(self, count, generator):
+            return torch.arange(count)
+
+        def apply(self, images, draws):
+            seen.append((where, tuple(images.shape), images.dtype, draws.tolist()))
+            return images
+
+    return Witness()
+
+
+def test_pixels_are_images_as_they_are_held_and_input_is_what_the_network_gets():
+    seen = []
+    # That on the input comes last, wherever it stands.
+    both = (witness("input", seen), witness("pixels", seen))
+    treatment = Preprocess(resize=9, image_size=6, edge=1)
+    whole_pass(BatchLoader(in_memory(numbered_images(3)), treatment, augmentation=both))
+    assert seen == [
+        ("pixels", (3, 3, 4, 4), torch.uint8, [0, 1, 2]),
+        ("input", (3, 3, 6, 6), torch.float32, [0, 1, 2]),
+    ]
+
+
+def test_images_keep_their_own_draws_before_and_after_a_mixture():
+    seen = []
+    some = (witness("pixels", seen), Mixup(), witness("pixels", seen), witness("input", seen))
+    loader = BatchLoader(in_memory(numbered_images(5)), AS_IT_IS, augmentation=some, batch_size=3)
+    whole_pass(loader)
+    # A mixture is made of one image more than there are.
+    assert [draws for *_, draws in seen] == [
+        *([0, 1, 2, 3], [0, 1, 2], [0, 1, 2]),
+        *([3, 4, 0], [3, 4], [3, 4]),
+    ]
+
+
+def test_augmentations_are_applied_in_their_order():
+    noise, flip = ColorNoise(COMPONENTS), TrivialAugment()
+    passes = [whole_pass(augmenting(augmentation=some)) for some in ((noise, flip), (flip, noise))]
+    # Only the last one's values lie between those of bytes.
+    bytes_are = [
+        torch.allclose(values, values.round(), atol=1e-3)
+        for values in (255 * (0.25 * made + 0.5)[..., :6, :6] for made in passes)
+    ]
+    assert bytes_are == [True, False]
+
+
+def test_what_is_erased_is_0_in_the_networks_input():
+    loader = augmenting(augmentation=(RandomErasing(probability=1.0),))
+    plain, made = whole_pass(replace(loader, augmentation=())), whole_pass(loader)
+    gone = (made == 0) & (plain != 0)
+    assert gone.flatten(1).any(1).all()
+    assert torch.equal(made[~gone], plain[~gone])
+
+
+def test_color_noise_is_added_before_the_normalisation():
+    loader = augmenting(augmentation=(ColorNoise(COMPONENTS),))
+    plain = whole_pass(replace(loader, augmentation=()))
+    added = whole_pass(loader) - plain
+    colours = added[..., 0, 0]
+    torch.testing.assert_close(
+        added[..., :6, :6], colours[:, :, None, None].expand(-1, -1, 6, 6), rtol=0, atol=1e-5
+    )
+    # The edge stays 0.
+    assert not added[..., 6:, :].any()
+    # std 0.25 makes the noise four times as large.
+    assert 0.2 * 0.4 < colours.norm(dim=1).mean() < 0.6 * 0.4
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_a_random_crop_is_some_window_of_the_whole_image(kind):
+    images = torch.from_numpy(random_pixels(8 * 20, 8)).view(20, 8, 8, 3).movedim(-1, 1)
+    preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=1)
+    loader = BatchLoader(kind(images), preprocess, augmentation=(RandomCrop(),), batch_size=6)
+    found = set()
+    for made, whole in zip(whole_pass(loader), whole_pass(loader.uncropped()), strict=True):
+        windows = whole.unfold(1, 7, 1).unfold(2, 7, 1)  # (3, 5, 5, 7, 7)
+        apart = (windows - made[:, None, None, :7, :7]).abs().amax((0, 3, 4))
+        assert apart.min() < 1e-5
+        found.add(int(apart.argmin()))
+    assert len(found) > 5
+
+
+def test_a_random_crop_without_room_changes_nothing():
+    loader = flipping(augmentation=(RandomCrop(),))
+    plain = whole_pass(replace(loader, augmentation=()))
+    assert torch.equal(whole_pass(loader), plain)
+
+
+@any_mixture
+@settings(max_examples=10)
+@given(batch_size=st.integers(1, 12))
+def test_an_image_is_mixed_with_the_next_of_the_epoch_and_the_last_with_the_first(
+    mixture, batch_size
+):
+    # Each image is a class of its own, so that labels say what is mixed.
+    data = in_memory(numbered_images(10), classes=10)
+    loader = BatchLoader(
+        data, AS_IT_IS, batch_size=batch_size, shuffle=True, augmentation=(mixture,)
+    )
+    order = numbers(replace(loader, augmentation=()))
+    shares = all_labels(loader)
+    for mine, (own, following) in zip(shares, pairs(order), strict=True):
+        others = [place for place in range(10) if place not in {own, following}]
+        assert not mine[others].any()
+    assert len(shares) == 10
+
+
+def pairs(order: list[int]) -> list[tuple[int, int]]:
+    """Each image and the next one."""
+    return list(zip(order, [*order[1:], order[0]], strict=True))
+
+
+@any_mixture
+def test_mixed_labels_are_each_classs_share_of_the_pixels(mixture):
+    data = in_memory(numbered_images(10), classes=10)
+    loader = BatchLoader(data, AS_IT_IS, batch_size=4, shuffle=True, augmentation=(mixture,))
+    for images, labels in loader:
+        assert labels.dtype == torch.float32
+        assert labels.shape == (len(images), 10)
+        torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+        # All pixels of image i are i.
+        values = 255 * images.mean((1, 2, 3))
+        torch.testing.assert_close(values, labels @ torch.arange(10.0), rtol=0, atol=1e-4)
+
+
+def test_images_of_one_class_mixed_are_of_that_class():
+    loader = BatchLoader(in_memory(numbered_images(6), 1), AS_IT_IS, augmentation=(Mixup(),))
+    torch.testing.assert_close(all_labels(loader), torch.ones(6, 1))
+
+
+def test_a_set_of_one_image_is_mixed_with_itself():
+    images = torch.from_numpy(random_pixels(4, 4)).movedim(-1, 0)[None]
+    loader = BatchLoader(in_memory(images), AS_IT_IS, augmentation=(Mixup(),))
+    ((made, labels),) = loader
+    torch.testing.assert_close(made, images / 255)
+    assert labels.tolist() == [[1, 0]]
+
+
+def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatch):
+    # Every machine has the device "meta", which holds shapes without numbers to look at.
+    monkeypatch.setattr(image_sets, "check_labels", lambda labels, classes: None)
+    data = in_memory(numbered_images(20))
+    loaders = Loaders(BatchLoader(data, AS_IT_IS, shuffle=True), None, None).to("meta")
+    images, labels = next(iter(loaders.train))
+    devices = (images.device, labels.device, loaders.train.dataset.images.device)
+    assert {device.type for device in devices} == {"meta"}
+    assert loaders.validation is None
+
+
+def test_to_leaves_what_it_is_not_told():
+    before = dataset_loaders().to("cpu", torch.float64, torch.channels_last)
+    before.train.set_epoch(5)
+    after = before.to("cpu")
+    assert after.train.dtype == torch.float64
+    assert after.train.memory_format == torch.channels_last
+    assert numbers(after.train) == numbers(before.train)
+
+
+def test_to_leaves_the_loaders_it_came_from_alone():
+    before = dataset_loaders()
+    before.to("cpu", torch.float64, torch.channels_last)
+    assert before.train.dtype == torch.float32
+    assert before.train.memory_format == torch.contiguous_format
+
+
+def test_the_data_set_of_a_loader_works_in_torchs_dataloader():
+    for kind in (in_memory, read_lazily):
+        loader = BatchLoader(kind(numbered_images(5)), AS_IT_IS)
+        ((images, labels),) = DataLoader(loader.dataset, batch_size=5)
+        assert torch.equal(images, numbered_images(5))
+        assert labels.tolist() == [0, 1, 0, 1, 0]
+
+
+# The builders
+
+
+def test_data_set_loaders_take_any_torch_data_set():
+    data = TensorDataset(torch.rand(10, 3, 6, 8), torch.arange(10) % 2)
+    loaders = build_dataset_loaders(data, image_size=5, validation_fraction=0.2, batch_size=6)
+    assert [tuple(images.shape) for images, _ in loaders.train] == [(6, 3, 5, 5), (2, 3, 5, 5)]
+    assert loaders.test is None
+
+
+def test_data_set_loaders_take_the_names_of_the_classes():
+    data = TensorDataset(numbered_images(4), torch.arange(4) % 2)
+    loaders = build_dataset_loaders(data, data, classes=["cat", "dog"], image_size=4, stats=STATS)
+    assert loaders.classes == loaders.test.dataset.classes == ("cat", "dog")
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    """Two classes of photos, lying and standing, larger than the loaders keep in memory."""
+    for name, height, width in (("cat", 80, 120), ("dog", 150, 100)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            pixels = np.roll(smooth_pixels(height, width), 10 * number, axis=1)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("image_fit", "resize"),
+    [("crop", [tv.Resize(60), tv.CenterCrop(60)]), ("squash", [tv.Resize((60, 60))])],
+)
+def test_photos_of_mixed_sizes_are_fitted_as_torchvision_does(photo_folder, image_fit, resize):
+    loaders = build_image_folder_loaders(
+        photo_folder,
+        image_size=60,
+        image_fit=image_fit,
+        stats=STATS,
+        test_fraction=0.0,
+        validation_fraction=0.0,
+    )
+    loaders.train.shuffle = False
+    ((images, _),) = loaders.train
+    treatment = tv.Compose([tv.ToTensor(), *resize, tv.Normalize(STATS.mean, STATS.std)])
+    files = loaders.train.dataset.files
+    assert len(files) == 6
+    for image, file in zip(images, files, strict=True):
+        with Image.open(file) as photo:
+            torch.testing.assert_close(image, treatment(photo), rtol=0, atol=1e-5)
+
+
+def test_photos_are_split_by_file_into_three_stratified_parts(photo_folder):
+    loaders = build_image_folder_loaders(
+        photo_folder, image_size=60, stats=STATS, test_fraction=0.34, validation_fraction=0.5
+    )
+    assert all(isinstance(part.dataset, ImageFiles) for part in loaders)
+    assert [part.dataset.labels.tolist() for part in loaders] == [[0, 1]] * 3
+    assert len({file for part in loaders for file in part.dataset.files}) == 6
+
+
+def test_small_images_of_one_size_are_held_in_memory(tmp_path):
+    root = write_class_folders(tmp_path, ("cat", "dog"), count=5)
+    loaders = build_image_folder_loaders(root, image_size=8)
+    assert [len(part.dataset) for part in loaders] == [7, 1, 2]
+    assert all(isinstance(part.dataset, ImageTensors) for part in loaders)
+    assert loaders.classes == ("cat", "dog")
+
+
+def test_a_folders_own_parts_are_kept(tmp_path):
+    for part, count in (("train", 4), ("val", 3), ("test", 2)):
+        write_class_folders(tmp_path / part, count=count)
+    loaders = build_image_folder_loaders(tmp_path, image_size=8)
+    assert [len(part.dataset) for part in loaders] == [8, 6, 4]
+
+
+def test_cifar10_loaders_use_the_published_statistics(tmp_path, monkeypatch):
+    fake = FakeCifar10(tmp_path, monkeypatch)
+    loaders = build_cifar10_loaders(fake.archive.parent, image_size=67, download=False)
+    assert [len(part.dataset) for part in loaders] == [18, 2, 4]
+    assert loaders.classes == fake.classes
+    assert loaders.stats == CIFAR10_STATS
+    assert loaders.image_size == 67
+
+
+def test_shapes_loaders_need_no_files():
+    loaders = build_shapes_loaders(train_images=40)
+    assert [len(part.dataset) for part in loaders] == [36, 4, 2000]
+    assert len(loaders.classes) == 10
+    assert next(iter(loaders.train))[0].shape == (36, 3, 67, 67)
+
+
+# Wrong input
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
+        ({"num_workers": -1}, "num_workers is -1; expected an integer of at least 0"),
+        (
+            {"validation_fraction": 1.0},
+            "validation_fraction is 1.0; expected a share from 0 to below 1",
+        ),
+        (
+            {"validation_fraction": 0.999},
+            "validation_fraction is 0.999 and test_fraction 0.0, which leaves no images",
+        ),
+        ({"train_images": 61}, "train_images is 61; expected 3 (one of each class) to 60"),
+        ({"train_images": 2}, "train_images is 2; expected 3 (one of each class) to 60"),
+        ({"train_images": 30.0}, "train_images is 30.0; expected 3 (one of each class) to 60"),
+        ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats, 'train' or"),
+        ({"stats": None}, "stats is None; expected a ChannelStats, 'train' or"),
+        (
+            {"stats": ChannelStats((0.0,) * 3, (1.0, 0.0, 1.0), 1)},
+            "stats has the standard deviations (1.0, 0.0, 1.0); expected all above 0",
+        ),
+        ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
+        ({"resize": 3}, "resize is 3; expected at least 4, what the network sees"),
+        (
+            {"augmentation": (RandomCrop(), RandomCrop())},
+            "augmentation has [RandomCrop(), RandomCrop()]; expected at most one RandomCrop",
+        ),
+        (
+            {"augmentation": (CutMix(), HorizontalFlip(), Mixup())},
+            "augmentation has [CutMix(alpha=1.0), Mixup(alpha=0.2)]; expected at most one Mixing",
+        ),
+        ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected 'crop' or 'squash'"),
+        ({"device": "gpu"}, "device is 'gpu'; expected a device of this machine"),
+        ({"device": None}, "device is 'None'; expected a device of this machine"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'; expected a device of this machine"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_was_expected(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataset_loaders(60, classes=3, **options)
+
+
+@pytest.mark.bad_input
+def test_an_augmentation_that_works_on_neither_pixels_nor_input_is_refused():
+    class Misspelt(HorizontalFlip):
+        on = "image"
+
+    with pytest.raises(ValueError, match=r"^augmentation has .*, on 'image'; expected 'pixels' or"):
+        dataset_loaders(60, classes=3, augmentation=Misspelt())
+
+
+@pytest.mark.bad_input
+def test_a_test_fraction_of_one_is_refused(tmp_path):
+    root = write_class_folders(tmp_path)
+    with pytest.raises(ValueError, match=r"test_fraction is 1; expected a share from 0 to below 1"):
+        build_image_folder_loaders(root, test_fraction=1)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("augmentation", "name"),
+    [
+        (v2.RandomHorizontalFlip(), "RandomHorizontalFlip"),
+        ([HorizontalFlip(), v2.RandomCrop(4)], "RandomCrop"),
+        ("flip", "str"),
+        (0.5, "float"),
+        ([None], "NoneType"),
+        (RandomCrop, "type"),
+        (HorizontalFlip, "type"),
+    ],
+)
+def test_what_is_no_augmentation_is_refused_and_named(augmentation, name):
+    text = f"augmentation has a {name}; expected HorizontalFlip(), RandomCrop() or another of"
+    with pytest.raises(TypeError, match=re.escape(text)):
+        dataset_loaders(augmentation=augmentation)

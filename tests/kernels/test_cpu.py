@@ -1,0 +1,361 @@
+"""The promises of the compiled kernels: when they are made, what happens where they cannot be."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from alexnet_lib import LocalResponseNorm, Preprocess
+from alexnet_lib.kernels import cpu as kernels
+
+COMPILED = kernels.library() is not None
+needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
+memory_formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """The state of a process that has compiled nothing yet, with an empty cache folder."""
+    monkeypatch.setattr(kernels, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_values_seen", 0)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    forget()
+    yield tmp_path
+    forget()
+
+
+def forget():
+    kernels._cached_file.cache_clear()
+    kernels._library.cache_clear()
+
+
+def activations(images=1):
+    return torch.ones(images, 96, 55, 55)
+
+
+# When they are made
+
+
+@needs_compiler
+def test_the_first_images_wait_for_no_compiler(fresh, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
+    for _ in range(10):
+        LocalResponseNorm()(activations())
+
+
+@needs_compiler
+def test_they_are_compiled_once_the_work_repays_it(fresh, monkeypatch):
+    values = activations().numel()
+    monkeypatch.setattr(kernels, "_WORTH_COMPILING", 3 * values)
+    made = []
+    for _ in range(4):
+        LocalResponseNorm()(activations())
+        made.append(len(list(fresh.iterdir())))
+    assert made == [0, 0, 1, 1]
+
+
+@needs_compiler
+def test_what_an_earlier_process_compiled_is_used_at_once(fresh, monkeypatch):
+    kernels.library()
+    forget()
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
+    assert kernels.library(1) is not None
+
+
+@needs_compiler
+def test_a_damaged_file_in_the_cache_is_replaced(fresh):
+    kernels._cached_file().write_bytes(b"no library")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    assert kernels._cached_file().stat().st_size > 1000
+
+
+@needs_compiler
+def test_compiling_leaves_one_file_and_nothing_half_written(fresh):
+    assert kernels.library() is not None
+    assert [file.name for file in fresh.iterdir()] == [kernels._cached_file().name]
+
+
+@needs_compiler
+def test_another_processor_or_compiler_gets_kernels_of_its_own(fresh, monkeypatch):
+    first = kernels._cached_file()
+    forget()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    second = kernels._cached_file()
+    forget()
+    monkeypatch.setattr(kernels, "_compiler", lambda: ("another-cc",))
+    assert len({first, second, kernels._cached_file()}) == 3
+
+
+# Where they cannot be
+
+
+def use_three_times():
+    assert kernels.library() is None
+    result = LocalResponseNorm()(activations())
+    kernels.library()
+    return result
+
+
+def result_with_one_warning(matching):
+    with pytest.warns(RuntimeWarning, match=matching) as caught:
+        result = use_three_times()
+    assert len(caught) == 1
+    return result
+
+
+def test_without_a_compiler_one_warning_says_so_and_torch_computes(fresh, monkeypatch):
+    expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
+    monkeypatch.setattr(kernels, "_compiler", lambda: None)
+    result = result_with_one_warning("no C compiler")
+    torch.testing.assert_close(result, expected)
+
+
+def test_little_work_without_a_compiler_is_worth_no_warning(fresh, monkeypatch):
+    monkeypatch.setattr(kernels, "_compiler", lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LocalResponseNorm()(activations())
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_warning(fresh, monkeypatch):
+    script = "import sys; sys.exit('no such option')"
+    monkeypatch.setattr(kernels, "_compiler", lambda: (sys.executable, "-c", script))
+    result_with_one_warning("no such option")
+    assert not list(fresh.iterdir())
+
+
+@needs_compiler
+def test_where_the_cache_cannot_be_written_each_process_compiles(fresh, monkeypatch):
+    (fresh / "file").touch()
+    monkeypatch.setattr(kernels, "_cache_folder", lambda: fresh / "file" / "folder")
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
+    torch.testing.assert_close(LocalResponseNorm()(activations()), expected)
+
+
+@needs_compiler
+def test_a_user_without_a_home_has_kernels_too(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernels.Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    forget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is not None
+    forget()
+
+
+def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch):
+    monkeypatch.setenv(kernels.SWITCH, "off")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library() is None
+        LocalResponseNorm()(activations())
+    assert not list(fresh.iterdir())
+
+
+def test_memory_that_runs_out_is_an_error_not_a_wrong_result(monkeypatch):
+    class Arguments(ctypes.Structure):
+        _fields_ = (("out_of_memory", ctypes.c_int64),)
+
+    with pytest.raises(MemoryError, match="scratch"):
+        kernels._run(lambda arguments: None, Arguments(1), 1)
+
+
+# Threads
+
+
+@needs_compiler
+def test_pythons_threads_compute_what_torchs_do(monkeypatch):
+    x = torch.randn(8, 10, 40, 40)
+    expected = LocalResponseNorm()(x)
+    monkeypatch.setattr(kernels, "library", lambda values=None: kernels._library())
+    monkeypatch.setattr(kernels, "_run_in_threads", lambda: kernels._run_in_python_threads)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    torch.testing.assert_close(LocalResponseNorm()(x), expected)
+
+
+RUNTIMES = """
+import torch
+from alexnet_lib import LocalResponseNorm
+from alexnet_lib.kernels import cpu as kernels
+
+kernels.library()
+LocalResponseNorm()(torch.randn(8, 10, 40, 40))
+with open("/proc/self/maps", encoding="utf-8") as maps:
+    names = {line.split()[-1] for line in maps}
+print(sum("omp" in name.rsplit("/", 1)[-1].split(".")[0] for name in names))
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_second_openmp_runtime_is_loaded():
+    command = [sys.executable, "-c", RUNTIMES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in {"0", "1"}
+
+
+# Enlarging images
+
+
+@needs_compiler
+@given(
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(0, 30),
+    st.integers(0, 6),
+    st.integers(0, 3),
+    st.sampled_from([1.0, 255.0]),
+    st.sampled_from([torch.uint8, torch.float32]),
+    memory_formats,
+    st.integers(0, 2**32),
+)
+def test_enlarging_is_what_torchs_operations_give(
+    count, shape, larger, room, edge, scale, kind, memory_format, seed
+):
+    resize = max(shape) + larger
+    window = max(1, resize - room)
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, *shape), dtype=torch.uint8, generator=generator)
+    images = images if kind == torch.uint8 else images / 255
+    corners = torch.randint(0, resize - window + 1, (count, 2), generator=generator)
+    size, mean, std = window + edge, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0)
+    preprocess = Preprocess(resize, size, "squash", scale, mean, std, edge)
+    arguments = {"resize": resize, "window": window, "size": size, "scale": scale}
+    arguments |= {"mean": mean, "std": std, "memory_format": memory_format}
+    whole = preprocess.normalized(preprocess.resized(images))
+    expected = torch.zeros(count, 3, size, size)
+    for image, (top, left), out in zip(whole, corners.tolist(), expected, strict=True):
+        out[:, :window, :window] = image[:, top : top + window, left : left + window]
+    kernels.library()
+    actual = kernels.enlarge(images, corners, dtype=torch.float32, **arguments)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * scale)
+    assert actual.is_contiguous(memory_format=memory_format)
+    assert not actual[:, :, window:].any()
+    assert not actual[..., window:].any()
+    short = kernels.enlarge(images, corners, dtype=torch.bfloat16, **arguments)
+    assert torch.equal(short, actual.bfloat16())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_another_dtype_are_left_to_torchs_operations(dtype):
+    preprocess, images = enlarging()
+    arguments = {"resize": 16, "window": 12, "size": 12, "scale": 1.0}
+    arguments |= {"mean": preprocess.mean, "std": preprocess.std, "dtype": torch.float32}
+    corners = torch.zeros(2, 2, dtype=torch.int64)
+    made = kernels.enlarge(
+        (images / 255).to(dtype), corners, memory_format=torch.contiguous_format, **arguments
+    )
+    assert made is None
+
+
+@needs_compiler
+def test_images_and_corners_need_not_be_contiguous():
+    preprocess, images = enlarging()
+    corners = torch.tensor([[0, 4], [2, 1]])
+    expected = preprocess.network_input(images, corners=corners)
+    strided = images.to(memory_format=torch.channels_last)
+    made = preprocess.network_input(strided, corners=corners.T.contiguous().T)
+    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_several_threads_cut_each_image_at_its_own_corner(monkeypatch):
+    preprocess = Preprocess(100, 80, mean=(0.5,) * 3, std=(0.25,) * 3)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    corners = torch.randint(0, 21, (16, 2), generator=generator)
+    kernels.library()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    expected = preprocess.network_input(images, corners=corners)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    made = preprocess.network_input(images, corners=corners)
+    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+
+
+def enlarging():
+    kernels.library()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    return Preprocess(16, 12, mean=(0.5,) * 3, std=(0.25,) * 3), images
+
+
+def test_enlarging_can_be_traced_and_mapped():
+    preprocess, images = enlarging()
+    other = images.flip(-1)
+    expected = preprocess.network_input(other)
+    graph = make_fx(lambda images: preprocess.network_input(images))(images)  # noqa: PLW0108
+    torch.testing.assert_close(graph(other), expected)
+    mapped = torch.func.vmap(lambda image: preprocess.network_input(image[None])[0])(other)
+    torch.testing.assert_close(mapped, expected)
+
+
+@needs_compiler
+def test_enlarging_stays_on_the_images_device_whatever_the_default_is():
+    preprocess, images = enlarging()
+    expected = preprocess.network_input(images)
+    assert preprocess.network_input(images.to("meta")).device.type == "meta"
+    with torch.device("meta"):
+        made = preprocess.network_input(images)
+    torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 8, 8), (2, 4, 8, 8), (2, 3, 0, 0), (8, 8), (2, 2, 3, 8, 8)]
+)
+def test_images_of_another_shape_are_refused_not_read(shape):
+    preprocess, _ = enlarging()
+    with pytest.raises(ValueError, match="images has shape") as caught:
+        preprocess.network_input(torch.zeros(shape, dtype=torch.uint8))
+    assert str(shape) in str(caught.value)
+
+
+# On a GPU
+
+TRITON = """
+import torch
+from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.network import normalization
+from alexnet_lib.kernels import gpu as triton_kernels
+
+generator = torch.Generator().manual_seed(0)
+for shape, groups, size, beta in (
+    ((2, 12, 3, 5), 2, 5, 0.75), ((1, 6, 4), 1, 4, 0.3), ((3, 8, 3, 3), 1, 3, 1.2)
+):
+    for channels_last in {False, len(shape) == 4}:
+        x, grad = (3 * torch.randn(shape, generator=generator) for _ in range(2))
+        if channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        window = kernels.Window(size, 0.5, beta, 2.0, groups)
+        y = triton_kernels.local_response_norm(x, None, window)
+        torch.testing.assert_close(y, normalization._output(x, window))
+        gradient = triton_kernels.local_response_norm(x, grad, window)
+        torch.testing.assert_close(gradient, normalization._gradient(x, grad, window))
+        assert gradient.is_contiguous(memory_format=torch.channels_last) == channels_last
+print("equal")
+"""
+
+
+def test_the_triton_kernel_gives_the_formulas_output_and_gradient():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", TRITON]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr

@@ -1,0 +1,572 @@
+"""The tables, the arithmetic of shapes and the counts, held against what torch computes."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from alexnet_lib import (
+    ARCHITECTURES,
+    AlexNet,
+    Architecture,
+    conv_output_size,
+    feature_map_shapes,
+    solve_stride_padding,
+    summary,
+)
+from alexnet_lib.network.architecture import (
+    LRN,
+    AdaptiveAvgPool,
+    Conv,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool,
+    ReLU,
+    layer_infos,
+)
+
+NAMES = list(ARCHITECTURES)
+SMALLEST = {"paper": 67, "single_tower": 67, "one_weird_trick": 63}
+
+names = st.sampled_from(NAMES)
+classes = st.integers(1, 2000)
+
+CUSTOM = Architecture(
+    "custom",
+    image_size=32,
+    layers=(
+        Conv("conv1", 8, kernel=5, stride=2, padding=2),
+        ReLU("relu1"),
+        LRN("norm1", size=3, groups=4),
+        Conv("conv2", 12, kernel=3, groups=2),
+        MaxPool("pool2"),
+        Flatten("flatten"),
+        Dropout("drop3"),
+        Linear("fc3", 20),
+        ReLU("relu3"),
+        Linear("fc4", None),
+    ),
+)
+
+
+@st.composite
+def layer_tables(draw):
+    """Small tables of every form that an `Architecture` may have."""
+    layers = []
+    for i in range(1, draw(st.integers(1, 4)) + 1):
+        layers += [
+            Conv(
+                f"conv{i}",
+                channels=4 * draw(st.integers(1, 3)),
+                kernel=draw(st.integers(1, 7)),
+                stride=draw(st.integers(1, 4)),
+                padding=draw(st.integers(0, 4)),
+                groups=1 if i == 1 else draw(st.sampled_from([1, 2, 4])),
+            ),
+            ReLU(f"relu{i}"),
+        ]
+        if draw(st.booleans()):
+            layers.append(LRN(f"norm{i}", size=draw(st.integers(1, 6)), groups=2))
+        if draw(st.booleans()):
+            layers.append(MaxPool(f"pool{i}", draw(st.integers(1, 4)), draw(st.integers(1, 4))))
+    if draw(st.booleans()):
+        layers.append(AdaptiveAvgPool("avgpool", draw(st.integers(1, 3))))
+    layers += [Flatten("flatten"), Dropout("drop"), Linear("hidden", 5), Linear("classes", None)]
+    return tuple(layers)
+
+
+# Called by the tests, not by the strategy: the run with type checks draws random numbers when an
+# Architecture is made, and hypothesis allows none while it draws.
+def random_architecture(layers):
+    return Architecture("random", image_size=4000, layers=layers)
+
+
+def leaves(model):
+    """Each layer's module by the layer's name."""
+    return {
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if not list(module.children())
+    }
+
+
+def meta_model(architecture, image_size=None, num_classes=1000):
+    with torch.device("meta"):
+        return AlexNet(num_classes, architecture=architecture, image_size=image_size)
+
+
+def meta_images(size):
+    return torch.empty(1, 3, size, size, device="meta")
+
+
+def computed_shapes(architecture, image_size, num_classes):
+    """The shapes that torch computes, by the layer's name, in the order of computation."""
+    model = meta_model(architecture, image_size, num_classes)
+    shapes = {}
+    for name, module in leaves(model).items():
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+        )
+    model(meta_images(image_size))
+    return shapes
+
+
+@settings(max_examples=30)
+@given(names, st.data(), classes)
+def test_feature_map_shapes_are_those_that_torch_computes(name, data, num_classes):
+    size = data.draw(st.integers(SMALLEST[name], 400))
+    shapes = feature_map_shapes(name, size, num_classes=num_classes)
+    computed = computed_shapes(name, size, num_classes)
+    assert list(shapes.items()) == list(computed.items())
+
+
+@given(layer_tables(), st.integers(0, 60), classes)
+def test_shapes_of_any_table_are_those_that_torch_computes(layers, more, num_classes):
+    architecture = random_architecture(layers)
+    size = architecture.smallest_image_size + more
+    shapes = feature_map_shapes(architecture, size, num_classes=num_classes)
+    assert shapes == computed_shapes(architecture, size, num_classes)
+
+
+@given(layer_tables())
+def test_parameters_of_any_table_are_those_that_torch_holds(layers):
+    architecture = random_architecture(layers)
+    size = architecture.smallest_image_size
+    modules = leaves(meta_model(architecture, size))
+    for info in layer_infos(architecture, size):
+        assert info.parameters == sum(p.numel() for p in modules[info.layer.name].parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smallest_image_works(name):
+    assert ARCHITECTURES[name].smallest_image_size == SMALLEST[name]
+    assert feature_map_shapes(name, SMALLEST[name])["pool5"] == (256, 1, 1)
+    assert computed_shapes(name, SMALLEST[name], 10)["pool5"] == (256, 1, 1)
+
+
+@given(st.one_of(names.map(lambda name: ARCHITECTURES[name].layers), layer_tables()))
+def test_torch_has_no_feature_map_for_an_image_one_pixel_smaller(layers):
+    architecture = random_architecture(layers)
+    smallest = architecture.smallest_image_size
+    assume(smallest > 1)
+    model = meta_model(architecture, smallest)
+    model.features(meta_images(smallest))
+    with pytest.raises(RuntimeError, match=r"size|small"):
+        model.features(meta_images(smallest - 1))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("refuse", [feature_map_shapes, meta_model], ids=["arithmetic", "model"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_one_pixel_smaller_is_refused(name, refuse):
+    size = SMALLEST[name] - 1
+    with pytest.raises(ValueError, match="image_size") as caught:
+        refuse(name, size)
+    assert str(caught.value) == (
+        f"image_size is {size}; the architecture {name!r} needs images of at least "
+        f"{size + 1}x{size + 1} pixels (an integer)"
+    )
+
+
+# Kernels that fit: size + 2 * padding >= kernel.
+windows = st.tuples(
+    st.integers(1, 60), st.integers(1, 15), st.integers(1, 9), st.integers(0, 7)
+).filter(lambda window: window[0] + 2 * window[3] >= window[1])
+
+
+@given(windows)
+def test_conv_output_size_is_that_of_torchs_convolution(window):
+    size, kernel, stride, padding = window
+    images = torch.empty(1, 1, size, size, device="meta")
+    kernels = torch.empty(1, 1, kernel, kernel, device="meta")
+    expected = F.conv2d(images, kernels, stride=stride, padding=padding).shape
+    assert (conv_output_size(size, kernel, stride, padding),) * 2 == expected[2:]
+
+
+@given(windows)
+def test_conv_output_size_is_that_of_torchs_max_pooling(window):
+    size, kernel, stride, padding = window
+    assume(padding <= kernel // 2)  # as torch asks
+    expected = F.max_pool2d(meta_images(size), kernel, stride, padding).shape
+    assert (conv_output_size(size, kernel, stride, padding),) * 2 == expected[2:]
+
+
+@given(windows)
+def test_rounded_up_it_is_torchs_max_pooling_where_the_last_window_starts_inside(window):
+    size, kernel, stride, padding = window
+    steps = conv_output_size(size, kernel, stride, padding, ceil_mode=True)
+    assume(padding <= kernel // 2 and (steps - 1) * stride < size + padding)
+    expected = F.max_pool2d(meta_images(size), kernel, stride, padding, ceil_mode=True).shape
+    assert (steps, steps) == expected[2:]
+
+
+@given(windows, st.booleans())
+def test_conv_output_size_grows_with_size_and_padding(window, ceil_mode):
+    size, kernel, stride, padding = window
+    output = conv_output_size(size, kernel, stride, padding, ceil_mode=ceil_mode)
+    for larger in ((size + 1, padding), (size, padding + 1)):
+        assert output <= conv_output_size(larger[0], kernel, stride, larger[1], ceil_mode=ceil_mode)
+
+
+@given(windows)
+def test_rounding_up_adds_one_window_exactly_where_pixels_are_left_over(window):
+    size, kernel, stride, padding = window
+    left_over = (size + 2 * padding - kernel) % stride > 0
+    up = conv_output_size(size, kernel, stride, padding, ceil_mode=True)
+    assert up == conv_output_size(size, kernel, stride, padding) + left_over
+
+
+def test_224_rounded_up_is_227_rounded_down():
+    assert conv_output_size(224, kernel=11, stride=4, ceil_mode=True) == 55
+    assert conv_output_size(227, kernel=11, stride=4) == 55
+    assert conv_output_size(224, kernel=11, stride=4) == 54
+
+
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 8))
+def test_solve_stride_padding_finds_exactly_the_pairs_that_fit(size, output_size, kernel):
+    # Counted by walking the window's left edge, not by the formula.
+    expected = [
+        (stride, padding)
+        for stride in range(1, size + 1)
+        for padding in range(kernel)
+        if len(range(0, size + 2 * padding - kernel + 1, stride)) == output_size
+    ]
+    assert solve_stride_padding(size, output_size, kernel) == expected
+
+
+@given(windows)
+def test_solve_stride_padding_recovers_a_stride_and_padding(window):
+    size, kernel, stride, padding = window
+    assume(stride <= size and padding < kernel)
+    output_size = conv_output_size(size, kernel, stride, padding)
+    assert (stride, padding) in solve_stride_padding(size, output_size, kernel)
+
+
+def test_conv3_has_stride_1_and_padding_1():
+    assert solve_stride_padding(13, output_size=13, kernel=3) == [(1, 1)]
+
+
+def test_solve_stride_padding_is_empty_where_nothing_fits():
+    assert solve_stride_padding(13, output_size=100, kernel=3) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_of_each_layer_are_those_that_torch_holds(name):
+    modules = leaves(meta_model(name, num_classes=10))
+    counts = {info.layer.name: info.parameters for info in layer_infos(name, num_classes=10)}
+    assert counts == {
+        layer: sum(p.numel() for p in module.parameters()) for layer, module in modules.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "parameters"),
+    [
+        ("paper", 1000, 60_965_224),
+        ("single_tower", 1000, 62_378_344),
+        ("one_weird_trick", 1000, 61_100_840),
+        ("single_tower", 10, 58_322_314),
+    ],
+)
+def test_parameters_in_all_are_the_published_ones(name, num_classes, parameters):
+    assert summary(name, num_classes=num_classes).parameters == parameters
+    model = meta_model(name, num_classes=num_classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@settings(max_examples=30)
+@given(names, st.data(), classes)
+def test_multiply_accumulates_are_half_the_operations_that_torch_counts(name, data, num_classes):
+    size = data.draw(st.integers(SMALLEST[name], 400))
+    model = meta_model(name, size, num_classes)
+    with FlopCounterMode(display=False) as counter:
+        model(meta_images(size))
+    counts = {
+        module.rpartition(".")[2]: sum(flops.values()) // 2
+        for module, flops in counter.get_flop_counts().items()
+    }
+    infos = layer_infos(name, size, num_classes)
+    for info in infos:
+        assert info.multiply_accumulates == counts.get(info.layer.name, 0)
+    assert sum(info.multiply_accumulates for info in infos) == counter.get_total_flops() // 2
+
+
+def test_the_papers_layers_have_the_papers_shapes():
+    shapes = feature_map_shapes("paper")
+    weighted_and_pooled = {
+        name: shape for name, shape in shapes.items() if name.startswith(("conv", "pool", "fc"))
+    }
+    assert weighted_and_pooled == {
+        "conv1": (96, 55, 55),
+        "pool1": (96, 27, 27),
+        "conv2": (256, 27, 27),
+        "pool2": (256, 13, 13),
+        "conv3": (384, 13, 13),
+        "conv4": (384, 13, 13),
+        "conv5": (256, 13, 13),
+        "pool5": (256, 6, 6),
+        "fc6": (4096,),
+        "fc7": (4096,),
+        "fc8": (1000,),
+    }
+
+
+PAPER_SUMMARY = """\
+AlexNet (paper), images of 227x227, 1,000 classes
+layer    kernel (count)                      activation  normalisation  feature map  parameters  multiply-accumulates
+---------------------------------------------------------------------------------------------------------------------
+conv1    11x11x3 (96), stride 4              ReLU        LRN            55x55x96         34,944           105,415,200
+pool1    max 3x3, stride 2                                              27x27x96
+conv2    5x5x48 (256), padding 2, 2 groups   ReLU        LRN            27x27x256       307,456           223,948,800
+pool2    max 3x3, stride 2                                              13x13x256
+conv3    3x3x256 (384), padding 1            ReLU                       13x13x384       885,120           149,520,384
+conv4    3x3x192 (384), padding 1, 2 groups  ReLU                       13x13x384       663,936           112,140,288
+conv5    3x3x192 (256), padding 1, 2 groups  ReLU                       13x13x256       442,624            74,760,192
+pool5    max 3x3, stride 2                                              6x6x256
+flatten                                                                 9216
+fc6                                          ReLU                       4096         37,752,832            37,748,736
+drop6    dropout                                                        4096
+fc7                                          ReLU                       4096         16,781,312            16,777,216
+drop7    dropout                                                        4096
+fc8                                                                     1000          4,097,000             4,096,000
+---------------------------------------------------------------------------------------------------------------------
+total                                                                                60,965,224           724,406,816"""  # noqa: E501
+
+
+def test_the_printed_summary_of_the_paper_is_this_table():
+    assert str(summary("paper")) == PAPER_SUMMARY
+    assert repr(summary("paper")) == PAPER_SUMMARY
+
+
+def html_rows(table):
+    """The text of each cell; parsing fails on a character that should have been escaped."""
+    rows = ElementTree.fromstring(table._repr_html_()).iter("tr")
+    return [tuple(cell.text or "" for cell in row) for row in rows]
+
+
+@pytest.mark.parametrize("architecture", [*NAMES, CUSTOM], ids=[*NAMES, "custom"])
+def test_the_html_summary_has_the_printed_ones_rows(architecture):
+    table = summary(architecture)
+    header, *rows, total = html_rows(table)
+    assert header == table.HEADER
+    assert rows == [row.cells() for row in table.rows]
+    assert total == (
+        *("total", "", "", "", ""),
+        f"{table.parameters:,}",
+        f"{table.multiply_accumulates:,}",
+    )
+
+
+def test_the_html_summary_escapes_names():
+    layers = (Conv("<script>&", 2, kernel=1), Flatten("flatten"), Linear("fc", None))
+    table = summary(Architecture("<b>&'\"", image_size=4, layers=layers))
+    assert html_rows(table)[1][0] == "<script>&"
+    assert "<script>" not in table._repr_html_()
+    assert "<b>" not in table._repr_html_()
+
+
+def test_a_models_summary_is_of_its_own_sizes():
+    with torch.device("meta"):
+        model = AlexNet(10, architecture="single_tower", image_size=99)
+    assert summary(model) == summary("single_tower", image_size=99, num_classes=10)
+
+
+def test_arguments_of_a_models_summary_go_before_the_models_own():
+    with torch.device("meta"):
+        model = AlexNet(10, image_size=99)
+    assert summary(model, image_size=227, num_classes=1000) == summary("paper")
+
+
+@given(layer_tables())
+def test_an_architecture_survives_json(layers):
+    architecture = random_architecture(layers)
+    assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_three_architectures_survive_json(name):
+    architecture = ARCHITECTURES[name]
+    assert Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))) == architecture
+
+
+def test_a_custom_architecture_goes_through_shapes_model_and_summary():
+    model = AlexNet(7, architecture=CUSTOM, seed=0).eval()
+    shapes = feature_map_shapes(CUSTOM, num_classes=7)
+    assert shapes == computed_shapes(CUSTOM, 32, 7)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert summary(model).parameters == sum(p.numel() for p in model.parameters())
+    assert [row.layer for row in summary(model).rows] == [
+        *("conv1", "conv2", "pool2", "flatten", "drop3", "fc3", "fc4")
+    ]
+
+
+def test_only_an_adaptive_pool_takes_any_size():
+    any_size = [name for name in NAMES if ARCHITECTURES[name].takes_any_size]
+    assert any_size == ["one_weird_trick"]
+
+
+# Wrong input: each error names the argument, what came and what was expected
+
+NO_INTEGERS = [True, 3.0, "3", None]
+
+
+def error_of(call, *args, **kwargs):
+    with pytest.raises(ValueError, match=r".") as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("argument", "value", "least"),
+    [
+        *((argument, 0, 1) for argument in ("size", "kernel", "stride")),
+        ("padding", -1, 0),
+        *(
+            (argument, value, least)
+            for argument, least in (("size", 1), ("kernel", 1), ("stride", 1), ("padding", 0))
+            for value in NO_INTEGERS
+        ),
+    ],
+)
+def test_conv_output_size_names_an_argument_out_of_its_range(argument, value, least):
+    arguments = {"size": 9, "kernel": 3, "stride": 1, "padding": 0, argument: value}
+    expected = f"{argument} is {value!r}; expected an integer of at least {least}"
+    assert error_of(conv_output_size, **arguments) == expected
+
+
+@pytest.mark.bad_input
+def test_a_kernel_larger_than_the_padded_input_is_refused():
+    assert error_of(conv_output_size, 4, kernel=7, padding=1) == (
+        "kernel is 7, larger than the padded input: size 4 + 2 * padding 1 = 6"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("argument", ["size", "output_size", "kernel"])
+@pytest.mark.parametrize("value", [0, *NO_INTEGERS])
+def test_solve_stride_padding_names_an_argument_out_of_its_range(argument, value):
+    arguments = {"size": 13, "output_size": 13, "kernel": 3, argument: value}
+    expected = f"{argument} is {value!r}; expected an integer of at least 1"
+    assert error_of(solve_stride_padding, **arguments) == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("call", [feature_map_shapes, summary])
+def test_an_unknown_architecture_is_told_the_known_ones(call):
+    assert error_of(call, "alexnet") == (
+        "architecture is 'alexnet'; expected an Architecture or one of "
+        "'paper', 'single_tower', 'one_weird_trick'"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [227.0, "227", True])
+def test_an_image_size_that_is_no_integer_is_refused(value):
+    assert error_of(feature_map_shapes, "paper", value) == (
+        f"image_size is {value!r}; the architecture 'paper' needs images of at least "
+        "67x67 pixels (an integer)"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("call", [feature_map_shapes, summary])
+@pytest.mark.parametrize("value", [0, -1, True, 10.0])
+def test_a_number_of_classes_below_1_or_no_integer_is_refused(call, value):
+    expected = f"num_classes is {value!r}; expected an integer of at least 1"
+    assert error_of(call, "paper", num_classes=value) == expected
+
+
+@pytest.mark.bad_input
+def test_a_summary_of_something_else_says_what_it_is():
+    with pytest.raises(TypeError) as caught:
+        summary(torch.nn.Linear(2, 2))
+    assert str(caught.value) == (
+        "model_or_architecture is a Linear; expected an AlexNet, an Architecture or the name of one"
+    )
+
+
+CONV, FLATTEN, CLASSES = Conv("conv", 4, kernel=3), Flatten("flatten"), Linear("classes", None)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("layers", "problem"),
+    [
+        ((CONV, CLASSES), "has 0 Flatten layers; expected exactly one"),
+        ((CONV, FLATTEN, Flatten("again"), CLASSES), "has 2 Flatten layers; expected exactly one"),
+        (
+            (CONV, ReLU("relu"), FLATTEN, ReLU("relu"), CLASSES),
+            "repeats the names ['relu']; each layer needs its own",
+        ),
+        ((FLATTEN, CLASSES), "does not start with a Conv"),
+        ((MaxPool("pool"), CONV, FLATTEN, CLASSES), "does not start with a Conv"),
+        (
+            (CONV, Linear("fc", 3), FLATTEN, CLASSES),
+            "has the Linear layers ['fc'] before its Flatten",
+        ),
+        (
+            (CONV, AdaptiveAvgPool("avgpool", 2), ReLU("relu"), FLATTEN, CLASSES),
+            "has an AdaptiveAvgPool that does not stand directly before its Flatten",
+        ),
+        (
+            (CONV, FLATTEN, MaxPool("pool"), CLASSES),
+            "has ['pool'] after its Flatten; only Linear, ReLU and Dropout can stand there",
+        ),
+        *(
+            (layers, "must end with its only Linear(name, None), the layer of the classes")
+            for layers in (
+                (CONV, FLATTEN),
+                (CONV, FLATTEN, Linear("fc", 10)),
+                (CONV, FLATTEN, CLASSES, ReLU("relu")),
+                (CONV, FLATTEN, Linear("fc", None), CLASSES),
+            )
+        ),
+    ],
+)
+def test_a_table_of_another_form_is_told_what_is_wrong(layers, problem):
+    assert error_of(Architecture, "wrong", 8, layers) == f"layers {problem}"
+
+
+@pytest.mark.bad_input
+def test_a_table_whose_own_image_is_too_small_is_refused():
+    assert error_of(Architecture, "wrong", 2, (CONV, FLATTEN, CLASSES)) == (
+        "image_size is 2; the architecture 'wrong' needs images of at least 3x3 pixels (an integer)"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(("channels", "groups"), [(4, 2), (3, 3), (6, 2)])
+def test_groups_that_do_not_divide_the_channels_are_refused(channels, groups):
+    first, second = Conv("conv1", 5, kernel=1), Conv("conv2", channels, kernel=1, groups=groups)
+    architecture = Architecture("wrong", 8, (first, second, FLATTEN, CLASSES))
+    assert error_of(feature_map_shapes, architecture) == (
+        f"conv2 has {groups} groups, which do not divide its 5 input and {channels} output channels"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data: data.pop("layers"), "KeyError('layers')"),
+        (lambda data: data.pop("image_size"), "KeyError('image_size')"),
+        (lambda data: data["layers"][0].pop("kind"), "KeyError('kind')"),
+        (lambda data: data["layers"][0].update(kind="Softmax"), "KeyError('Softmax')"),
+        (lambda data: data["layers"][0].update(dilation=2), "'dilation'"),
+        (lambda data: data["layers"][0].pop("kernel"), "'kernel'"),
+        (lambda data: data["layers"].insert(0, 3), "'int' object"),
+    ],
+)
+def test_data_that_is_no_architecture_is_told_what_is_missing(change, reason):
+    data = CUSTOM.to_dict()
+    change(data)
+    message = error_of(Architecture.from_dict, data)
+    assert message.startswith("data is not an architecture: ")
+    assert reason in message

@@ -1,0 +1,693 @@
+"""The promises of `AlexNet`: equality with the originals, initialisation, and torch's tools."""
+
+import copy
+import functools
+import math
+import pickle
+import re
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from alexnet_lib import ARCHITECTURES, AlexNet, Architecture
+from alexnet_lib.network.architecture import Conv, Dropout, Flatten, Linear, MaxPool
+
+NAMES = list(ARCHITECTURES)
+INITIALIZATIONS = ["kaiming", "released_code", "paper", "torch"]
+
+# For what does not depend on the table: a network that costs nothing.
+TINY = Architecture(
+    "tiny",
+    image_size=9,
+    layers=(
+        Conv("conv1", 8, kernel=3, initial_bias=1.0),
+        MaxPool("pool1"),
+        Flatten("flatten"),
+        Linear("fc2", 16),
+        Linear("fc3", None),
+    ),
+)
+
+
+def random_images(count, size, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, size, size, generator=generator).to(dtype)
+
+
+def leaves(model):
+    """Each layer's module by the layer's name."""
+    return {
+        name.rpartition(".")[2]: module
+        for name, module in model.named_modules()
+        if not list(module.children())
+    }
+
+
+@pytest.fixture(scope="module")
+def smallest():
+    """An architecture at its smallest size, in evaluation mode. Tests leave it as it is."""
+
+    @functools.cache
+    def build(name):
+        size = ARCHITECTURES[name].smallest_image_size
+        return AlexNet(10, architecture=name, image_size=size, seed=0).eval()
+
+    return build
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def small(request, smallest):
+    return smallest(request.param)
+
+
+@pytest.fixture(scope="module")
+def paper(smallest):
+    return smallest("paper")
+
+
+# Equality with the originals
+
+
+class Tutorial(nn.Module):
+    """The single-tower model that tutorials write."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, stride=4),
+            nn.ReLU(),
+            nn.LocalResponseNorm(5, 1e-4, 0.75, 2),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(96, 256, 5, padding=2),
+            nn.ReLU(),
+            nn.LocalResponseNorm(5, 1e-4, 0.75, 2),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(256, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+        )
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(9216, 4096),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, num_classes),
+        )
+
+    def forward(self, x):
+        return self.classifier(self.features(x).view(-1, 9216))
+
+
+ORIGINALS = {
+    "single_tower": Tutorial,
+    "one_weird_trick": lambda num_classes: torchvision.models.alexnet(num_classes=num_classes),
+}
+
+
+@pytest.fixture(scope="module", params=list(ORIGINALS))
+def pair(request):
+    """The library's model and the original, of the same tensors."""
+    ours = AlexNet(10, architecture=request.param, seed=0)
+    with torch.device("meta"):
+        theirs = ORIGINALS[request.param](10)
+    weights = dict(zip(theirs.state_dict(), ours.parameters(), strict=True))
+    theirs.load_state_dict(weights, assign=True)
+    return ours, theirs
+
+
+def test_in_evaluation_the_logits_are_the_originals_at_every_size_that_both_take(pair):
+    ours, theirs = (model.eval() for model in pair)
+    sizes = [(227, 227)]
+    if ours.architecture.takes_any_size:
+        sizes += [(63, 63), (224, 224), (100, 131)]
+    for size in sizes:
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+
+
+def test_in_training_the_logits_are_the_originals_given_the_same_dropout_masks(pair):
+    ours, theirs = (model.train() for model in pair)
+    images = random_images(2, ours.image_size)
+    logits = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            logits.append(model(images))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+def test_in_training_the_gradients_are_the_originals(pair):
+    # In float32 a rounding error can pick another maximum in a pooling window, which moves a
+    # whole gradient; in float64 that takes a tie of 15 digits.
+    weights = [p.detach().double().requires_grad_() for p in pair[0].parameters()]
+    images = random_images(1, pair[0].image_size, torch.float64)
+    labels = torch.tensor([3])
+    gradients = []
+    for model in pair:
+        names = [name for name, _ in model.named_parameters()]
+        torch.manual_seed(1)
+        logits = functional_call(model.train(), dict(zip(names, weights, strict=True)), (images,))
+        loss = nn.functional.cross_entropy(logits, labels)
+        gradients.append(torch.autograd.grad(loss, weights))
+    for mine, their in zip(*gradients, strict=True):
+        norm = their.norm()
+        assert norm > 0
+        assert (mine - their).norm() <= 1e-5 * norm
+
+
+def test_with_the_same_global_seed_torch_initialises_as_torchvision():
+    torch.manual_seed(0)
+    ours = AlexNet(10, architecture="one_weird_trick", initialization="torch")
+    torch.manual_seed(0)
+    theirs = torchvision.models.alexnet(num_classes=10)
+    for mine, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, their)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("paper", 60_965_224), ("single_tower", 62_378_344), ("one_weird_trick", 61_100_840)],
+)
+def test_the_model_has_the_published_number_of_parameters(name, parameters):
+    with torch.device("meta"):
+        model = AlexNet(architecture=name)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_the_tutorials_model_for_ten_classes_has_58322314_parameters():
+    with torch.device("meta"):
+        model = AlexNet(10, architecture="single_tower")
+    assert sum(p.numel() for p in model.parameters()) == 58_322_314
+
+
+# Initialisation
+
+WEIGHTED = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+BIASED = {"conv2", "conv4", "conv5", "fc6", "fc7"}
+
+
+def stated_std(initialization, layer, fan_in):
+    match initialization:
+        case "kaiming":
+            return 0.01 if layer == "fc8" else math.sqrt(2 / fan_in)
+        case "released_code":
+            return 0.03 if layer in {"conv3", "conv4", "conv5"} else 0.01
+        case "paper":
+            return 0.01
+        case "torch":  # uniform within 1 / sqrt(fan_in)
+            return 1 / math.sqrt(3 * fan_in)
+
+
+@pytest.mark.parametrize(
+    ("name", "initialization"),
+    [
+        *(("paper", initialization) for initialization in INITIALIZATIONS),
+        # The one that each table states for itself.
+        *((name, "released_code") for name in NAMES if name != "paper"),
+    ],
+)
+def test_weights_and_biases_start_as_stated(name, initialization):
+    size = ARCHITECTURES[name].smallest_image_size
+    model = AlexNet(
+        10, architecture=name, image_size=size, initialization=initialization, seed=0
+    ).requires_grad_(False)
+    modules = leaves(model)
+    assert [layer for layer in modules if hasattr(modules[layer], "weight")] == WEIGHTED
+    for layer in WEIGHTED:
+        weight, bias = modules[layer].weight, modules[layer].bias
+        fan_in = weight[0].numel()
+        std = stated_std(initialization, layer, fan_in)
+        # Six standard errors of a mean and of a normal sample's standard deviation.
+        assert abs(weight.mean().item()) < 6 * std / math.sqrt(weight.numel())
+        assert weight.std().item() == pytest.approx(std, rel=6 / math.sqrt(2 * weight.numel()))
+        if initialization == "torch":
+            bound = 1 / math.sqrt(fan_in)
+            assert weight.abs().max() <= bound
+            assert bound / 3 < bias.abs().max() <= bound
+        else:
+            # 68 % of a normal sample, 58 % of a uniform one lie within a standard deviation.
+            within = (weight.abs() < std).count_nonzero().item() / weight.numel()
+            assert within == pytest.approx(0.683, abs=0.03)
+            starts_at_1 = initialization != "kaiming" and layer in BIASED
+            assert torch.all(bias == (1.0 if starts_at_1 else 0.0))
+
+
+def tiny_weights(initialization, seed):
+    model = AlexNet(10, architecture=TINY, initialization=initialization, seed=seed)
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(initialization):
+    weights = tiny_weights(initialization, seed=5)
+    torch.manual_seed(99)
+    assert torch.equal(tiny_weights(initialization, seed=5), weights)
+    assert not torch.equal(tiny_weights(initialization, seed=6), weights)
+
+
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_a_seed_leaves_the_global_generator_alone(initialization):
+    before = torch.get_rng_state()
+    tiny_weights(initialization, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_without_a_seed_the_weights_follow_the_global_generator(initialization):
+    torch.manual_seed(0)
+    first, second = (tiny_weights(initialization, seed=None) for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(tiny_weights(initialization, seed=None), first)
+    assert not torch.equal(first, second)
+
+
+# Parts
+
+
+def test_the_parts_of_paper_have_the_fields_names_in_order(paper):
+    assert [name for name, _ in paper.named_children()] == ["features", "flatten", "classifier"]
+    assert [name for name, _ in paper.features.named_children()] == [
+        *("conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2"),
+        *("conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"),
+    ]
+    assert [name for name, _ in paper.classifier.named_children()] == [
+        *("fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8")
+    ]
+    assert paper.avgpool is None
+
+
+@pytest.mark.parametrize("name", ["single_tower", "one_weird_trick"])
+def test_outside_paper_dropout_stands_before_fc6_and_fc7(name):
+    with torch.device("meta"):
+        model = AlexNet(architecture=name)
+    assert [name for name, _ in model.classifier.named_children()] == [
+        *("drop6", "fc6", "relu6", "drop7", "fc7", "relu7", "fc8")
+    ]
+
+
+def test_one_weird_trick_alone_has_an_adaptive_pool(small):
+    expected = nn.AdaptiveAvgPool2d if small.architecture.name == "one_weird_trick" else type(None)
+    assert type(small.avgpool) is expected
+
+
+def test_dropout_has_the_given_probability():
+    with torch.device("meta"):
+        model = AlexNet(dropout=0.25)
+    drops = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert drops == [0.25, 0.25]
+
+
+# With what `dropout_scaling` is about.
+DROPPING = Architecture(
+    "dropping", image_size=9, layers=(*TINY.layers[:-1], Dropout("drop2"), Linear("fc3", None))
+)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
+def test_scaled_in_the_test_what_dropout_keeps_is_left_as_it_is_in_training(p):
+    model = AlexNet(10, architecture=DROPPING, dropout=p, dropout_scaling="test")
+    drop = model.classifier.drop2
+    activations = 1 + torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
+    dropped = drop.train()(activations)
+    torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, activations))
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.02)
+
+
+def test_scaled_in_the_test_the_layer_behind_dropout_gets_less():
+    seen = []
+    for scaling in ("training", "test"):
+        model = AlexNet(
+            10, architecture=DROPPING, seed=0, dropout=0.25, dropout_scaling=scaling
+        ).eval()
+        model.classifier.fc3.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+        model(random_images(2, 9))
+    torch.testing.assert_close(seen[1], 0.75 * seen[0])
+
+
+def test_num_classes_follows_a_replaced_last_layer():
+    model = AlexNet(10, architecture=TINY)
+    assert model.num_classes == 10
+    model.classifier.fc3 = nn.Linear(16, 4)
+    assert model.num_classes == 4
+
+
+def test_the_second_towers_norm1_does_not_see_map_47(smallest):
+    changed, unchanged = norm1_maps_with_and_without_a_change_of_map_47(smallest("paper"))
+    assert torch.equal(changed[:, 48:], unchanged[:, 48:])
+    assert not torch.equal(changed[:, 46], unchanged[:, 46])
+
+
+def test_a_single_towers_norm1_of_map_48_sees_map_47(smallest):
+    changed, unchanged = norm1_maps_with_and_without_a_change_of_map_47(smallest("single_tower"))
+    assert not torch.equal(changed[:, 48], unchanged[:, 48])
+
+
+@torch.no_grad()
+def norm1_maps_with_and_without_a_change_of_map_47(model):
+    features = model.features
+    maps = features.conv1(random_images(1, 67))
+    changed = maps.clone()
+    changed[:, 47] += 100
+    return tuple(features.norm1(features.relu1(x)) for x in (changed, maps))
+
+
+def test_the_two_towers_meet_at_conv3_and_no_earlier(paper):
+    to_pool2, to_conv3 = paper.features[:8], paper.features[:9]
+    other = copy.deepcopy(to_conv3).requires_grad_(False)
+    other.conv1.weight[:48] += 1  # the first tower
+    images = random_images(1, 67)
+    with torch.no_grad():
+        assert torch.equal(other[:8](images)[:, 128:], to_pool2(images)[:, 128:])
+        assert not torch.equal(other[:8](images)[:, :128], to_pool2(images)[:, :128])
+        assert not torch.equal(other(images)[:, 192:], to_conv3(images)[:, 192:])
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 4), st.integers(0, 4))
+def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(paper, before, after):
+    images = random_images(1 + before + after, 67)
+    with torch.inference_mode():
+        together, alone = paper(images), paper(images[before : before + 1])
+    torch.testing.assert_close(together[before : before + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_nothing_that_a_hook_holds_is_changed_in_place(small, training):
+    model = copy.deepcopy(small).train(training)
+    held = {}
+
+    def hold(name, tensor):
+        held[name] = (tensor, tensor.detach().clone())
+
+    for name, module in leaves(model).items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: hold(name, output))
+    images = random_images(2, model.image_size)
+    hold("images", images)
+    model(images).sum().backward()
+    assert {"images", "conv1", "relu1", "fc8"} < set(held)
+    for name, (tensor, as_it_was) in held.items():
+        assert torch.equal(tensor, as_it_was), name
+
+
+# Freezing
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_frozen_layers_do_not_learn_and_the_others_do():
+    model = AlexNet(5, architecture=TINY)
+    everything = learning(model)
+    model.freeze("conv1", "fc3")
+    frozen = {"features.conv1.weight", "features.conv1.bias"}
+    frozen |= {"classifier.fc3.weight", "classifier.fc3.bias"}
+    assert learning(model) == everything - frozen
+
+
+def test_freezing_nothing_or_a_layer_without_weights_changes_nothing():
+    model = AlexNet(5, architecture=TINY)
+    everything = learning(model)
+    model.freeze()
+    model.freeze("pool1")
+    assert learning(model) == everything
+
+
+# torch's tools
+
+# Tracing passes stand-ins for tensors, which the run with type checks would refuse.
+traced = pytest.mark.bad_input
+
+
+@traced
+def test_fx_traces_it_and_the_trace_agrees(small):
+    images = random_images(2, small.image_size)
+    with torch.inference_mode():
+        assert torch.equal(torch.fx.symbolic_trace(small)(images), small(images))
+
+
+@traced
+def test_torchvisions_feature_extractor_gives_named_layers(small):
+    held = {}
+    handles = [
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: held.update({name: output})
+        )
+        for name, module in small.named_modules()
+        if name in {"features.pool1", "features.conv5", "classifier.relu7"}
+    ]
+    images = random_images(2, small.image_size)
+    with torch.inference_mode():
+        small(images)
+        for handle in handles:
+            handle.remove()
+        extracted = create_feature_extractor(small, list(held))(images)
+    assert len(held) == 3
+    assert list(extracted) == list(held)
+    for name, output in held.items():
+        assert torch.equal(extracted[name], output)
+
+
+@traced
+def test_torchvisions_feature_extractor_gives_a_normalisation_layer(paper):
+    images = random_images(1, 67)
+    with torch.inference_mode():
+        extracted = create_feature_extractor(paper, ["features.norm1"])(images)
+        assert torch.equal(extracted["features.norm1"], paper.features[:3](images))
+
+
+@traced
+def test_export_takes_any_batch_size_and_agrees(small):
+    size = small.image_size
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(
+        small, (random_images(2, size),), dynamic_shapes=({0: batch},)
+    ).module()
+    with torch.inference_mode():
+        for count in (1, 2, 5):
+            images = random_images(count, size)
+            torch.testing.assert_close(exported(images), small(images), rtol=1e-5, atol=1e-5)
+
+
+@traced
+def test_compile_captures_it_as_one_graph_and_agrees(paper):
+    images = random_images(2, 67)
+    torch.compiler.reset()
+    compiled = torch.compile(paper, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), paper(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_every_floating_dtype_passes(paper, dtype):
+    images = random_images(2, 67, dtype)
+    model = copy.deepcopy(paper).to(dtype)
+    with torch.inference_mode():
+        logits = model(images)
+        expected = paper(images.float())
+    assert logits.dtype == dtype
+    # The logits are of the order of 1: eight bits of bfloat16 through eleven layers leave this.
+    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_takes_images_of_its_own_dtype_and_of_the_parameters(paper, dtype):
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        logits = paper(random_images(2, 67, dtype))
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_on_the_meta_device_it_allocates_nothing(seed):
+    with torch.device("meta"):
+        model = AlexNet(seed=seed)
+    assert all(p.is_meta for p in model.parameters())
+    assert model(torch.empty(3, 3, 227, 227, device="meta")).shape == (3, 1000)
+
+
+def test_deepcopy_agrees_and_shares_no_weights(paper):
+    images = random_images(1, 67)
+    copied = copy.deepcopy(paper)
+    with torch.inference_mode():
+        assert torch.equal(copied(images), paper(images))
+        copied.features.conv1.weight.zero_()
+        assert not torch.equal(copied(images), paper(images))
+
+
+def test_pickle_keeps_weights_and_architecture():
+    model = AlexNet(5, architecture=TINY, seed=0).eval()
+    model.classes = tuple("abcde")
+    unpickled = pickle.loads(pickle.dumps(model))
+    images = random_images(2, 9)
+    assert torch.equal(unpickled(images), model(images))
+    assert unpickled.architecture == TINY
+    assert unpickled.classes == model.classes
+
+
+def test_an_empty_batch_gives_no_logits(small):
+    size = small.image_size
+    assert small(torch.zeros(0, 3, size, size)).shape == (0, 10)
+
+
+def test_channels_last_images_agree(paper):
+    images = random_images(2, 67)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            paper(images.contiguous(memory_format=torch.channels_last)),
+            paper(images),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_a_state_dict_is_loaded_by_a_model_of_the_same_arguments():
+    first, second = (AlexNet(5, architecture=TINY, seed=seed) for seed in (0, 1))
+    second.load_state_dict(first.state_dict())
+    images = random_images(1, 9)
+    assert torch.equal(first(images), second(images))
+
+
+# Wrong input: each error says what came, what was expected, and what to do
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        pytest.param(
+            torch.zeros(3, 67, 67),
+            "images has shape (3, 67, 67), a single image without its batch dimension; "
+            "expected (batch, 3, 67, 67): pass images[None]",
+            id="a single image",
+        ),
+        pytest.param(
+            torch.zeros(2, 67, 67, 3),
+            "images has shape (2, 67, 67, 3); expected (batch, 3, 67, 67): "
+            "pass images.permute(0, 3, 1, 2)",
+            id="channels last",
+        ),
+        pytest.param(
+            torch.zeros(2, 1, 67, 67),
+            "images has shape (2, 1, 67, 67); expected (batch, 3, 67, 67)",
+            id="grey",
+        ),
+        pytest.param(
+            torch.zeros(2, 67), "images has shape (2, 67); expected (batch, 3, 67, 67)", id="rank 2"
+        ),
+        *(
+            pytest.param(
+                torch.zeros(2, 3, *size),
+                f"images has shape (2, 3, {size[0]}, {size[1]}); expected (batch, 3, 67, 67): "
+                "resize the images, or build the model with AlexNet(image_size=...)",
+                id=f"{size[0]}x{size[1]}",
+            )
+            for size in ((66, 66), (68, 68), (67, 227), (227, 67))
+        ),
+        pytest.param(
+            torch.zeros(2, 3, 67, 67, dtype=torch.float64),
+            "images has dtype torch.float64; expected torch.float32, as the parameters have: "
+            "pass images.to(torch.float32), or convert the model",
+            id="float64",
+        ),
+        pytest.param(
+            torch.zeros(2, 3, 67, 67, dtype=torch.uint8),
+            "images has dtype torch.uint8; expected torch.float32, normalised as in training "
+            "(Preprocess does it)",
+            id="uint8",
+        ),
+        pytest.param(
+            [[0.0]],
+            "images is a list; expected a floating tensor (batch, 3, 67, 67)",
+            id="list",
+        ),
+    ],
+)
+def test_wrong_images_are_told_what_is_expected(paper, images, message):
+    with pytest.raises(ValueError, match="images") as caught:
+        paper(images)
+    assert str(caught.value) == message
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("size", [(62, 63), (63, 62), (32, 32)], ids=str)
+def test_one_weird_trick_refuses_images_below_63_pixels(size):
+    with torch.device("meta"):
+        model = AlexNet(architecture="one_weird_trick")
+        images = torch.empty(2, 3, *size)
+    with pytest.raises(ValueError, match="images") as caught:
+        model(images)
+    assert str(caught.value) == (
+        f"images has shape {(2, 3, *size)}; expected (batch, 3, 63, 63) or larger: "
+        "resize the images, or build the model with AlexNet(image_size=...)"
+    )
+
+
+@pytest.mark.bad_input
+def test_uint8_images_are_refused_under_autocast_too(paper):
+    images = torch.zeros(2, 3, 67, 67, dtype=torch.uint8)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"images has dtype torch\.uint8; expected torch\.float32"),
+    ):
+        paper(images)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"architecture": "alexnet"},
+            "architecture is 'alexnet'; expected an Architecture or one of "
+            "'paper', 'single_tower', 'one_weird_trick'",
+        ),
+        (
+            {"architecture": TINY, "initialization": "xavier"},
+            "initialization is 'xavier'; "
+            "expected one of 'kaiming', 'released_code', 'paper', 'torch'",
+        ),
+        ({"dropout": 1.5}, "dropout is 1.5; expected a probability from 0 to 1"),
+        ({"dropout": -0.1}, "dropout is -0.1; expected a probability from 0 to 1"),
+        ({"dropout": math.nan}, "dropout is nan; expected a probability from 0 to 1"),
+        ({"dropout_scaling": "never"}, "dropout_scaling is 'never'; expected 'training' or 'test'"),
+        ({"num_classes": 0}, "num_classes is 0; expected an integer of at least 1"),
+        ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer of at least 1"),
+        (
+            {"image_size": 66},
+            "image_size is 66; the architecture 'paper' needs images of at least "
+            "67x67 pixels (an integer)",
+        ),
+        (
+            {"image_size": (227, 227)},
+            "image_size is (227, 227); the architecture 'paper' needs images of at least "
+            "67x67 pixels (an integer)",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_is_expected(arguments, message):
+    with pytest.raises(ValueError, match=next(reversed(arguments))) as caught:
+        AlexNet(**arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["conv9", "features.conv1", "classifier", ""])
+def test_a_layer_that_does_not_exist_cannot_be_frozen(name):
+    model = AlexNet(5, architecture=TINY)
+    expected = re.escape(f"layers has {[name]}; expected names among conv1, pool1, flatten")
+    with pytest.raises(ValueError, match=expected):
+        model.freeze("conv1", name)
+    assert all(p.requires_grad for p in model.parameters())

@@ -1,0 +1,361 @@
+"""The promises of `LocalResponseNorm`, against torch's own layer and the paper's formula."""
+
+import copy
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from alexnet_lib import LocalResponseNorm
+from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.network import normalization
+
+COMPILED = kernels.library()
+
+
+@pytest.fixture(params=["compiled", "torch's operations"], autouse=True)
+def implementation(request, monkeypatch):
+    """Every promise holds with the compiled kernels and where they cannot be had."""
+    if request.param == "compiled" and COMPILED is None:
+        pytest.skip("there is no C compiler")
+    library = COMPILED if request.param == "compiled" else None
+    monkeypatch.setattr(kernels, "library", lambda values=None: library)
+    return request.param
+
+
+# Relative and absolute, for a few additions and one power.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+sizes = st.integers(1, 9)
+constants = st.fixed_dictionaries(
+    {"alpha": st.floats(1e-5, 2), "beta": st.floats(0, 2), "k": st.floats(0.5, 3)}
+)
+wide_dtypes = st.sampled_from([torch.float32, torch.float64])
+short_dtypes = st.sampled_from([torch.bfloat16, torch.float16])
+seeds = st.integers(0, 2**32)
+
+
+@st.composite
+def shapes(draw, *, channels=None):
+    """(batch, channels, ...) of 3, 4 or 5 dimensions."""
+    rest = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    return (draw(st.integers(1, 3)), channels or draw(st.integers(1, 12)), *rest)
+
+
+def random_tensor(shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def assert_equal_up_to_rounding(actual, expected):
+    tolerance = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@given(sizes, constants, shapes(), wide_dtypes, seeds)
+def test_the_values_are_those_of_torchs_layer(size, constants, shape, dtype, seed):
+    x = random_tensor(shape, dtype, seed)
+    expected = nn.LocalResponseNorm(size, **constants)(x)
+    assert_equal_up_to_rounding(LocalResponseNorm(size, **constants)(x), expected)
+
+
+@given(sizes, constants, shapes(), wide_dtypes, seeds)
+def test_the_gradients_are_those_of_torchs_layer(size, constants, shape, dtype, seed):
+    x = random_tensor(shape, dtype, seed).requires_grad_()
+    weights = random_tensor(shape, dtype, seed + 1)
+    (expected,) = torch.autograd.grad(nn.LocalResponseNorm(size, **constants)(x), x, weights)
+    (actual,) = torch.autograd.grad(LocalResponseNorm(size, **constants)(x), x, weights)
+    tolerance = 10 * TOLERANCE[dtype] * (1 + expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_first_and_second_derivatives_pass_the_numerical_check(size, groups):
+    x = random_tensor((2, 6, 2, 1), torch.float64, seed=0).requires_grad_()
+    norm = LocalResponseNorm(size, alpha=0.5, groups=groups)
+    assert torch.autograd.gradcheck(norm, x)
+    assert torch.autograd.gradgradcheck(norm, x)
+
+
+@given(sizes, constants, st.integers(1, 4), st.integers(1, 6), st.data())
+def test_groups_are_torchs_layer_on_each_group_by_itself(size, constants, groups, width, data):
+    shape = data.draw(shapes(channels=groups * width))
+    x = random_tensor(shape, torch.float64, data.draw(seeds))
+    theirs = nn.LocalResponseNorm(size, **constants)
+    expected = torch.cat([theirs(group) for group in x.chunk(groups, 1)], 1)
+    assert_equal_up_to_rounding(LocalResponseNorm(size, groups=groups, **constants)(x), expected)
+
+
+@given(sizes, constants, shapes(), short_dtypes, seeds)
+def test_a_short_dtype_gives_the_float32_result_rounded(size, constants, shape, dtype, seed):
+    x = random_tensor(shape, dtype, seed)
+    norm = LocalResponseNorm(size, **constants)
+    actual = norm(x)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, norm(x.float()).to(dtype))
+
+
+def test_squares_that_float16_cannot_hold_do_no_harm():
+    x = torch.full((1, 5, 1), 1000.0, dtype=torch.float16)  # its square is 15 times the largest
+    assert torch.equal(LocalResponseNorm()(x), LocalResponseNorm()(x.float()).half())
+
+
+@given(sizes, constants, shapes(), short_dtypes, seeds)
+def test_a_short_dtypes_gradient_is_the_float32_gradient_rounded(
+    size, constants, shape, dtype, seed
+):
+    x = random_tensor(shape, dtype, seed).requires_grad_()
+    weights = random_tensor(shape, dtype, seed + 1)
+    norm = LocalResponseNorm(size, **constants)
+    (actual,) = torch.autograd.grad(norm(x), x, weights)
+    wide = x.detach().float().requires_grad_()
+    (expected,) = torch.autograd.grad(norm(wide), wide, weights.float())
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected.to(dtype))
+
+
+@given(sizes, constants, st.integers(1, 3), seeds)
+def test_channels_last_changes_no_value(size, constants, groups, seed):
+    x = random_tensor((2, 6, 3, 4), torch.float32, seed)
+    norm = LocalResponseNorm(size, groups=groups, **constants)
+    assert_equal_up_to_rounding(norm(x.contiguous(memory_format=torch.channels_last)), norm(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_and_gradient_come_in_the_inputs_memory_format(dtype, memory_format):
+    x = random_tensor((2, 6, 3, 4), dtype, seed=0).contiguous(memory_format=memory_format)
+    x.requires_grad_()
+    y = LocalResponseNorm()(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+
+@given(sizes, seeds)
+def test_a_view_that_is_not_contiguous_is_read_right(size, seed):
+    x = random_tensor((3, 4, 8, 5), torch.float32, seed).transpose(1, 2)[:, ::2, :, 1:]
+    norm = LocalResponseNorm(size, alpha=0.5)
+    assert_equal_up_to_rounding(norm(x), norm(x.contiguous()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sizes_of_many_blocks_are_computed_to_the_last_value(memory_format):
+    # More pixels than the widest block, and a width that no vector divides.
+    x = random_tensor((3, 10, 37, 53), torch.float32, seed=0)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    weights = random_tensor(x.shape, torch.float32, seed=1)
+    theirs, ours = nn.LocalResponseNorm(5, alpha=0.5), LocalResponseNorm(5, alpha=0.5, k=1.0)
+    assert_equal_up_to_rounding(ours(x), theirs(x))
+    (expected,) = torch.autograd.grad(theirs(x), x, weights)
+    (actual,) = torch.autograd.grad(ours(x), x, weights)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.75, 0.6])
+def test_what_is_not_finite_goes_through_as_torch_has_it(dtype, beta):
+    x = torch.ones(1, 9, 2)
+    x[0, 0, 0], x[0, 4, 0], x[0, 8, 0] = math.inf, 1e30, math.nan
+    expected = nn.LocalResponseNorm(3, alpha=0.1, beta=beta)(x)
+    actual = LocalResponseNorm(3, alpha=0.1, beta=beta, k=1.0)(x.to(dtype))
+    torch.testing.assert_close(actual, expected.to(dtype), equal_nan=True, rtol=1e-2, atol=0)
+    assert actual.isnan().sum() == expected.isnan().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nothing_but_the_input_is_kept_for_the_backward_pass(dtype):
+    x = random_tensor((2, 6, 3, 4), dtype, seed=0).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        LocalResponseNorm()(x)
+    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+def test_the_number_of_threads_changes_no_bit():
+    x = random_tensor((8, 12, 30, 30), torch.float32, seed=0).requires_grad_()
+    weights = random_tensor(x.shape, torch.float32, seed=1)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = LocalResponseNorm(groups=2)(x)
+            results.append((y, *torch.autograd.grad(y, x, weights)))
+    finally:
+        torch.set_num_threads(before)
+    for y, gradient in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_a_view_with_its_sign_turned_is_read_right():
+    x = random_tensor((2, 6, 4), torch.float32, seed=0)
+    turned = torch._neg_view(x)
+    assert_equal_up_to_rounding(LocalResponseNorm()(turned), LocalResponseNorm()(-x))
+
+
+def test_the_input_is_left_as_it_was():
+    x = random_tensor((2, 6, 3, 4), torch.float32, seed=0)
+    before = x.clone()
+    LocalResponseNorm(groups=2)(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 5, 5), (2, 6, 0, 5), (0, 6, 4)])
+def test_an_empty_batch_passes(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    y = LocalResponseNorm(groups=2)(x)
+    y.sum().backward()
+    assert y.shape == shape
+    assert x.grad.shape == shape
+
+
+def normalized_by_the_papers_formula(x, *, size, alpha, beta, k):
+    """Section 3.3 written out, alpha not divided by the window's size."""
+    channels = x.shape[1]
+    maps = []
+    for i in range(channels):
+        window = range(max(0, i - size // 2), min(channels - 1, i + size // 2) + 1)
+        energy = sum(x[:, j] ** 2 for j in window)
+        maps.append(x[:, i] / (k + alpha * energy) ** beta)
+    return torch.stack(maps, 1)
+
+
+@given(seeds)
+def test_alpha_times_the_size_is_the_papers_formula(seed):
+    x = 50 * random_tensor((2, 9, 3, 3), torch.float64, seed)
+    expected = normalized_by_the_papers_formula(x, size=5, alpha=1e-4, beta=0.75, k=2)
+    assert_equal_up_to_rounding(LocalResponseNorm(size=5, alpha=5e-4)(x), expected)
+
+
+@given(seeds)
+def test_the_default_is_the_released_codes_alpha_divided_by_the_size(seed):
+    x = 50 * random_tensor((2, 9, 3, 3), torch.float64, seed)
+    expected = normalized_by_the_papers_formula(x, size=5, alpha=1e-4 / 5, beta=0.75, k=2)
+    assert_equal_up_to_rounding(LocalResponseNorm()(x), expected)
+
+
+def test_a_batch_of_gradients_is_computed_as_one_by_one():
+    x = random_tensor((2, 6, 4), torch.float32, seed=0).requires_grad_()
+    weights = random_tensor((3, 2, 6, 4), torch.float32, seed=1)
+    y = LocalResponseNorm(alpha=0.5)(x)
+    one_by_one = [torch.autograd.grad(y, x, part, retain_graph=True)[0] for part in weights]
+    (together,) = torch.autograd.grad(y, x, weights, is_grads_batched=True)
+    assert_equal_up_to_rounding(together, torch.stack(one_by_one))
+
+
+def test_vmap_maps_over_a_further_dimension():
+    x = random_tensor((3, 2, 6, 4, 4), torch.float64, seed=0)
+    norm = LocalResponseNorm(groups=2)
+    expected = torch.stack([norm(part) for part in x])
+    assert_equal_up_to_rounding(torch.func.vmap(norm)(x), expected)
+
+
+def test_func_grad_gives_autograds_gradient():
+    x = random_tensor((2, 6, 4, 4), torch.float64, seed=0)
+    norm = LocalResponseNorm(alpha=0.5, groups=2)
+    leaf = x.clone().requires_grad_()
+    norm(leaf).sum().backward()
+    assert_equal_up_to_rounding(torch.func.grad(lambda x: norm(x).sum())(x), leaf.grad)
+
+
+def test_per_image_gradients_come_from_vmap_over_grad():
+    images = random_tensor((3, 6, 4, 4), torch.float64, seed=0)
+    norm = LocalResponseNorm(alpha=0.5)
+    gradient = torch.func.grad(lambda image: norm(image[None]).sum())
+    expected = torch.stack([gradient(image) for image in images])
+    assert_equal_up_to_rounding(torch.func.vmap(gradient)(images), expected)
+
+
+# torch's own rules for forward mode are scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_forward_mode_derivative_is_that_of_torchs_layer(size):
+    x, direction = (random_tensor((2, 6, 4), torch.float64, seed) for seed in (0, 1))
+    theirs = nn.LocalResponseNorm(size, alpha=0.5)
+    expected = torch.func.jvp(theirs, (x,), (direction,))[1]
+    ours = LocalResponseNorm(size, alpha=0.5, k=1.0)
+    with forward_ad.dual_level():
+        actual = forward_ad.unpack_dual(ours(forward_ad.make_dual(x, direction))).tangent
+    assert_equal_up_to_rounding(actual, expected)
+    assert_equal_up_to_rounding(torch.func.jvp(ours, (x,), (direction,))[1], expected)
+
+
+def test_an_exported_program_holds_torchs_operations_only():
+    x = random_tensor((2, 6, 4, 4), torch.float32, seed=0)
+    program = torch.export.export(LocalResponseNorm(groups=2), (x,))
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert targets
+    assert all(target.startswith("aten.") for target in targets)
+    assert_equal_up_to_rounding(program.module()(x), LocalResponseNorm(groups=2)(x))
+
+
+def test_a_graph_made_from_operations_computes_anew_for_other_inputs():
+    x, other = (random_tensor((2, 6, 4), torch.float32, seed) for seed in (0, 1))
+    graph = make_fx(LocalResponseNorm())(x)
+    assert_equal_up_to_rounding(graph(other), LocalResponseNorm()(other))
+
+
+def test_a_triton_that_does_not_run_is_one_warning_and_no_kernel(monkeypatch):
+    normalization._gpu_kernels.cache_clear()
+    monkeypatch.setitem(sys.modules, "alexnet_lib.kernels.gpu", None)
+    with pytest.warns(RuntimeWarning, match="Triton does not run here") as caught:
+        found = [normalization._gpu_kernels(torch.device("cpu")) for _ in range(2)]
+    assert found == [None, None]
+    assert len(caught) == 1
+    normalization._gpu_kernels.cache_clear()
+
+
+def test_it_has_no_state_and_prints_its_arguments():
+    norm = LocalResponseNorm(3, alpha=0.5, groups=2)
+    assert not norm.state_dict()
+    assert repr(norm) == "LocalResponseNorm(3, alpha=0.5, beta=0.75, k=2.0, groups=2)"
+    assert repr(copy.deepcopy(LocalResponseNorm())) == (
+        "LocalResponseNorm(5, alpha=0.0001, beta=0.75, k=2.0)"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("argument", ["size", "groups"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "5", math.inf])
+def test_a_size_or_groups_that_is_no_positive_integer_is_named(argument, value):
+    with pytest.raises(ValueError, match=argument) as caught:
+        LocalResponseNorm(**{argument: value})
+    assert str(caught.value) == f"{argument} is {value!r}; expected an integer of at least 1"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("x", "came"),
+    [
+        (torch.zeros(4, 6), "torch.float32 of shape (4, 6)"),
+        (torch.zeros(()), "torch.float32 of shape ()"),
+        (torch.zeros(4, 6, 2, dtype=torch.uint8), "torch.uint8 of shape (4, 6, 2)"),
+        (torch.zeros(4, 6, 2, dtype=torch.complex64), "torch.complex64 of shape (4, 6, 2)"),
+    ],
+    ids=["rank 2", "rank 0", "uint8", "complex"],
+)
+def test_a_wrong_rank_or_dtype_is_told_what_is_expected(x, came):
+    with pytest.raises(ValueError, match="LocalResponseNorm") as caught:
+        LocalResponseNorm()(x)
+    assert str(caught.value) == (
+        f"the input of LocalResponseNorm is {came}; "
+        "expected a floating tensor (batch, channels, ...) of at least 3 dimensions"
+    )
+
+
+@pytest.mark.bad_input
+def test_channels_that_the_groups_do_not_divide_are_named():
+    with pytest.raises(ValueError, match="channels") as caught:
+        LocalResponseNorm(groups=4)(torch.zeros(1, 6, 2, 2))
+    assert str(caught.value) == (
+        "the input of LocalResponseNorm has 6 channels, which 4 groups do not divide"
+    )

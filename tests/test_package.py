@@ -1,0 +1,145 @@
+"""The package: what is imported from where, what it exports, and what travels with it."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import alexnet_lib
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "alexnet_lib"
+
+# From the ground up: a module may import its own folder and those before it.
+FLOORS = (
+    ("devices", "files", "text"),
+    ("kernels",),
+    ("data",),
+    ("network",),
+    ("interop",),
+    ("training",),
+    ("analysis",),
+    ("inference",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below ``alexnet_lib``."""
+    files = (file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py")
+    return {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in files}
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """The package's modules that a file imports anywhere, without the examples of docstrings."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            base, _, below = node.module.partition(".")
+            if base == "alexnet_lib":
+                for alias in node.names:
+                    path = ".".join(filter(None, (below, alias.name)))
+                    yield path if path in modules() else below
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("alexnet_lib") for alias in node.names)
+
+
+IMPORTS = {name: set(imports_of(file)) for name, file in modules().items()}
+
+
+def floor_of(module: str) -> int:
+    return FLOOR_OF[module.partition(".")[0]]
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTS))
+def test_imports_run_downwards(module):
+    for imported in IMPORTS[module]:
+        assert imported in IMPORTS, f"{module} imports {imported!r}, which is not a module"
+        assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}"
+
+
+def test_no_module_imports_itself_through_others():
+    assert len([*TopologicalSorter(IMPORTS).static_order()]) == len(IMPORTS)
+
+
+def test_the_network_knows_nothing_of_data_but_the_preprocessing():
+    imported = set().union(
+        *(names for name, names in IMPORTS.items() if name.startswith("network"))
+    )
+    assert {name for name in imported if name.startswith("data")} == {"data.preprocess"}
+
+
+def test_the_tests_lie_in_the_folders_of_what_they_test():
+    folders = {name for name in FLOOR_OF if (PACKAGE / name).is_dir()}
+    tested = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    assert tested == folders
+
+
+def test_wheel_and_source_distribution_hold_every_file_of_the_package(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,), (source,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    expected = {
+        file.relative_to(ROOT / "src").as_posix()
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert "alexnet_lib/kernels/cpu.c" in expected
+    with zipfile.ZipFile(wheel) as archive:
+        assert expected <= set(archive.namelist())
+    with tarfile.open(source) as archive:
+        names = {name.partition("/src/")[2] for name in archive.getnames()}
+    assert expected <= names
+
+
+def modules_loaded_by(code):
+    code += "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_tables_are_loaded_without_torch():
+    loaded = modules_loaded_by("from alexnet_lib import summary; summary('paper')")
+    assert "alexnet_lib.network.architecture" in loaded
+    assert not {"torch", "torchvision", "numpy", "PIL", "jaxtyping"} & loaded
+
+
+def test_alexnet_is_loaded_without_torchvision():
+    loaded = modules_loaded_by("from alexnet_lib import AlexNet")
+    assert "alexnet_lib.network.model" in loaded
+    assert "torchvision" not in loaded
+
+
+def names_imported_for_type_checkers():
+    """name -> module of the imports under `if TYPE_CHECKING` in the package."""
+    tree = ast.parse(Path(alexnet_lib.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    return {alias.name: statement.module for statement in block.body for alias in statement.names}
+
+
+def test_type_checkers_see_exactly_the_public_names():
+    assert sorted(names_imported_for_type_checkers()) == alexnet_lib.__all__
+
+
+@pytest.mark.parametrize(("name", "module"), [*names_imported_for_type_checkers().items()])
+def test_a_public_name_is_loaded_from_where_type_checkers_see_it(name, module):
+    assert getattr(alexnet_lib, name) is getattr(importlib.import_module(module), name)
+    assert name in dir(alexnet_lib)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'alexnet_lib' has no attribute 'LeNet'"):
+        _ = alexnet_lib.LeNet

@@ -1,0 +1,834 @@
+"""The promises of the engine: means over images, in anybody's loop, with anybody's model."""
+
+import json
+import re
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.models import squeezenet1_1
+from tqdm import tqdm
+
+from alexnet_lib import devices
+from alexnet_lib.data.augmentation import HorizontalFlip, Mixup, RandomCrop
+from alexnet_lib.data.images import ImageTensors
+from alexnet_lib.data.loaders import BatchLoader, build_shapes_loaders
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.devices import (
+    default_device,
+    multiplies_bfloat16,
+    resolve_device,
+    resolve_precision,
+)
+from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training import loop as engine
+from alexnet_lib.training.loop import evaluate, train_one_epoch
+from alexnet_lib.training.metrics import EpochMetrics, EvalMetrics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def the_same_weights_in_every_run():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def linear_model(classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr)
+
+
+def random_batches(count: int = 10, classes: int = 3, batch_size: int = 4) -> DataLoader:
+    """Random images 2x2 and labels; 10 of them make batches of 4, 4 and 2."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, 2, 2, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size)
+
+
+def scored(logits: torch.Tensor, labels: torch.Tensor, batch_size: int = 4, **options):
+    """What ``evaluate`` makes of these logits, of a model that gives its input back."""
+    loader = DataLoader(TensorDataset(logits, labels), batch_size)
+    return evaluate(nn.Identity(), loader, progress=False, **options)
+
+
+# train_one_epoch
+
+
+def test_training_loss_and_accuracy_are_means_over_images_not_over_batches():
+    model, loader = linear_model(), random_batches()
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        logits = model(images)
+    # With a learning rate of 0 all batches meet the same weights.
+    metrics = train_one_epoch(model, loader, sgd(model, lr=0), progress=False)
+    assert metrics.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert metrics.accuracy == (logits.argmax(1) == labels).sum().item() / 10
+    assert metrics.images == 10
+
+
+def test_training_takes_the_steps_of_the_plain_loop():
+    model, plain, loader = linear_model(), linear_model(), random_batches()
+    plain.load_state_dict(model.state_dict())
+    optimizer = sgd(plain)
+    for images, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(plain(images), labels).backward()
+        optimizer.step()
+    train_one_epoch(model, loader, sgd(model), progress=False)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_training_learns_a_separable_problem():
+    labels = torch.arange(60) % 3
+    images = 0.1 * torch.randn(60, 3, 2, 2) + F.one_hot(labels)[:, :, None, None]
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    model = linear_model()
+    optimizer = sgd(model)
+    for _ in range(20):
+        train_one_epoch(model, loader, optimizer, progress=False)
+    assert evaluate(model, loader, progress=False).accuracy == 1
+
+
+def test_training_puts_the_model_into_training_mode():
+    model = linear_model().eval()
+    train_one_epoch(model, random_batches(), sgd(model), progress=False)
+    assert model.training
+
+
+def test_the_batch_scheduler_is_stepped_once_a_batch():
+    model = linear_model()
+    optimizer = sgd(model, lr=1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train_one_epoch(model, random_batches(), optimizer, batch_scheduler=schedule, progress=False)
+    assert optimizer.param_groups[0]["lr"] == 0.5**3
+
+
+def test_gradients_above_max_grad_norm_are_scaled_down_to_it():
+    model, loader = linear_model(), random_batches(4)
+    before = nn.utils.parameters_to_vector(model.parameters()).detach()
+    train_one_epoch(model, loader, sgd(model, lr=1), max_grad_norm=1e-3, progress=False)
+    step = nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    assert step.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradients_below_max_grad_norm_are_left_alone():
+    steps = []
+    for max_grad_norm in (None, 1e3):
+        torch.manual_seed(0)
+        model = linear_model()
+        train_one_epoch(
+            model, random_batches(), sgd(model), max_grad_norm=max_grad_norm, progress=False
+        )
+        steps.append(nn.utils.parameters_to_vector(model.parameters()))
+    assert torch.equal(*steps)
+
+
+def test_a_criterion_takes_the_place_of_cross_entropy():
+    def constant(logits, labels):
+        return 0 * logits.sum() + 2.5
+
+    model, loader = linear_model(), random_batches()
+    trained = train_one_epoch(model, loader, sgd(model), criterion=constant, progress=False)
+    assert trained.loss == 2.5
+    assert evaluate(model, loader, criterion=constant, progress=False).loss == 2.5
+
+
+def test_a_models_own_class_weights_in_the_criterion_reach_the_gradients():
+    model, loader = linear_model(), random_batches(4)
+    images, labels = next(iter(loader))
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1]))
+    criterion(model(images), labels).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    train_one_epoch(model, loader, sgd(model, lr=0), criterion=criterion, progress=False)
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected)
+
+
+def test_training_and_evaluation_work_with_a_model_of_torchvisions():
+    loader = DataLoader(TensorDataset(torch.rand(4, 3, 32, 32), torch.arange(4)), 2)
+    model = squeezenet1_1(num_classes=4)
+    assert train_one_epoch(model, loader, sgd(model), progress=False).images == 4
+    assert evaluate(model, loader, progress=False).confusion.sum() == 4
+
+
+def test_a_loader_needs_no_length_and_may_yield_lists():
+    model = linear_model()
+    batches = [list(batch) for batch in random_batches()]
+    assert train_one_epoch(model, iter(batches), sgd(model), progress=False).images == 10
+    assert evaluate(model, iter(batches), progress=False).images == 10
+
+
+# Labels that are shares of the classes
+
+
+def share_batches(count: int = 10, batch_size: int = 4) -> DataLoader:
+    """The images of ``random_batches``, each of all three classes to some degree."""
+    images, _ = random_batches(count).dataset.tensors
+    generator = torch.Generator().manual_seed(2)
+    shares = torch.randn(count, 3, generator=generator).softmax(1)
+    return DataLoader(TensorDataset(images, shares), batch_size)
+
+
+def test_shares_of_the_classes_are_trained_on_as_the_plain_loop_does():
+    model, plain, loader = linear_model(), linear_model(), share_batches()
+    plain.load_state_dict(model.state_dict())
+    optimizer = sgd(plain)
+    for images, shares in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(plain(images), shares).backward()
+        optimizer.step()
+    train_one_epoch(model, loader, sgd(model), progress=False)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_with_shares_an_image_is_recognised_by_its_largest():
+    model, loader = linear_model(), share_batches(40)
+    images, shares = loader.dataset.tensors
+    with torch.no_grad():
+        logits = model(images)
+    metrics = train_one_epoch(model, loader, sgd(model, lr=0), progress=False)
+    assert metrics.accuracy == (logits.argmax(1) == shares.argmax(1)).sum().item() / 40
+    assert metrics.loss == pytest.approx(F.cross_entropy(logits, shares).item(), rel=1e-6)
+    assert metrics.images == 40
+
+
+def test_whole_shares_are_as_good_as_labels():
+    model, loader = linear_model(), random_batches()
+    images, labels = loader.dataset.tensors
+    whole = DataLoader(TensorDataset(images, F.one_hot(labels, 3).float()), 4)
+    one, other = (
+        train_one_epoch(model, each, sgd(model, lr=0), progress=False) for each in (loader, whole)
+    )
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert other.accuracy == one.accuracy
+
+
+def test_a_loader_that_mixes_images_can_be_trained_with():
+    loader = replace(library_loader(), augmentation=(Mixup(), HorizontalFlip()))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    metrics = train_one_epoch(model, loader, sgd(model), progress=False)
+    assert metrics.images == 10
+    assert np.isfinite(metrics.loss)
+
+
+# evaluate
+
+
+@settings(max_examples=30)
+@given(
+    count=st.integers(1, 20),
+    classes=st.integers(2, 7),
+    k=st.integers(1, 7),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_evaluation_gives_the_numbers_of_scikit_learn(count, classes, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    metrics = scored(logits, labels, topk=(k,))
+    names = np.arange(classes)
+    probabilities = logits.double().softmax(1).numpy()
+    predicted = logits.argmax(1)
+    assert metrics.images == count
+    assert metrics.loss == pytest.approx(sk.log_loss(labels, probabilities, labels=names), rel=1e-5)
+    assert metrics.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
+    confusion = sk.confusion_matrix(labels, predicted, labels=names)
+    assert (metrics.confusion == confusion).all()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(
+            metrics.per_class_accuracy, confusion.diagonal() / confusion.sum(1)
+        )
+    # By hand: scikit-learn takes two classes as one score.
+    among_k = [
+        label in row.argsort()[-k:] for label, row in zip(labels, logits.numpy(), strict=True)
+    ]
+    expected = {k: pytest.approx(np.mean(among_k))} if k <= classes else {}
+    assert metrics.topk_accuracy == expected
+
+
+def test_rows_of_the_confusion_are_the_true_classes():
+    logits = F.one_hot(torch.tensor([2, 2, 0]), 3).float()
+    metrics = scored(logits, torch.tensor([0, 0, 1]))
+    assert metrics.confusion.tolist() == [[0, 0, 2], [1, 0, 0], [0, 0, 0]]
+
+
+def test_a_k_above_the_number_of_classes_is_dropped():
+    metrics = scored(torch.eye(3), torch.arange(3), topk=(1, 3, 5))
+    assert metrics.topk_accuracy == {1: 1.0, 3: 1.0}
+
+
+def test_a_class_without_images_is_nan_and_none_in_json():
+    metrics = scored(torch.eye(3)[:2], torch.arange(2))
+    np.testing.assert_array_equal(metrics.per_class_accuracy, [1, 1, np.nan])
+    data = json.loads(json.dumps(metrics.to_dict(), allow_nan=False))
+    assert data["per_class_accuracy"] == {"0": 1.0, "1": 1.0, "2": None}
+    assert data["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+# Several views
+
+
+def library_loader(resize: int = 8, edge: int = 0, **options) -> BatchLoader:
+    """Ten images 8x8 of three classes, of which the network sees 6x6 pixels."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (10,), generator=generator)
+    data = ImageTensors(images, labels, ("ape", "bee", "cat"))
+    preprocess = Preprocess(resize, 6, mean=(0.5,) * 3, std=(0.25,) * 3, edge=edge)
+    return BatchLoader(data, preprocess, **{"batch_size": 4, **options})
+
+
+def assert_scores(metrics: EvalMetrics, shares: list, labels: torch.Tensor) -> None:
+    """Metrics are those of the mean of these views' probabilities."""
+    mean = torch.stack(shares).double().mean(0)
+    assert metrics.loss == pytest.approx(F.nll_loss(mean.log(), labels).item(), rel=1e-5)
+    confusion = sk.confusion_matrix(labels, mean.argmax(1), labels=np.arange(mean.shape[1]))
+    assert (metrics.confusion == confusion).all()
+    assert metrics.accuracy == pytest.approx((mean.argmax(1) == labels).double().mean().item())
+    assert metrics.images == len(labels)
+
+
+@pytest.mark.parametrize("kind", [lambda loader: loader, list, lambda loader: iter(list(loader))])
+def test_two_views_with_anybodys_loader_are_the_mean_of_images_and_mirrored_images(kind):
+    model, loader = linear_model(), random_batches(30)
+    images, labels = loader.dataset.tensors
+    with torch.no_grad():
+        shares = [model(images).softmax(1), model(images.flip(-1)).softmax(1)]
+    metrics = evaluate(model, kind(loader), views=2, progress=False)
+    assert_scores(metrics, shares, labels)
+    assert metrics.loss != pytest.approx(evaluate(model, list(loader), progress=False).loss)
+
+
+@pytest.mark.parametrize("edge", [0, 1])
+def test_two_views_of_a_librarys_loader_mirror_the_picture_and_not_its_edge(edge):
+    # Without room, so that an image mirrored before the crop is the view mirrored.
+    loader = library_loader(resize=6 - edge, edge=edge)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    images, mirrored = (
+        torch.cat([images for images, _ in each])
+        for each in (loader, replace(loader, augmentation=(HorizontalFlip(probability=1.0),)))
+    )
+    with torch.no_grad():
+        shares = [model(images).softmax(1), model(mirrored).softmax(1)]
+    metrics = evaluate(model, loader, views=2, progress=False)
+    assert_scores(metrics, shares, loader.dataset.labels)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_ten_views_are_the_mean_over_corners_and_centre_and_their_mirror_images(memory_format):
+    loader = library_loader(memory_format=memory_format)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    whole = (loader.dataset.images / 255 - 0.5) / 0.25
+    shares = []
+    for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
+        picture = whole[..., top : top + 6, left : left + 6]
+        with torch.no_grad():
+            shares += [model(view).softmax(1) for view in (picture, picture.flip(-1))]
+    metrics = evaluate(model, loader, views=10, progress=False)
+    assert_scores(metrics, shares, loader.dataset.labels)
+    assert metrics.classes == ("ape", "bee", "cat")
+
+
+@pytest.mark.parametrize("views", [1, 2, 10])
+def test_a_model_sees_each_batch_as_often_as_there_are_views(views):
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape))
+            return images.flatten(1)[:, :3]
+
+    evaluate(Witness(), library_loader(), views=views, progress=False)
+    assert seen == [(count, 3, 6, 6) for count in (4, 4, 2) for _ in range(views)]
+
+
+def test_views_of_a_loader_that_crops_at_random_are_those_of_the_whole_image():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 3))
+    cropping = library_loader(augmentation=(RandomCrop(),))
+    one, other = (
+        evaluate(model, loader, views=10, progress=False) for loader in (cropping, library_loader())
+    )
+    assert one.loss == other.loss
+
+
+def test_a_class_that_no_view_believes_in_has_a_finite_loss():
+    certain = torch.tensor([[1000.0, 0.0, 0.0]])
+    loader = [(certain, torch.tensor([1]))]
+
+    class Same(nn.Module):
+        def forward(self, images):
+            return certain
+
+    metrics = evaluate(Same(), loader, views=2, progress=False)
+    assert np.isfinite(metrics.loss)
+    assert metrics.loss > 80
+
+
+def mixed_modes() -> nn.Module:
+    """A model with a frozen module, as in fine-tuning."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Dropout(), nn.Linear(12, 3))
+    model[1].eval()
+    return model
+
+
+def test_evaluation_leaves_every_module_in_the_mode_it_came_in():
+    model = mixed_modes()
+    modes = [module.training for module in model.modules()]
+    evaluate(model, random_batches(), progress=False)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_evaluation_leaves_every_module_in_its_mode_also_when_it_fails():
+    def fails(logits, labels):
+        raise RuntimeError("no loss today")
+
+    model = mixed_modes()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="no loss today"):
+        evaluate(model, random_batches(), criterion=fails, progress=False)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_evaluation_is_in_evaluation_mode_and_records_no_gradients():
+    class Witness(nn.Module):
+        def forward(self, logits):
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return logits
+
+    model = nn.Sequential(linear_model(), Witness())
+    assert evaluate(model, random_batches(), progress=False).images == 10
+
+
+def test_a_model_that_makes_its_state_in_the_first_pass_can_be_trained_after_an_evaluation():
+    class Table(nn.Module):
+        def forward(self, logits):
+            if not hasattr(self, "table"):
+                self.table = torch.ones(3)
+            return logits * self.table
+
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3), Table())
+    evaluate(model, random_batches(), progress=False)
+    assert train_one_epoch(model, random_batches(), sgd(model), progress=False).images == 10
+
+
+class KeepingImages(Dataset):
+    """Makes each batch, of one image, when it is first asked for."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index not in self.kept:
+            self.kept[index] = torch.full((1, 3, 2, 2), index / 4), torch.tensor([index % 3])
+        return self.kept[index]
+
+
+def test_images_that_were_made_and_kept_in_an_evaluation_can_be_trained_with():
+    model, loader = linear_model(), DataLoader(KeepingImages(), batch_size=None)
+    evaluate(model, loader, progress=False)
+    assert train_one_epoch(model, loader, sgd(model), progress=False).images == 4
+
+
+def test_class_names_are_the_models_then_the_data_sets_then_numbers():
+    model, loader = linear_model(), random_batches()
+    assert evaluate(model, loader, progress=False).classes == ("0", "1", "2")
+    loader.dataset.classes = ["ape", "bee", "cat"]
+    assert evaluate(model, loader, progress=False).classes == ("ape", "bee", "cat")
+    model.classes = ("ant", "bat", "cow")
+    assert evaluate(model, loader, progress=False).classes == ("ant", "bat", "cow")
+
+
+def test_class_names_of_another_number_of_classes_are_not_used():
+    loader = random_batches()
+    loader.dataset.classes = ["ape", "bee"]
+    assert evaluate(linear_model(), loader, progress=False).classes == ("0", "1", "2")
+
+
+# Precision and device
+
+
+def logit_dtypes(precision: str) -> set[torch.dtype]:
+    """The logits' dtypes in training and in evaluation."""
+    dtypes = set()
+
+    def criterion(logits, labels):
+        dtypes.add(logits.dtype)
+        return F.cross_entropy(logits, labels)
+
+    model, loader = linear_model(), random_batches()
+    options = {"criterion": criterion, "precision": precision, "progress": False}
+    train_one_epoch(model, loader, sgd(model), **options)
+    evaluate(model, loader, **options)
+    return dtypes
+
+
+def test_float32_is_the_default_and_bfloat16_autocasts():
+    assert logit_dtypes("float32") == {torch.float32}
+    assert logit_dtypes("bfloat16") == {torch.bfloat16}
+
+
+def test_bfloat16_leaves_the_weights_in_float32():
+    model = linear_model()
+    train_one_epoch(model, random_batches(), sgd(model), precision="bfloat16", progress=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_auto_precision_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch, able, dtype):
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: able)
+    assert logit_dtypes("auto") == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "able"),
+    [
+        ({}, False),
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_with_avx512_or_amx(monkeypatch, capabilities, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bfloat16(CPU) is able
+
+
+@pytest.mark.parametrize(("capability", "able"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cuda_multiplies_bfloat16_from_capability_8_on(monkeypatch, capability, able):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies_bfloat16(torch.device("cuda")) is able
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_the_default_device_is_cuda_then_mps_then_the_cpu(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert default_device() == torch.device(device)
+
+
+def test_the_device_that_auto_chooses_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "default_device", lambda: CPU)
+    devices._announced_default_device.cache_clear()
+    assert [resolve_device("auto") for _ in range(3)] == [CPU] * 3
+    assert capsys.readouterr().err == "device: cpu (chosen automatically)\n"
+    devices._announced_default_device.cache_clear()
+
+
+def waits(monkeypatch, run, count: int) -> int:
+    """How often a pass over ``count`` batches reads a number off a tensor."""
+    batches = list(random_batches(4 * count))
+    reads = []
+
+    def counted(method):
+        def read(*args, **kwargs):
+            reads.append(method)
+            return method(*args, **kwargs)
+
+        return read
+
+    with monkeypatch.context() as patch:
+        # Only labels on the CPU are looked at, for which nothing waits.
+        patch.setattr(engine, "_check_labels", lambda labels, logits, *, shares: None)
+        for name in ("item", "tolist", "cpu", "numpy", "nonzero"):
+            patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+        for name in ("__bool__", "__int__", "__float__", "__index__"):
+            patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+        run(batches)
+    return len(reads)
+
+
+def test_no_step_of_training_waits_for_the_device(monkeypatch):
+    model = linear_model()
+
+    def run(batches):
+        train_one_epoch(model, batches, sgd(model), max_grad_norm=1.0, progress=False)
+
+    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+
+
+def test_no_step_of_training_on_shares_waits_for_the_device(monkeypatch):
+    model = linear_model()
+
+    def run(batches):
+        shared = [(images, F.one_hot(labels, 3).float()) for images, labels in batches]
+        train_one_epoch(model, shared, sgd(model), progress=False)
+
+    # Making one-hot labels of a known number of classes looks at none.
+    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_no_step_of_an_evaluation_waits_for_the_device(monkeypatch, views):
+    def run(batches):
+        evaluate(linear_model(), batches, views=views, progress=False)
+
+    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+
+
+# What is said
+
+
+def test_without_a_terminal_a_pass_says_one_line(capsys):
+    model, loader = linear_model(), random_batches()
+    trained = train_one_epoch(model, loader, sgd(model))
+    evaluated = evaluate(model, loader)
+    output = capsys.readouterr()
+    assert output.err == f"training: {trained}\nevaluating: {evaluated}\n"
+    assert output.out == ""
+
+
+def test_without_progress_nothing_is_said(capsys):
+    model, loader = linear_model(), random_batches()
+    train_one_epoch(model, loader, sgd(model), progress=False)
+    evaluate(model, loader, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_training_metrics_are_readable_frozen_and_plain():
+    metrics = EpochMetrics(1.25, 0.5, 10, 4.0, 2.5)
+    assert str(metrics) == "loss 1.2500, accuracy 50.0%, 2.5 images/s"
+    assert json.loads(json.dumps(metrics.to_dict())) == {
+        "loss": 1.25,
+        "accuracy": 0.5,
+        "images": 10,
+        "seconds": 4.0,
+        "images_per_second": 2.5,
+    }
+    with pytest.raises(FrozenInstanceError):
+        metrics.loss = 0.0
+
+
+def test_evaluation_metrics_are_readable_and_frozen():
+    metrics = EvalMetrics(
+        loss=0.5,
+        accuracy=0.25,
+        topk_accuracy={1: 0.25, 5: 0.75},
+        per_class_accuracy=np.array([0.25]),
+        confusion=np.array([[4]]),
+        classes=("cat",),
+        images=1234,
+        seconds=1.0,
+    )
+    assert str(metrics) == "loss 0.5000, accuracy 25.0%, top-5 75.0% (1,234 images)"
+    assert metrics.to_dict()["topk_accuracy"] == {"1": 0.25, "5": 0.75}
+    with pytest.raises(FrozenInstanceError):
+        metrics.loss = 0.0
+
+
+# The tutorial's own loops
+
+
+def tutorial_train(model, device, train_loader, optimizer, criterion):
+    model.train()
+    running_loss = 0.0
+    correct = 0
+    total = 0
+    for images, labels in tqdm(train_loader):
+        images, labels = images.to(device), labels.to(device)
+        optimizer.zero_grad()
+        outputs = model(images)
+        loss = criterion(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+        _, predicted = torch.max(outputs.data, 1)
+        total += labels.size(0)
+        correct += (predicted == labels).sum().item()
+    return running_loss / len(train_loader), 100 * correct / total
+
+
+def tutorial_test(model, device, test_loader, criterion):
+    model.eval()
+    running_loss = 0.0
+    correct = 0
+    total = 0
+    with torch.no_grad():
+        for images, labels in tqdm(test_loader):
+            images, labels = images.to(device), labels.to(device)
+            outputs = model(images)
+            running_loss += criterion(outputs, labels).item()
+            _, predicted = torch.max(outputs.data, 1)
+            total += labels.size(0)
+            correct += (predicted == labels).sum().item()
+    return running_loss / len(test_loader), 100 * correct / total
+
+
+def test_the_tutorials_training_and_test_functions_run_unchanged():
+    loaders = build_shapes_loaders(train_images=30, batch_size=9, validation_fraction=0.1)
+    assert loaders.test is not None
+    test_loader = replace(
+        loaders.test, dataset=loaders.test.dataset.subset(torch.arange(18)), batch_size=9
+    )
+    model = AlexNet(num_classes=10, architecture="single_tower", image_size=67, seed=0)
+    before = model.classifier.fc8.weight.detach().clone()
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0001, momentum=0.9, weight_decay=0.0005)
+    loss, accuracy = tutorial_train(model, CPU, loaders.train, optimizer, criterion)
+    # An untrained network guesses.
+    assert loss == pytest.approx(np.log(10), abs=0.5)
+    assert 0 <= accuracy <= 100
+    assert not torch.equal(model.classifier.fc8.weight, before)
+    loss, accuracy = tutorial_test(model, CPU, test_loader, criterion)
+    # Its mean over batches is one over images where all batches are of one size.
+    metrics = evaluate(model, test_loader, progress=False)
+    assert loss == pytest.approx(metrics.loss, rel=1e-5)
+    assert accuracy == pytest.approx(100 * metrics.accuracy)
+
+
+# Wrong input
+
+
+@pytest.mark.bad_input
+def test_a_loss_function_in_the_optimisers_place_is_told_the_order():
+    order = "order is train_one_epoch(model, loader, optimizer, criterion=...)"
+    with pytest.raises(TypeError, match=re.escape(order)) as caught:
+        train_one_epoch(linear_model(), random_batches(), nn.CrossEntropyLoss(), progress=False)
+    assert "optimizer is a CrossEntropyLoss" in str(caught.value)
+
+
+def both_passes(loader, model=None, **options):
+    """The two functions, to be called."""
+    model = linear_model() if model is None else model
+    optimizer = sgd(model)
+    return (
+        lambda: train_one_epoch(model, loader, optimizer, progress=False, **options),
+        lambda: evaluate(model, loader, progress=False, **options),
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loader", [[], random_batches(0)])
+def test_a_loader_without_batches_is_refused(loader):
+    for run in both_passes(loader):
+        with pytest.raises(ValueError, match=r"loader yields no batches; expected at least one"):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3), (torch.zeros(2, 3),), {"image": 1}])
+def test_a_loader_that_yields_no_pairs_is_refused(batch):
+    message = f"loader yields a {type(batch).__name__}; expected pairs (images, labels)"
+    for run in both_passes([batch]):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("labels", [[0, 5], [-1, 1]])
+def test_labels_that_are_no_classes_of_the_model_are_named_with_its_range(labels):
+    model = AlexNet(num_classes=2, image_size=67, seed=0)
+    message = f"labels run from {labels[0]} to {labels[1]}, but the model has 2 classes; "
+    for run in both_passes([(torch.zeros(2, 3, 67, 67), torch.tensor(labels))], model):
+        with pytest.raises(ValueError, match=re.escape(message + "expected 0 to 1")):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_an_error_that_names_its_first_step(poison):
+    batches = list(random_batches(20))
+    batches[2][0][0] = poison
+    model = linear_model()
+    with pytest.raises(FloatingPointError, match=r"the loss of step 3 is not finite"):
+        train_one_epoch(model, batches, sgd(model), progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("topk", [(0,), (1, -5), (1.5,), 5])
+def test_a_k_below_one_is_refused(topk):
+    with pytest.raises(ValueError, match=re.escape(f"topk is {topk}; expected a sequence")):
+        evaluate(linear_model(), random_batches(), topk=topk)
+
+
+@pytest.mark.bad_input
+def test_an_unknown_precision_is_told_the_known_ones():
+    message = "precision is 'half'; expected 'float32', 'bfloat16' or 'auto'"
+    with pytest.raises(ValueError, match=message):
+        resolve_precision("half", CPU)
+    for run in both_passes(random_batches(), precision="half"):
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_this_machine_has_not_is_refused(device):
+    for run in both_passes(random_batches(), device=device):
+        with pytest.raises(ValueError, match=f"device is '{device}'; expected 'auto' or a device"):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(2, 4),
+        torch.zeros(1, 3),
+        torch.zeros(2, 1),
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.zeros(2, 3, dtype=torch.bool),
+    ],
+)
+def test_shares_of_another_shape_or_dtype_are_refused_and_told_the_right_one(labels):
+    text = (
+        f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 (batch,), or "
+        "the classes' shares, floating (2, 3)"
+    )
+    model = linear_model()
+    with pytest.raises(ValueError, match=re.escape(text)):
+        train_one_epoch(model, [(torch.zeros(2, 3, 2, 2), labels)], sgd(model), progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("shape", [(), (2, 3, 1)])
+def test_labels_of_another_rank_are_refused(shape):
+    for run in both_passes([(torch.zeros(2, 3, 2, 2), torch.zeros(shape))]):
+        with pytest.raises(ValueError, match=r"labels have shape .*; expected int64 \(batch,\)"):
+            run()
+
+
+@pytest.mark.bad_input
+def test_an_evaluation_refuses_shares():
+    text = "labels have shape (4, 3); expected int64 (batch,)"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        evaluate(linear_model(), share_batches(), progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("views", [0, 3, 10])
+def test_more_views_than_two_need_a_librarys_loader(views):
+    text = f"views is {views}, but loader is a DataLoader; expected 1 or 2, or for 10 views a load"
+    with pytest.raises(ValueError, match=text):
+        evaluate(linear_model(), random_batches(), views=views, progress=False)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("views", [0, 3])
+def test_another_number_of_views_of_a_librarys_loader_is_refused(views):
+    with pytest.raises(ValueError, match=f"views is {views}; expected one of 1, 2, 10"):
+        evaluate(nn.Flatten(), library_loader(), views=views, progress=False)
+
+
+@pytest.mark.bad_input
+def test_ten_views_without_room_are_refused():
+    with pytest.raises(ValueError, match="views is 10, but resize is 6, all of which the network"):
+        evaluate(nn.Flatten(), library_loader(resize=6), views=10, progress=False)
