@@ -30,23 +30,28 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from alexnet_lib import AlexNet, LocalResponseNorm, keep_freed_memory, predict, summary
-from alexnet_lib.data.loaders import BatchLoader
-from alexnet_lib.data.preprocess import Preprocess
-from alexnet_lib.data.sources import open_datasets
-from alexnet_lib.devices import multiplies_bfloat16
-from alexnet_lib.kernels import cpu as kernels
-from alexnet_lib.kernels.linear import substituted
-from alexnet_lib.training.fit import versions
-from alexnet_lib.training.loop import run_steps, train_steps
+from alexnet_lib import (
+    AlexNet,
+    BatchLoader,
+    LocalResponseNorm,
+    Placement,
+    Preprocess,
+    keep_freed_memory,
+    predict,
+    summary,
+    train_one_epoch,
+)
+from alexnet_lib.data.sources import open_parts
+from alexnet_lib.devices import DTYPES, MEMORY_FORMATS, multiplies_bfloat16, versions
+from alexnet_lib.kernels import cpu
+from alexnet_lib.training.loop import TrainingStep, arithmetic
+from alexnet_lib.training.metrics import Totals
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tutorial
 
 HERE = Path(__file__).parent
 BATCH = 128
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SIZES = ((BATCH, 96, 55, 55), (BATCH, 256, 27, 27))  # what norm1 and norm2 see
 
 Timings = dict[str, list[float]]
@@ -97,7 +102,7 @@ class Bench:
         """LRN alone, forward and backward, against torch's; a ReLU for scale. Milliseconds."""
         results = {}
         for shape in SIZES:
-            for form, memory_format in FORMATS.items():
+            for form, memory_format in MEMORY_FORMATS.items():
                 for precision, dtype in DTYPES.items():
                     x = torch.randn(shape, device=self.device, dtype=dtype).relu()
                     x = x.to(memory_format=memory_format)
@@ -131,12 +136,14 @@ class Bench:
                     torchvision.models.alexnet(num_classes=10), 224, dtype, tuned=True
                 ),
                 "torchvision, the library's loop": self._best_step(
-                    torchvision.models.alexnet(num_classes=10), 224, dtype
+                    torchvision.models.alexnet(num_classes=10), 224, precision
                 ),
-                "paper": self._best_step(AlexNet(10, seed=0), 227, dtype),
-                "paper without LRN": self._best_step(without_lrn(AlexNet(10, seed=0)), 227, dtype),
+                "paper": self._best_step(AlexNet(10, seed=0), 227, precision),
+                "paper without LRN": self._best_step(
+                    without_lrn(AlexNet(10, seed=0)), 227, precision
+                ),
                 "single_tower": self._best_step(
-                    AlexNet(10, architecture="single_tower", seed=0), 227, dtype
+                    AlexNet(10, architecture="single_tower", seed=0), 227, precision
                 ),
             }
             results[precision] = per_second(BATCH, self.alternate(sides))
@@ -145,11 +152,11 @@ class Bench:
     def compiled(self) -> dict[str, Any]:
         """Whole-model torch.compile against the same step without. Images a second."""
         results = {}
-        for precision, dtype in self.native_dtypes.items():
+        for precision in self.native_dtypes:
             sides = {
-                "paper": self._best_step(AlexNet(10, seed=0), 227, dtype),
+                "paper": self._best_step(AlexNet(10, seed=0), 227, precision),
                 "paper, torch.compile": self._best_step(
-                    AlexNet(10, seed=0), 227, dtype, compiled=True
+                    AlexNet(10, seed=0), 227, precision, compiled=True
                 ),
             }
             results[precision] = per_second(BATCH, self.alternate(sides))
@@ -164,14 +171,13 @@ class Bench:
                 ("torchvision", torchvision.models.alexnet(num_classes=10), 224),
             ):
                 model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                ((images, _),) = self._batch(size, dtype, FORMATS["channels_last"])
-                results[f"{name} {precision}"] = self._times_of_layers(model, images, dtype)
+                images, _ = self._batch(size, dtype, torch.channels_last)
+                results[f"{name} {precision}"] = self._times_of_layers(model, images, precision)
         return results
 
     def _times_of_layers(
-        self, model: nn.Module, images: torch.Tensor, dtype: torch.dtype
+        self, model: nn.Module, images: torch.Tensor, precision: Any
     ) -> dict[str, dict[str, float]]:
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
         x, results = images, {}
         for name, layer in model.named_modules():
             if name == "" or isinstance(layer, nn.Sequential):
@@ -182,7 +188,7 @@ class Bench:
                 layer.inplace = False  # what it would overwrite is needed again here
             x = x.detach().requires_grad_(x is not images)
             wanted = [*([x] if x.requires_grad else []), *layer.parameters()]
-            with autocast, substituted(self.device):
+            with arithmetic(precision, self.device):
                 y = layer(x)
                 grad = torch.randn_like(y)
 
@@ -200,19 +206,19 @@ class Bench:
     def _batch(self, size: int, dtype: torch.dtype, memory_format: Any) -> Any:
         images = torch.randn(BATCH, 3, size, size, device=self.device)
         labels = torch.randint(10, (BATCH,), device=self.device)
-        return [(images.to(dtype).to(memory_format=memory_format), labels)]
+        return images.to(dtype).to(memory_format=memory_format), labels
 
     def _plain_step(
         self, model: nn.Module, size: int, dtype: torch.dtype, *, tuned: bool = False
     ) -> Callable[[], object]:
         """Torch alone, as the blog post trains, or tuned: channels_last, fused SGD, no `item()`."""
-        memory_format = FORMATS["channels_last" if tuned else "contiguous"]
+        memory_format = MEMORY_FORMATS["channels_last" if tuned else "contiguous"]
         model.to(self.device, memory_format=memory_format).train()  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             model.parameters(), lr=0.0001, momentum=0.9, weight_decay=5e-4, fused=tuned or None
         )
         given = dtype if tuned else torch.float32
-        ((images, labels),) = self._batch(size, given, memory_format)
+        images, labels = self._batch(size, given, memory_format)
 
         def step() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
@@ -226,37 +232,36 @@ class Bench:
         return step
 
     def _best_step(
-        self, model: nn.Module, size: int, dtype: torch.dtype, *, compiled: bool = False
+        self, model: nn.Module, size: int, precision: Any, *, compiled: bool = False
     ) -> Callable[[], object]:
-        """As ``fit`` trains: channels_last, fused SGD, the library's own loop."""
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """As ``fit`` trains: channels_last, fused SGD, the library's own step."""
+        model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(
             model.parameters(), lr=0.0001, momentum=0.9, weight_decay=5e-4, fused=True
         )
-        batches = self._batch(size, dtype, torch.channels_last)
-        precision = "bfloat16" if dtype is torch.bfloat16 else "float32"
-        trained = torch.compile(model) if compiled else model
+        images, labels = self._batch(size, DTYPES[precision], torch.channels_last)
+        trained: Any = torch.compile(model) if compiled else model
+        train = TrainingStep(trained, optimizer, self.device, precision)
 
         def step() -> None:
-            steps = train_steps(trained, batches, optimizer, precision=precision)
-            run_steps(steps, batches, "step", progress=False)
+            totals = Totals(self.device)
+            train(images, labels, totals)
+            totals.compute()  # waits for the device
             optimizer.zero_grad(set_to_none=True)
 
         return step
 
     def loader(self) -> dict[str, Any]:
         """The loader alone: images a second, the first two epochs of each left out."""
-        data = open_datasets(self.data)[0]
         count = 1024
-        part = data.subset(torch.arange(count))
-        preprocess = Preprocess(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), fit="squash")
+        part = open_parts(self.data).train.subset(torch.arange(count))
+        preprocess = Preprocess(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26), image_fit="squash")
         theirs = tutorial.build_loader(self.data, count)
         sides: dict[str, Callable[[], object]] = {"tutorial": lambda: exhausted(theirs)}
         for precision, dtype in DTYPES.items():
-            for form, memory_format in FORMATS.items():
-                ours = BatchLoader(
-                    part, preprocess, shuffle=True, dtype=dtype, memory_format=memory_format
-                )
+            for form, memory_format in MEMORY_FORMATS.items():
+                placement = Placement(dtype=dtype, memory_format=memory_format)
+                ours = BatchLoader(part, preprocess, shuffle=True, placement=placement)
                 sides[f"{precision} {form}"] = lambda ours=ours: exhausted(ours)
         return per_second(count, self.alternate(sides))
 
@@ -317,8 +322,8 @@ class Bench:
 
 def growth(data: str, device: str) -> dict[str, Any]:
     keep_freed_memory()
-    kernels.library()
-    images = open_datasets(data)[0]
+    cpu.load()
+    images = open_parts(data).train
     model = AlexNet(10, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, fused=True)
     precision = "bfloat16" if multiplies_bfloat16(torch.device(device)) else "float32"
@@ -326,14 +331,12 @@ def growth(data: str, device: str) -> dict[str, Any]:
     def epoch(count: int) -> float:
         loader = BatchLoader(
             images.subset(torch.arange(count)),
-            Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, fit="squash"),
+            Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, image_fit="squash"),
             shuffle=True,
-            device=torch.device(device),
-            dtype=DTYPES[precision],
-            memory_format=torch.channels_last,
+            placement=Placement(torch.device(device), DTYPES[precision], torch.channels_last),
         )
-        steps = train_steps(model, loader, optimizer, precision=precision)
-        return run_steps(steps, loader, "epoch", progress=False).seconds
+        metrics = train_one_epoch(model, loader, optimizer, precision=precision, progress=False)
+        return metrics.seconds
 
     epoch(2 * BATCH)
     counts = [4 * BATCH, 8 * BATCH, 16 * BATCH]
@@ -604,12 +607,12 @@ def main() -> None:
         return
     device = torch.device(arguments.device)
     keep_freed_memory()
-    kernels.library()
+    compiled = cpu.load() is not None
     bench = Bench(device, arguments.rounds, arguments.data, arguments.images)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "device": describe(device),
-        "kernels": kernels.library() is not None,
+        "kernels": compiled,
         "versions": versions(),
         "data": arguments.data,
         "rounds": arguments.rounds,

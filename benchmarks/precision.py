@@ -14,49 +14,33 @@ from typing import Any
 
 import torch
 
-from alexnet_lib import RECIPES, evaluate, keep_freed_memory
-from alexnet_lib.kernels import cpu as kernels
-from alexnet_lib.training.fit import versions
-from alexnet_lib.training.loop import run_steps, train_steps
+from alexnet_lib import Recipe, RunOptions, keep_freed_memory, prepare_loaders, prepare_model
+from alexnet_lib.devices import DTYPES, versions
+from alexnet_lib.kernels import cpu
+from alexnet_lib.training.state import TrainingRun
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What the recipes have in common: batches of 128, flips and no other augmentation.
+RECIPE = Recipe("plain")
 
 
-def curve(data: str, precision: str, overrides: dict[str, Any], device: str) -> dict[str, Any]:
+def curve(data: str, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
     """The loss of each training step, and the validation metrics after each epoch."""
-    recipe = RECIPES["modern"].overridden(overrides)
-    loaders = recipe.build_loaders(data, seed=0)
-    loaders = loaders.to(device, DTYPES[precision], torch.channels_last)
-    model = recipe.build_model(loaders.classes, seed=0)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = recipe.build_optimizer(model)
-    schedule = recipe.build_schedule(optimizer, recipe.epochs * len(loaders.train))
-    losses, validation, speeds = [], [], []
-
-    def criterion(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss = recipe.criterion(logits, labels)
-        losses.append(loss.detach())
-        return loss
-
-    torch.manual_seed(0)
-    for _ in range(recipe.epochs):
-        steps = train_steps(
-            model,
-            loaders.train,
-            optimizer,
-            criterion=criterion,
-            precision=precision,
-            batch_scheduler=schedule,
-            max_grad_norm=recipe.max_grad_norm,
-        )
-        metrics = run_steps(steps, loaders.train, precision, progress=True)
-        speeds.append(metrics.images_per_second)
-        found = evaluate(model, loaders.validation, precision=precision)
-        validation.append({"loss": found.loss, "accuracy": found.accuracy})
+    loaders = prepare_loaders(data, recipe, options=options)
+    model = prepare_model(loaders, recipe, options=options)
+    run = TrainingRun(recipe, loaders, model, seed=0, options=options)
+    losses: list[torch.Tensor] = []
+    while not run.finished:
+        while run.totals.steps < run.steps_in_epoch:
+            images, loss = run.totals.images, run.totals.loss.clone()
+            run.take_step()
+            losses.append((run.totals.loss - loss) / (run.totals.images - images))
+        record = run.finish_epoch()
+        print(f"{options.precision}, epoch {record.epoch}: {record.validation}", flush=True)
+    validation = [record.to_dict()["validation"] for record in run.history]
     return {
-        "losses": [round(loss, 5) for loss in torch.stack(losses).float().tolist()],
+        "losses": [round(loss, 5) for loss in torch.stack(losses).tolist()],
         "validation": validation,
-        "images/s": speeds,
+        "images/s": [record.train.images_per_second for record in run.history],
     }
 
 
@@ -71,20 +55,28 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     keep_freed_memory()
-    kernels.library()
-    overrides = {
-        "train_images": arguments.train_images,
-        "epochs": arguments.epochs,
-        "image_size": arguments.image_size,
-    }
+    cpu.load()
+    recipe = RECIPE.overridden(
+        {
+            "train_images": arguments.train_images,
+            "epochs": arguments.epochs,
+            "image_size": arguments.image_size,
+        }
+    )
+    curves = {}
+    for precision in DTYPES:
+        options = RunOptions(
+            device=arguments.device,
+            precision=precision,
+            memory_format="channels_last",
+            progress=False,
+        )
+        curves[precision] = curve(arguments.data, recipe, options.resolved())
     result = {
         "command": " ".join(["python", "benchmarks/precision.py", *sys.argv[1:]]),
         "versions": versions(),
-        "recipe": RECIPES["modern"].overridden(overrides).to_dict(),
-        "curves": {
-            precision: curve(arguments.data, precision, overrides, arguments.device)
-            for precision in DTYPES
-        },
+        "recipe": recipe.to_dict(),
+        "curves": curves,
     }
     file = Path(__file__).parent / "results" / "precision.json"
     file.write_text(json.dumps(result) + "\n", encoding="utf-8")

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alexnet_lib import evaluate, keep_freed_memory, load_checkpoint
-from alexnet_lib.data.loaders import BatchLoader
-from alexnet_lib.data.sources import open_datasets
+from alexnet_lib import BatchLoader, evaluate, keep_freed_memory, load_checkpoint
+from alexnet_lib.data.sources import open_parts
 
 RUNS = Path(__file__).parent / "results" / "runs"
 
@@ -45,12 +44,10 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 def store(run: Path, data: str, name: str, numbers: Sequence[int]) -> None:
     """Keeps a finished run, and what its best weights make of the test images in several views."""
-    known, result = (
-        read_json(run / "recipe.json")["recipe"]["views"],
-        read_json(run / "result.json"),
-    )
+    known = read_json(run / "recipe.json")["recipe"]["views"]
+    result = read_json(run / "result.json")
     model = load_checkpoint(run / "best.safetensors")
-    *_, test = open_datasets(data)
+    test = open_parts(data).test
     assert test is not None
     assert model.preprocess is not None
     accuracies = {str(known): result["test"]["accuracy"]}
@@ -69,7 +66,7 @@ def store(run: Path, data: str, name: str, numbers: Sequence[int]) -> None:
 
 def rows() -> list[Sequence[str]]:
     """A row for each stored run, the best first."""
-    found = []
+    table = []
     for run in RUNS.iterdir():
         recipe, result = read_json(run / "recipe.json"), read_json(run / "result.json")
         lines, views = history(run), read_json(run / "views.json")["accuracy_by_views"]
@@ -77,7 +74,7 @@ def rows() -> list[Sequence[str]]:
         images = fields["train_images"] or 50_000
         trained = images - round(images * fields["validation_fraction"])
         best = max(line["validation"]["accuracy"] for line in lines)
-        found.append(
+        table.append(
             (
                 run.name,
                 fields["name"],
@@ -90,7 +87,7 @@ def rows() -> list[Sequence[str]]:
                 f"{views['10']:.1%}" if "10" in views else "",
             )
         )
-    return sorted(found, key=lambda row: -float(row[-2].rstrip("%")))
+    return sorted(table, key=lambda row: -float(row[-2].rstrip("%")))
 
 
 def report() -> str:

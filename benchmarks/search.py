@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alexnet_lib import RECIPES, Recipe, RunOptions, fit, keep_freed_memory
+from alexnet_lib import RECIPES, Recipe, RunOptions, fit, keep_freed_memory, prepare_loaders
 
 RESULTS = Path(__file__).parent / "results" / "search.jsonl"
 
@@ -81,9 +81,10 @@ ALL = {
 
 def run_trial(data: str, name: str) -> dict[str, Any]:
     changed, recipe = ALL[name]
-    loaders = recipe.build_loaders(data, seed=0)._replace(test=None)
+    options = RunOptions(progress=False)
+    loaders = prepare_loaders(data, recipe, options=options)._replace(test=None)
     started = time.perf_counter()
-    run = fit(loaders, recipe=recipe, options=RunOptions(progress=False))
+    run = fit(loaders, recipe=recipe, options=options)
     return {
         "trial": name,
         "changed": changed,
@@ -102,9 +103,9 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     done = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    known = {(line["trial"], json.dumps(line["recipe"])) for line in map(json.loads, done)}
+    known = [(line["trial"], line["recipe"]) for line in map(json.loads, done)]
     for name in arguments.trials:
-        if (name, json.dumps(ALL[name][1].to_dict())) in known:
+        if (name, ALL[name][1].to_dict()) in known:
             continue
         result = run_trial(arguments.data, name)
         with RESULTS.open("a", encoding="utf-8") as file:

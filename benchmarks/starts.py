@@ -8,6 +8,7 @@ benchmarks/results/starts.json; with --starts, only those named are run again.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from alexnet_lib import RECIPES, keep_freed_memory
+from alexnet_lib import (
+    RECIPES,
+    Recipe,
+    RunOptions,
+    keep_freed_memory,
+    prepare_loaders,
+    prepare_model,
+)
 from alexnet_lib.analysis.diagnosis import step_losses
-from alexnet_lib.devices import MEMORY_FORMATS, RunOptions
-from alexnet_lib.kernels import cpu as kernels
-from alexnet_lib.training.fit import versions
+from alexnet_lib.devices import seed_generators, versions
+from alexnet_lib.kernels import cpu
 
 # Name: (recipe, what is changed in it).
 INVERTED: dict[str, Any] = {"dropout_scaling": "training"}
@@ -29,7 +36,7 @@ STARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "the paper's initialisation": ("paper", {"initialization": "paper"}),
     "nn.Dropout": ("paper", INVERTED),
     "nn.Dropout, the paper's initialisation": ("paper", {**INVERTED, "initialization": "paper"}),
-    "nn.Dropout, normalised input": ("paper", {**INVERTED, "normalization": "pixel_std"}),
+    "nn.Dropout, normalised input": ("paper", {**INVERTED, "preprocessing": "standardize"}),
     "nn.Dropout, rate 0.001": ("paper", {**INVERTED, "learning_rate": 0.001}),
     "nn.Dropout, warm-up": ("paper", {**INVERTED, "warmup_fraction": 0.5}),
     "nn.Dropout, gradients clipped at 5": ("paper", {**INVERTED, "max_grad_norm": 5.0}),
@@ -43,28 +50,31 @@ STARTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **INVERTED,
             "initialization": "kaiming",
-            "normalization": "pixel_std",
+            "preprocessing": "standardize",
             "bias_rate_factor": 1.0,
         },
     ),
 }
 
 
-def losses(data: str, name: str, steps: int) -> dict[str, Any]:
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a start."""
     base, changed = STARTS[name]
-    recipe = RECIPES[base].overridden({**changed, "train_images": 20_000})
+    return RECIPES[base].overridden({**changed, "train_images": 20_000})
+
+
+def start(data: str, name: str, steps: int) -> dict[str, Any]:
+    """The losses of a start's first steps; its schedule is that of a run of so many steps."""
+    recipe = recipe_of(name)
     options = RunOptions(progress=False).resolved()
-    memory_format = MEMORY_FORMATS[options.memory_format]
-    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
-    loaders = recipe.build_loaders(data, seed=0).to(options.device, dtype, memory_format)
-    model = recipe.build_model(loaders.classes, seed=0)
-    model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
-    torch.manual_seed(0)
-    found = step_losses(model, loaders.train, steps, recipe, options)
+    loaders = prepare_loaders(data, recipe, options=options)
+    model = prepare_model(loaders, recipe, options=options)
+    seed_generators(0, torch.device(options.device))
+    losses = step_losses(model, loaders.train, steps, recipe, options)
     return {
         "recipe": recipe.to_dict(),
         "precision": options.precision,
-        "losses": [round(loss, 4) for loss in found],
+        "losses": [round(loss, 4) for loss in losses],
     }
 
 
@@ -78,8 +88,11 @@ def fc8_start(data: str, dropout_scaling: str, classes: int) -> dict[str, Any]:
     recipe = RECIPES["paper"].overridden(
         {"dropout_scaling": dropout_scaling, "train_images": 2_000, "batch_size": 64}
     )
-    loaders = recipe.build_loaders(data, seed=0)
-    model = recipe.build_model(tuple(map(str, range(classes))), seed=0).eval()
+    options = RunOptions(precision="float32", memory_format="contiguous", progress=False).resolved()
+    loaders = prepare_loaders(data, recipe, options=options)
+    renamed = replace(loaders.train.dataset, classes=tuple(map(str, range(classes))))
+    loaders = loaders._replace(train=replace(loaders.train, dataset=renamed))
+    model = prepare_model(loaders, recipe, options=options).eval()
     seen: list[Tensor] = []
     model.classifier.fc8.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     images, _ = next(iter(loaders.train))
@@ -107,14 +120,14 @@ def main() -> None:
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
     arguments = parser.parse_args()
     keep_freed_memory()
-    kernels.library()
+    cpu.load()
     file = Path(__file__).parent / "results" / "starts.json"
     known = json.loads(file.read_text(encoding="utf-8"))["starts"] if file.exists() else {}
     starts = dict(known)
     for name in arguments.starts:
-        starts[name] = losses(arguments.data, name, arguments.steps)
-        course = starts[name]["losses"]
-        print(f"{name:<44} {[round(x, 2) for x in course[:: len(course) // 8]]}", flush=True)
+        starts[name] = start(arguments.data, name, arguments.steps)
+        course = starts[name]["losses"][:: max(arguments.steps // 8, 1)]
+        print(f"{name:<44} {[round(loss, 2) for loss in course]}", flush=True)
     result = {
         "command": f"python benchmarks/starts.py {arguments.data} --steps {arguments.steps}",
         "versions": versions(),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from alexnet_lib import keep_freed_memory
 from alexnet_lib.data.images import ImageTensors
-from alexnet_lib.data.sources import open_datasets
+from alexnet_lib.data.sources import open_parts
 
 
 class AlexNet(nn.Module):
@@ -80,8 +80,8 @@ class Pictures(Dataset):
 
 
 def build_loader(data: str, train_images: int) -> DataLoader:
-    images, _, _ = open_datasets(data)
-    return DataLoader(Pictures(images, train_images), batch_size=128, shuffle=True)
+    pictures = Pictures(open_parts(data).train, train_images)
+    return DataLoader(pictures, batch_size=128, shuffle=True)
 
 
 def train(model: nn.Module, loader: DataLoader, device: str) -> float:

@@ -191,6 +191,10 @@ def smooth(losses: Sequence[float], steps: int = 10) -> np.ndarray:
     return np.convolve(losses, np.ones(steps) / steps, "valid")
 
 
+def steps_of(images: int) -> str:
+    return f"training step ({images} images)"
+
+
 # The table has the others too.
 DRAWN_STARTS = (
     "the paper",
@@ -210,7 +214,8 @@ def draw_starts(file: Path) -> None:
             losses = smooth(_starts["starts"][name]["losses"], 5)
             axes.plot(np.arange(5, 5 + len(losses)), losses, linewidth=1.3, label=name)
         axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
-        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(1.5, 6))
+        images = {start["recipe"]["batch_size"] for start in _starts["starts"].values()}
+        axes.set(xlabel=steps_of(*images), ylabel="training loss", ylim=(1.5, 6))
         axes.legend(frameon=False, fontsize=7.5)
 
 
@@ -242,7 +247,8 @@ def draw_precision(file: Path) -> None:
             axes.plot(steps[9:], smooth(losses), color=color, linewidth=1.6, label=precision)
         axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
         axes.annotate("ln 10: chance", (len(losses), np.log(10)), ha="right", va="bottom")
-        axes.set(xlabel="training step (128 images)", ylabel="training loss", ylim=(None, 2.6))
+        label = steps_of(_precision["recipe"]["batch_size"])
+        axes.set(xlabel=label, ylabel="training loss", ylim=(None, 2.6))
         axes.legend(frameon=False)
 
 

@@ -1,3 +1,7 @@
+import os
+import tempfile
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Machines differ in speed: no deadlines, and the same examples on every one of them.
@@ -9,3 +13,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("alexnet")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Kernels are compiled once in a session, into a folder that ends with it; the processes that
+    # tests start use it too. The user's own cache is neither read nor written.
+    folder = tempfile.TemporaryDirectory(prefix="alexnet-lib-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+@pytest.fixture(params=["compiled", "torch's operations"])
+def implementation(request, monkeypatch):
+    """With the compiled kernels, and where they cannot be had."""
+    # The run with type checks has to come before the library's import.
+    from alexnet_lib.kernels import cpu
+
+    library = cpu.load() if request.param == "compiled" else None
+    if request.param == "compiled" and library is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(cpu, "load_when_worthwhile", lambda values: library)
+    return request.param

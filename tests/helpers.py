@@ -4,17 +4,32 @@ import hashlib
 import pickle
 import tarfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import CIFAR10
 
 from alexnet_lib.data import cifar10 as cifar10_module
+from alexnet_lib.data.images import ImageTensors, WrappedDataset
+from alexnet_lib.data.loaders import BatchLoader
+from alexnet_lib.data.statistics import ColorComponents
 
 EXIF_ORIENTATION = 0x0112
+
+# Of no data set; for colour noise whose directions differ.
+COMPONENTS = ColorComponents(
+    (0.4, 0.1, 0.05), ((0.6, 0.8, 0.0), (0.0, 0.0, 1.0), (0.8, -0.6, 0.0)), 10
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def random_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -27,6 +42,63 @@ def smooth_pixels(height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     waves = [np.sin(5 * x + 3 * y), np.cos(4 * x - 2 * y), np.sin(6 * x * y)]
     return np.uint8(127.5 + 120 * np.stack(waves, axis=-1))
+
+
+def random_batch(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """uint8 images (count, 3, height, width)."""
+    shape = (count, 3, height, width)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded(seed))
+
+
+def of_dtype(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 images in another dtype, floating ones from 0 to 1."""
+    return images if dtype == torch.uint8 else images.to(dtype) / 255
+
+
+def first_channels(images: np.ndarray) -> torch.Tensor:
+    """An array of images with its channels last as a tensor with them first."""
+    return torch.from_numpy(images).movedim(-1, -3)
+
+
+def in_memory(images: torch.Tensor, classes: int = 2) -> ImageTensors:
+    """Images with labels that take turns."""
+    labels = torch.arange(len(images)) % classes
+    return ImageTensors(images, labels, tuple(map(str, range(classes))))
+
+
+def read_lazily(images: torch.Tensor, classes: int = 2) -> WrappedDataset:
+    """The same, read one by one."""
+    labels = torch.arange(len(images)) % classes
+    indices = torch.arange(len(images))
+    source = TensorDataset(images, labels)
+    return WrappedDataset(source, indices, labels, tuple(map(str, range(classes))))
+
+
+def whole_pass(loader: BatchLoader) -> torch.Tensor:
+    return torch.cat([images for images, _ in loader])
+
+
+def assert_same_pass(loader: BatchLoader, other: BatchLoader) -> None:
+    mine, others = (list(zip(*batches, strict=True)) for batches in (loader, other))
+    assert torch.equal(torch.cat(mine[0]), torch.cat(others[0]))
+    assert torch.equal(torch.cat(mine[1]), torch.cat(others[1]))
+
+
+def witness(where: str, seen: list):
+    """An augmentation that changes nothing and notes what it is given."""
+
+    @dataclass(frozen=True)
+    class Witness:
+        on: ClassVar[str] = where
+
+        def draw(self, count, generator):
+            return torch.arange(count)
+
+        def apply(self, images, draws):
+            seen.append((where, tuple(images.shape), images.dtype, draws.tolist()))
+            return images
+
+    return Witness()
 
 
 def exif(orientation: int) -> Image.Exif:

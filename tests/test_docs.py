@@ -1,6 +1,7 @@
 """README and documentation say nothing that the library does not have."""
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -18,7 +19,10 @@ from alexnet_lib.cli import app
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
+import precision  # noqa: E402
 import recipes  # noqa: E402
+import search  # noqa: E402
+import starts  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -39,17 +43,24 @@ def command_lines() -> Iterator[Any]:
                         yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words)}")
 
 
-def test_every_public_name_stands_on_a_page_of_the_reference() -> None:
-    documented = {
-        name.rpartition(".")[2]
+def directive_of(name: str) -> str:
+    value = getattr(alexnet_lib, name)
+    if inspect.isclass(value):
+        return "autoclass"
+    return "autofunction" if inspect.isfunction(value) else "py:data"
+
+
+def test_every_public_name_stands_once_in_the_reference_and_no_other() -> None:
+    documented = [
+        entry
         for page in (ROOT / "docs" / "reference").glob("*.md")
-        for name in re.findall(
-            r"^\.\. (?:auto|py:)\w+:: (alexnet_lib\S+)",
+        for entry in re.findall(
+            r"^\.\. ((?:auto|py:)\w+):: alexnet_lib\.(\S+)$",
             page.read_text(encoding="utf-8"),
             re.MULTILINE,
         )
-    }
-    assert set(alexnet_lib.__all__) - documented == set()
+    ]
+    assert sorted(documented) == sorted((directive_of(name), name) for name in alexnet_lib.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -59,6 +70,23 @@ def test_python_on_a_page_is_valid_and_imports_what_there_is(page: Path) -> None
             if isinstance(node, ast.ImportFrom) and node.module == "alexnet_lib":
                 names = {alias.name for alias in node.names}
                 assert names - set(alexnet_lib.__all__) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_calls_on_a_page_have_arguments_that_there_are(page: Path) -> None:
+    for code in blocks(page, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id not in alexnet_lib.__all__:
+                continue
+            assert not any(isinstance(argument, ast.Starred) for argument in node.args)
+            keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            signature = inspect.signature(getattr(alexnet_lib, node.func.id))
+            try:
+                signature.bind(*node.args, **keywords)
+            except TypeError as error:
+                pytest.fail(f"{ast.unparse(node)}: {error}")
 
 
 @pytest.mark.parametrize("words", list(command_lines()))
@@ -73,21 +101,66 @@ def test_a_command_line_on_a_page_is_understood(words: list[str]) -> None:
     command.parse_args(context, words)
 
 
+def stored(file: str) -> Any:
+    return recipes.read_json(ROOT / "benchmarks" / "results" / file)
+
+
 @pytest.mark.parametrize("block", ["end_to_end", "step", "lrn", "loader"])
 def test_the_readmes_tables_are_those_that_the_benchmarks_stored(block: str) -> None:
-    stored = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text(encoding="utf-8"))
+    measured = stored("bench-cpu.json")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert bench.REPORTS[block](stored["blocks"]) in readme
-    assert bench.machine(stored) in readme.replace("\n", " ")
+    assert bench.REPORTS[block](measured["blocks"]) in readme
+    assert bench.machine(measured) in readme.replace("\n", " ")
 
 
 def test_the_readmes_table_of_recipes_is_that_of_the_stored_runs() -> None:
     assert recipes.report() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("run", sorted(recipes.RUNS.iterdir()), ids=lambda run: run.name)
-def test_a_stored_run_can_be_repeated_from_its_recipe(run: Path) -> None:
-    recipe, seed = alexnet_lib.stored_recipe(run)
-    assert recipe.name in alexnet_lib.RECIPES
-    assert len(recipes.history(run)) == recipe.epochs
-    assert seed >= 0
+# What was measured is documented as that of today's code: name of the stored run, recipe, and what
+# its command changed in the recipe.
+STORED_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "modern": ("modern", {}),
+    "modern-1-epoch": ("modern", {"epochs": 1}),
+    "paper": ("paper", {"epochs": 7}),
+    "tutorial": ("tutorial", {"validation_fraction": 0.1}),
+}
+
+
+def test_the_stored_runs_are_the_known_ones() -> None:
+    assert {run.name for run in recipes.RUNS.iterdir()} == set(STORED_RUNS)
+
+
+@pytest.mark.parametrize("name", STORED_RUNS)
+def test_a_stored_run_is_one_of_the_recipe_of_today(name: str) -> None:
+    base, changed = STORED_RUNS[name]
+    recipe, seed = alexnet_lib.stored_recipe(recipes.RUNS / name)
+    expected = alexnet_lib.RECIPES[base].overridden(changed)
+    assert recipe.to_dict() == expected.to_dict()
+    assert seed == 0
+    history = recipes.history(recipes.RUNS / name)
+    assert [line["epoch"] for line in history] == [*range(1, recipe.epochs + 1)]
+
+
+def test_the_stored_starts_are_those_of_the_recipes_of_today() -> None:
+    measured = stored("starts.json")["starts"]
+    assert {name: start["recipe"] for name, start in measured.items()} == {
+        name: starts.recipe_of(name).to_dict() for name in starts.STARTS
+    }
+
+
+def test_the_stored_precisions_are_those_of_the_recipe_of_today() -> None:
+    measured = stored("precision.json")
+    assert "--train-images 12000 --epochs 2" in measured["command"]
+    expected = precision.RECIPE.overridden({"train_images": 12_000, "epochs": 2})
+    assert measured["recipe"] == expected.to_dict()
+
+
+def test_the_stored_trials_are_those_of_the_search_of_today() -> None:
+    trials = [json.loads(line) for line in search.RESULTS.read_text(encoding="utf-8").splitlines()]
+    for trial in trials:
+        changed, recipe = search.ALL[trial["trial"]]
+        assert (trial["changed"], trial["recipe"]) == (changed, recipe.to_dict())
+        assert len(trial["history"]) == recipe.epochs
+    names = [trial["trial"] for trial in trials]
+    assert sorted(names) == sorted(set(names))

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -21,6 +22,11 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_the_docstrings_run(name, tmp_path, monkeypatch):
+    if name.endswith("kernels.gpu"):
+        pytest.importorskip("triton")
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-    assert results.failed == 0
+    module = importlib.import_module(name)
+    # doctest passes over what it takes for another module's, as it does with some decorators.
+    examples = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
+    assert examples == inspect.getsource(module).count(">>> ")
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0

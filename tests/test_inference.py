@@ -12,7 +12,7 @@ from tiny import TINY
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from alexnet_lib import AlexNet, Preprocess, build_dataset_loaders, predict
+from alexnet_lib import AlexNet, Preprocess, build_loaders, predict
 from alexnet_lib.inference import Prediction
 
 PIXELS = smooth_pixels(40, 30)
@@ -54,10 +54,8 @@ FORMS = {
     "PIL image": Image.fromarray(PIXELS),
     "array": PIXELS,
     "batch of arrays": PIXELS[None],
-    "floating array": PIXELS / 255,
     "tensor": TENSOR,
     "batch of tensors": TENSOR[None],
-    "floating tensor": TENSOR / 255,
     "list": [PIXELS],
     "generator": (image for image in [PIXELS]),
 }
@@ -67,6 +65,30 @@ FORMS = {
 def test_a_photo_has_the_same_probabilities_in_every_form(form):
     (prediction,) = predict(tiny_model(), FORMS[form])
     assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=1e-6)
+
+
+FLOATING = {
+    "array": lambda pixels: pixels / 255,
+    "batch of arrays": lambda pixels: (pixels / 255)[None],
+    "tensor": lambda pixels: torch.from_numpy(pixels / 255).movedim(-1, 0),
+}
+
+
+@pytest.mark.parametrize("form", FLOATING)
+def test_floats_have_the_probabilities_of_the_8_bit_photo_where_it_grows(form):
+    small = smooth_pixels(12, 10)
+    (prediction,) = predict(tiny_model(), FLOATING[form](small))
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(), small), abs=1e-6)
+
+
+@pytest.mark.parametrize("form", FLOATING)
+def test_floats_that_shrink_keep_what_8_bits_round(form):
+    (prediction,) = predict(tiny_model(), FLOATING[form](PIXELS))
+    shares = expected_shares(tiny_model(), PIXELS / 255)
+    assert by_class(prediction) == pytest.approx(shares, abs=1e-6)
+    rounded = PREPROCESS(PIXELS) - PREPROCESS(PIXELS / 255)
+    # Rows and columns are resized one after the other, and rounded after each.
+    assert 0 < rounded.abs().max() < 1 / 255 / min(PREPROCESS.std)
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
@@ -105,14 +127,36 @@ def test_a_loader_of_the_library_gives_an_answer_for_each_image():
     images = torch.rand(7, 3, 12, 12)
     data = TensorDataset(images, torch.arange(7) % 4)
     model = tiny_model()
-    loaders = build_dataset_loaders(
-        data, data, image_size=12, batch_size=3, validation_fraction=0.0
-    )
+    loaders = build_loaders((data, data), image_size=12, batch_size=3, validation_fraction=0.0)
     predictions = predict(model, loaders.test)
     model.preprocess = loaders.preprocess
     assert [prediction.source for prediction in predictions] == [str(i) for i in range(7)]
     for one, other in zip(predictions, predict(model, images), strict=True):
         assert by_class(one) == pytest.approx(by_class(other), abs=1e-6)
+
+
+@pytest.mark.parametrize("image_fit", ["crop", "squash"])
+@pytest.mark.parametrize("size", [(12, 12), (10, 8), (14, 30), (150, 200)])
+def test_a_photo_has_the_same_probabilities_from_a_loader_as_from_its_path(
+    size, image_fit, tmp_path
+):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            pixels = np.roll(smooth_pixels(*size), 3 * i + len(name), axis=1)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    loaders = build_loaders(
+        tmp_path, image_size=12, resize=14, image_fit=image_fit, batch_size=3, test_fraction=0.25
+    )
+    model = tiny_model()
+    model.preprocess = loaders.preprocess
+    files = sorted(tmp_path.rglob("*.png"))
+    by_path = [by_class(prediction) for prediction in predict(model, files)]
+    by_loader = map(by_class, predict(model, loaders.test))
+    tested = loaders.test.dataset
+    assert len(tested) == 2
+    for shares, label in zip(by_loader, tested.labels.tolist(), strict=True):
+        assert any(shares == pytest.approx(by_path[2 * label + i], abs=1e-6) for i in range(2))
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: TensorDataset(x, torch.zeros(len(x)))])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "alexnet_lib"
 
 # From the ground up: a module may import its own folder and those before it.
 FLOORS = (
-    ("devices", "files", "text"),
+    ("checks", "devices", "files", "text"),
     ("kernels",),
     ("data",),
     ("network",),
@@ -39,9 +39,16 @@ def modules() -> dict[str, Path]:
     return {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in files}
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    """The package's modules that a file imports anywhere, without the examples of docstrings."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports_of(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The package's modules that statements import, without the examples of docstrings.
+
+    The package itself, whose names are loaded from all of them, is an empty string.
+    """
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             base, _, below = node.module.partition(".")
             if base == "alexnet_lib":
@@ -49,10 +56,14 @@ def imports_of(file: Path) -> Iterator[str]:
                     path = ".".join(filter(None, (below, alias.name)))
                     yield path if path in modules() else below
         elif isinstance(node, ast.Import):
-            assert not any(alias.name.startswith("alexnet_lib") for alias in node.names)
+            for alias in node.names:
+                package, _, below = alias.name.partition(".")
+                if package == "alexnet_lib":
+                    yield below
 
 
-IMPORTS = {name: set(imports_of(file)) for name, file in modules().items()}
+ALL_IMPORTS = {name: set(imports_of(ast.walk(tree_of(file)))) for name, file in modules().items()}
+IMPORTS = {name: imported - {""} for name, imported in ALL_IMPORTS.items()}
 
 
 def floor_of(module: str) -> int:
@@ -66,8 +77,27 @@ def test_imports_run_downwards(module):
         assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}"
 
 
+def test_every_module_has_a_floor_and_every_floor_a_module():
+    assert {name.partition(".")[0] for name in IMPORTS} == set(FLOOR_OF)
+
+
 def test_no_module_imports_itself_through_others():
     assert len([*TopologicalSorter(IMPORTS).static_order()]) == len(IMPORTS)
+
+
+def test_only_the_command_line_imports_the_package_itself():
+    assert {name for name, imported in ALL_IMPORTS.items() if "" in imported} <= {"cli"}
+
+
+def test_nothing_imports_the_command_line_but_the_program():
+    assert {name for name, imported in IMPORTS.items() if "cli" in imported} == {"__main__"}
+
+
+@pytest.mark.parametrize("module", ["kernels.gpu", "data.cifar10"])
+def test_what_loads_triton_or_torchvision_is_imported_inside_functions(module):
+    assert any(module in imported for imported in IMPORTS.values())
+    for name, file in modules().items():
+        assert module not in set(imports_of(tree_of(file).body)), name
 
 
 def test_the_network_knows_nothing_of_data_but_the_preprocessing():
@@ -96,7 +126,7 @@ def test_wheel_and_source_distribution_hold_every_file_of_the_package(tmp_path):
         for file in PACKAGE.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    assert "alexnet_lib/kernels/cpu.c" in expected
+    assert {"alexnet_lib/kernels/cpu.c", "alexnet_lib/py.typed"} <= expected
     with zipfile.ZipFile(wheel) as archive:
         assert expected <= set(archive.namelist())
     with tarfile.open(source) as archive:
@@ -105,26 +135,51 @@ def test_wheel_and_source_distribution_hold_every_file_of_the_package(tmp_path):
 
 
 def modules_loaded_by(code):
-    code += "\nimport sys\nprint(*sys.modules)"
+    code += "\nimport sys\nprint()\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "jaxtyping", "safetensors", "tqdm"}
+
+
+def test_the_package_loads_nothing_until_a_name_is_asked_for():
+    loaded = modules_loaded_by("import alexnet_lib")
+    assert {name for name in loaded if name.startswith("alexnet_lib")} == {"alexnet_lib"}
+    assert not HEAVY & loaded
 
 
 def test_the_tables_are_loaded_without_torch():
     loaded = modules_loaded_by("from alexnet_lib import summary; summary('paper')")
     assert "alexnet_lib.network.architecture" in loaded
-    assert not {"torch", "torchvision", "numpy", "PIL", "jaxtyping"} & loaded
+    assert not HEAVY & loaded
 
 
-def test_alexnet_is_loaded_without_torchvision():
-    loaded = modules_loaded_by("from alexnet_lib import AlexNet")
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["download", "cifar10", "--help"], ["summary"]]
+)
+def test_the_command_line_loads_no_torch_to_help(arguments):
+    loaded = modules_loaded_by(
+        "import sys; from alexnet_lib.cli import main\n"
+        f"sys.argv = ['alexnet-lib', *{arguments}]\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert ended.code == 0"
+    )
+    assert "alexnet_lib.cli" in loaded
+    assert not HEAVY & loaded
+
+
+def test_alexnet_is_loaded_and_built_without_torchvision():
+    loaded = modules_loaded_by(
+        "import torch; from alexnet_lib import AlexNet\nwith torch.device('meta'): AlexNet()"
+    )
     assert "alexnet_lib.network.model" in loaded
     assert "torchvision" not in loaded
 
 
 def names_imported_for_type_checkers():
     """name -> module of the imports under `if TYPE_CHECKING` in the package."""
-    tree = ast.parse(Path(alexnet_lib.__file__).read_text(encoding="utf-8"))
+    tree = tree_of(Path(alexnet_lib.__file__))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     return {alias.name: statement.module for statement in block.body for alias in statement.names}

@@ -3,8 +3,12 @@
 from types import MappingProxyType
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from alexnet_lib.data import shapes as shapes_module
+from alexnet_lib.devices import RunOptions
 from alexnet_lib.network import architecture
 from alexnet_lib.network.architecture import (
     Architecture,
@@ -15,6 +19,7 @@ from alexnet_lib.network.architecture import (
     MaxPool,
     ReLU,
 )
+from alexnet_lib.training.recipes import Recipe
 
 TINY = Architecture(
     "tiny",
@@ -44,3 +49,27 @@ def use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(architecture, "ARCHITECTURES", known)
     monkeypatch.setattr(shapes_module, "SHAPES_TRAIN_IMAGES", 60)
     monkeypatch.setattr(shapes_module, "SHAPES_TEST_IMAGES", 20)
+
+
+# How it is trained where a test is about something else.
+QUIET = RunOptions(device="cpu", precision="float32", progress=False)
+
+
+def tiny_recipe(**changes) -> Recipe:
+    """A recipe for ``TINY``; an epoch on the shapes of ``use_tiny`` has four steps."""
+    return Recipe("tiny run", **{**TINY_OVERRIDES, **changes})
+
+
+class Noisy(Dataset):
+    """Images that are others each time they are asked for."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return torch.rand(3, 12, 12), index % 10
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    """All weights and biases in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])

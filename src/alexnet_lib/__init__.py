@@ -25,9 +25,7 @@ if TYPE_CHECKING:
         BatchLoader,
         Loaders,
         build_cifar10_loaders,
-        build_dataset_loaders,
-        build_image_folder_loaders,
-        build_shapes_loaders,
+        build_loaders,
     )
     from alexnet_lib.data.preprocess import VIEWS, Preprocess
     from alexnet_lib.data.statistics import (
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
         compute_channel_stats,
         compute_color_components,
     )
-    from alexnet_lib.devices import RunOptions, default_device
+    from alexnet_lib.devices import Placement, RunOptions, default_device
     from alexnet_lib.inference import Prediction, predict
     from alexnet_lib.interop.torchvision import from_torchvision
     from alexnet_lib.kernels.memory import keep_freed_memory
@@ -62,9 +60,11 @@ if TYPE_CHECKING:
     from alexnet_lib.network.model import AlexNet
     from alexnet_lib.network.normalization import LocalResponseNorm
     from alexnet_lib.network.summary import Summary, SummaryRow, summary
-    from alexnet_lib.training.fit import EpochRecord, Run, fit
+    from alexnet_lib.training.fit import Run, fit
     from alexnet_lib.training.loop import evaluate, train_one_epoch
-    from alexnet_lib.training.metrics import EpochMetrics, EvalMetrics
+    from alexnet_lib.training.metrics import EpochMetrics, EpochRecord, EvalMetrics
+    from alexnet_lib.training.optimization import build_optimizer, build_plateau, build_schedule
+    from alexnet_lib.training.preparation import prepare_loaders, prepare_model
     from alexnet_lib.training.recipes import RECIPES, Recipe, stored_recipe
 
 __version__ = "0.1.0"
@@ -76,35 +76,50 @@ _NAMES_BY_MODULE = {
         "TrivialAugment"
     ),
     "data.cifar10": "download_cifar10",
-    "data.loaders": (
-        "BatchLoader Loaders build_cifar10_loaders build_dataset_loaders "
-        "build_image_folder_loaders build_shapes_loaders"
-    ),
+    "data.loaders": "BatchLoader Loaders build_cifar10_loaders build_loaders",
     "data.preprocess": "VIEWS Preprocess",
     "data.statistics": (
         "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE IMAGENET_STATS ChannelStats ColorComponents "
         "compute_channel_stats compute_color_components"
     ),
-    "devices": "RunOptions default_device",
+    "devices": "Placement RunOptions default_device",
     "inference": "Prediction predict",
     "interop.torchvision": "from_torchvision",
     "kernels.memory": "keep_freed_memory",
     "network.architecture": (
-        "ARCHITECTURES AdaptiveAvgPool Architecture Conv Dropout Flatten LRN Linear MaxPool ReLU "
-        "conv_output_size feature_map_shapes solve_stride_padding"
+        "ARCHITECTURES LRN AdaptiveAvgPool Architecture Conv Dropout Flatten Linear MaxPool "
+        "ReLU conv_output_size feature_map_shapes solve_stride_padding"
     ),
     "network.checkpoints": "load_checkpoint save_checkpoint",
     "network.model": "AlexNet",
     "network.normalization": "LocalResponseNorm",
     "network.summary": "Summary SummaryRow summary",
-    "training.fit": "EpochRecord Run fit",
+    "training.fit": "Run fit",
     "training.loop": "evaluate train_one_epoch",
-    "training.metrics": "EpochMetrics EvalMetrics",
+    "training.metrics": "EpochMetrics EpochRecord EvalMetrics",
+    "training.optimization": "build_optimizer build_plateau build_schedule",
+    "training.preparation": "prepare_loaders prepare_model",
     "training.recipes": "RECIPES Recipe stored_recipe",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+# Written out, because type checkers read it.
+# fmt: off
+__all__ = [  # noqa: RUF022
+    "ARCHITECTURES", "AdaptiveAvgPool", "AlexNet", "Architecture", "Augmentation", "BatchLoader",
+    "CIFAR10_STATS", "CIFAR10_STATS_PER_IMAGE", "ChannelStats", "ColorComponents", "ColorNoise",
+    "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
+    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "LRN", "LayerDiagnosis", "Linear", "Loaders",
+    "LocalResponseNorm", "MaxPool", "Mixing", "Mixup", "Placement", "Prediction", "Preprocess",
+    "RECIPES", "RandomCrop", "RandomErasing", "ReLU", "Recipe", "Run", "RunOptions", "Summary",
+    "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
+    "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
+    "compute_color_components", "conv_output_size", "default_device", "diagnose",
+    "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_torchvision",
+    "keep_freed_memory", "load_checkpoint", "predict", "prepare_loaders", "prepare_model",
+    "save_checkpoint", "solve_stride_padding", "stored_recipe", "summary", "train_one_epoch",
+]
+# fmt: on
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,14 @@
-"""The command line. Whatever computes is imported by the command that needs it."""
+"""The command line. The package loads what a command needs when the command asks for it."""
 
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+import alexnet_lib as lib
 
 app = typer.Typer(
     name="alexnet-lib",
@@ -58,9 +61,8 @@ Overrides = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Of everything random [default: 0, or the stored run's].", min=0),
+    typer.Option(help="Seed of all random numbers [default: 0, or the stored run's].", min=0),
 ]
-BatchSize = Annotated[int, typer.Option(help="Images in a batch.", min=1)]
 
 
 @app.command()
@@ -103,11 +105,9 @@ def train(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder."""
-    from alexnet_lib.devices import RunOptions
-    from alexnet_lib.training.fit import fit
-
     _set_up_memory(keep_memory)
-    named: dict[str, Any] = {
+    overrides = _overrides(set_)
+    fields = {
         "epochs": epochs,
         "train_images": train_images,
         "image_size": image_size,
@@ -115,17 +115,17 @@ def train(
         "learning_rate": learning_rate,
         "architecture": architecture,
     }
-    given = {name: value for name, value in named.items() if value is not None}
-    chosen, stored_seed = _recipe(recipe)
-    run = fit(
+    given = {name: value for name, value in fields.items() if value is not None}
+    if twice := sorted(set(overrides) & set(given)):
+        raise ValueError(f"{', '.join(twice)} is given as an option and by --set; expected one")
+    base, stored_seed = _recipe(recipe)
+    run = lib.fit(
         data,
-        recipe=chosen,
-        overrides=_overrides(set_) | given,
+        recipe=base,
+        overrides=overrides | given,
         seed=stored_seed if seed is None else seed,
         out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
-        options=RunOptions(
-            device=device, precision=precision, compile=compile, num_workers=num_workers
-        ),
+        options=lib.RunOptions(device, precision, compile=compile, num_workers=num_workers),
     )
     _report(run, data)
 
@@ -143,22 +143,17 @@ def doctor(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Say why a recipe does not learn: scale of signals and steps, dead units, one batch tried."""
-    from alexnet_lib.analysis.diagnosis import diagnose
-    from alexnet_lib.devices import RunOptions
-
     _set_up_memory(keep_memory)
-    chosen, stored_seed = _recipe(recipe)
-    options = RunOptions(device=device, precision=precision, num_workers=num_workers)
-    print(
-        diagnose(
-            data,
-            recipe=chosen,
-            overrides=_overrides(set_),
-            steps=steps,
-            seed=stored_seed if seed is None else seed,
-            options=options,
-        )
+    base, stored_seed = _recipe(recipe)
+    diagnosis = lib.diagnose(
+        data,
+        recipe=base,
+        overrides=_overrides(set_),
+        steps=steps,
+        seed=stored_seed if seed is None else seed,
+        options=lib.RunOptions(device, precision, num_workers=num_workers),
     )
+    print(diagnosis)
 
 
 @app.command()
@@ -170,37 +165,29 @@ def demo(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
-    import json
-
-    from alexnet_lib.devices import RunOptions, resolve_device
-    from alexnet_lib.training.fit import RUN_FILES, fit
-    from alexnet_lib.training.recipes import DEMO_OVERRIDES, RECIPES
+    from alexnet_lib.devices import resolve_device
+    from alexnet_lib.files import RunFolder
+    from alexnet_lib.training.recipes import DEMO_OVERRIDES
 
     _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
-    recipe = RECIPES["modern"].overridden(DEMO_OVERRIDES)
-    earlier = out / "recipe.json"
-    if earlier.is_file():
-        try:
-            ours = json.loads(earlier.read_text(encoding="utf-8"))["recipe"] == recipe.to_dict()
-        except (ValueError, KeyError, TypeError):
-            ours = False
-        if ours:
-            for name in RUN_FILES:
+    recipe = lib.RECIPES["modern"].overridden(DEMO_OVERRIDES)
+    # Another run is left alone; fit then refuses the folder.
+    with suppress(OSError, ValueError):
+        if lib.stored_recipe(out)[0] == recipe:
+            for name in RunFolder.FILES:
                 (out / name).unlink(missing_ok=True)
-    run = fit("shapes", recipe=recipe, out=out, options=RunOptions(device=device))
+    run = lib.fit("shapes", recipe=recipe, out=out, options=lib.RunOptions(device))
     _report(run, "the built-in synthetic shapes")
 
 
 def _recipe(name: str) -> tuple[Any, int]:
-    """The recipe of this name with seed 0, or a run's with its own."""
-    from alexnet_lib.training.recipes import RECIPES, resolve_recipe, stored_recipe
-
+    """This name with seed 0, or the recipe and the seed of a run."""
     path = Path(name)
     # A folder does not hide the recipe of its name: "./paper" is the folder.
-    if name not in RECIPES and (path.suffix == ".json" or path.is_dir()):
-        return stored_recipe(path)
-    return resolve_recipe(name), 0
+    if name not in lib.RECIPES and (path.suffix == ".json" or path.is_dir()):
+        return lib.stored_recipe(path)
+    return name, 0
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:
@@ -224,10 +211,8 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _set_up_memory(keep: bool) -> None:
-    from alexnet_lib.kernels.memory import keep_freed_memory
-
     if keep:
-        keep_freed_memory()
+        lib.keep_freed_memory()
 
 
 def _report(run: Any, data: str) -> None:
@@ -242,12 +227,12 @@ def _report(run: Any, data: str) -> None:
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP)],
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
-    batch_size: BatchSize = 128,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 128,
     views: Annotated[
         int,
         typer.Option(
-            help="Of each image, whose outputs are averaged: 1; 2, with the mirror image; or 10, "
-            "corners and centre, each also mirrored."
+            help="Views of each image, whose outputs are averaged: 1; 2, with the mirror image; "
+            "or 10, the four corners and the centre, also mirrored."
         ),
     ] = 1,
     device: Device = "auto",
@@ -256,46 +241,39 @@ def evaluate(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
-    import numpy as np
-
-    from alexnet_lib.data.loaders import BatchLoader
-    from alexnet_lib.data.sources import open_datasets
-    from alexnet_lib.training import loop
+    from alexnet_lib.data.sources import open_parts
+    from alexnet_lib.text import format_table
 
     _set_up_memory(keep_memory)
     model = _load(checkpoint)
     if model.preprocess is None:
         raise ValueError(f"{checkpoint} holds no preprocessing; expected a run's checkpoint")
-    everything, _, test = open_datasets(data)
+    train, _, test = open_parts(data)
     if test is None:
-        print(
-            f"{data} has no test part: evaluating on all its images, which may include those that "
-            "the network was trained on",
-            file=sys.stderr,
-        )
-        test = everything
+        note = "evaluating on all its images, which may include those that it was trained on"
+        print(f"{data} has no test part: {note}", file=sys.stderr)
+        test = train
     if model.classes != test.classes:
-        raise ValueError(
-            f"the network's classes are {model.classes}, those of {data} are {test.classes}"
-        )
-    loader = BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers)
-    metrics = loop.evaluate(
+        raise ValueError(f"the model has the classes {model.classes}, {data} has {test.classes}")
+    metrics = lib.evaluate(
         model,
-        loader,
+        lib.BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers),
         device=device,
         precision=precision,
         views=views,
         progress=sys.stderr.isatty(),
     )
     print(metrics)
-    width = max(map(len, metrics.classes))
-    for place, name in enumerate(metrics.classes):
-        row = metrics.confusion[place].copy()
-        row[place] = 0
-        mistaken = int(np.argmax(row))
-        most = f"most taken for {metrics.classes[mistaken]} ({row[mistaken]})" if row.any() else ""
-        share = metrics.per_class_accuracy[place]
-        print(f"{name:<{width}}  {share:6.1%}  {most}".rstrip())
+    rows = []
+    for i, (name, accuracy) in enumerate(
+        zip(metrics.classes, metrics.per_class_accuracy, strict=True)
+    ):
+        mistakes = metrics.confusion[i].copy()
+        mistakes[i] = 0
+        worst = int(mistakes.argmax())
+        confused = f"most often confused with {metrics.classes[worst]} ({mistakes[worst]})"
+        rows.append((name, f"{accuracy:.1%}", confused if mistakes.any() else ""))
+    print(*format_table(rows, right=[1]), sep="\n")
 
 
 @app.command()
@@ -305,9 +283,7 @@ def predict(
     top: Annotated[int, typer.Option(help="How many classes to name for each image.", min=1)] = 5,
 ) -> None:
     """Name the likeliest classes of photos."""
-    from alexnet_lib import inference
-
-    for prediction in inference.predict(_load(checkpoint), images, top=top):
+    for prediction in lib.predict(_load(checkpoint), images, top=top):
         print(prediction)
 
 
@@ -322,13 +298,9 @@ def stats(
     ] = "pixel",
 ) -> None:
     """Measure the channels' mean and standard deviation (values 0 to 1) of the training images."""
-    from alexnet_lib.data.images import ImageTensors
-    from alexnet_lib.data.sources import open_datasets
-    from alexnet_lib.data.statistics import compute_channel_stats
+    from alexnet_lib.data.sources import open_parts
 
-    images, *_ = open_datasets(data)
-    source = images.images if isinstance(images, ImageTensors) else images
-    print(compute_channel_stats(source, std=std))  # type: ignore[arg-type]
+    print(lib.compute_channel_stats(open_parts(data).train, std=std))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -342,9 +314,7 @@ def summary(
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
 ) -> None:
     """Print a network's layers: kernels, feature maps, parameters and multiply-accumulates."""
-    from alexnet_lib.network import summary as tables
-
-    print(tables.summary(architecture, image_size=image_size, num_classes=num_classes))
+    print(lib.summary(architecture, image_size=image_size, num_classes=num_classes))
 
 
 @download_app.callback()
@@ -357,9 +327,7 @@ def cifar10(
     root: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("data"),
 ) -> None:
     """Fetch CIFAR-10 (170 MB), MD5-checked; a broken download is resumed."""
-    from alexnet_lib.data.cifar10 import download_cifar10
-
-    print(f"CIFAR-10 is in {download_cifar10(root)}")
+    print(f"CIFAR-10 is in {lib.download_cifar10(root)}")
 
 
 @app.command()
@@ -369,52 +337,42 @@ def info() -> None:
 
     import torch
 
-    from alexnet_lib.devices import default_device, multiplies_bfloat16
-    from alexnet_lib.kernels import cpu as kernels
-    from alexnet_lib.training.fit import versions
+    from alexnet_lib.devices import multiplies_bfloat16, versions
+    from alexnet_lib.kernels import cpu
+    from alexnet_lib.text import format_table
 
-    for name, number in versions().items():
-        print(f"{name:<12} {number}")
-    print(f"{'system':<12} {platform.platform()}")
-    cpu = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "unknown"
-    print(f"{'processor':<12} {cpu}, {torch.get_num_threads()} threads")
-    compiled = kernels.library()
-    print(f"{'kernels':<12} {compiled._name if compiled else 'none: torch computes instead'}")
+    processor = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "unknown"
+    kernels = cpu.load()
+    rows = [
+        *versions().items(),
+        ("system", platform.platform()),
+        ("processor", f"{processor}, {torch.get_num_threads()} threads"),
+        ("kernels", kernels._name if kernels else "none: torch computes instead"),
+    ]
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append("mps")
     for device in map(torch.device, devices):
         native = "float32, bfloat16" if multiplies_bfloat16(device) else "float32"
-        chosen = " (the default)" if device.type == default_device().type else ""
+        first = device.type == lib.default_device().type and not device.index
+        default = " (the default)" if first else ""
         name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-        print(f"{'device':<12} {device}{name}{chosen}: multiplies {native}")
+        rows.append(("device", f"{device}{name}{default}: multiplies {native}"))
+    print(*format_table(rows), sep="\n")
 
 
 def _load(checkpoint: Path) -> Any:
-    from alexnet_lib.network.checkpoints import load_checkpoint
-
     if checkpoint.is_dir():
         best, last = checkpoint / "best.safetensors", checkpoint / "last.safetensors"
         checkpoint = best if best.exists() else last
-    return load_checkpoint(checkpoint)
+    return lib.load_checkpoint(checkpoint)
 
 
 def main() -> None:
-    """Runs the command line: exit status 2 and one line for a user's mistake, 1 for a failed run.
-
-    Raises:
-        SystemExit: always.
-    """
+    """Runs the command line; the exit status is 2 for a user's mistake, 1 for a failed run."""
     try:
         app()
-    except FloatingPointError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except (ValueError, TypeError, OSError) as error:
-        _fail(str(error), 2)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    except (FloatingPointError, KeyboardInterrupt, ValueError, TypeError, OSError) as error:
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
+        status = {FloatingPointError: 1, KeyboardInterrupt: 130}.get(type(error), 2)
+        raise SystemExit(status) from None

@@ -1,16 +1,26 @@
 """Where and how tensors are computed: device, precision, memory format, seeds."""
 
-import functools
-import sys
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import torch
 
+from alexnet_lib.checks import check_choice, check_integer
+
 Precision = Literal["float32", "bfloat16"]
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"float32": torch.float32, "bfloat16": torch.bfloat16}
+)
+MEMORY_FORMATS: Mapping[str, torch.memory_format] = MappingProxyType(
+    {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+)
 
 
 def default_device() -> torch.device:
@@ -28,37 +38,23 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-@functools.cache
-def _announced_default_device() -> torch.device:
-    device = default_device()
-    print(f"device: {device} (chosen automatically)", file=sys.stderr)
-    return device
-
-
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device of this name; ``"auto"`` is ``default_device()``, said once.
+    """The device of this name; ``"auto"`` is ``default_device()``.
 
     Raises:
         ValueError: there is no such device on this machine.
     """
     if device == "auto":
-        return _announced_default_device()
-    return checked_device(device, "'auto' or a device of this machine")
-
-
-def checked_device(device: torch.device | str, expected: str) -> torch.device:
-    """The device of this name; ``expected`` is what an error says could be passed.
-
-    Raises:
-        ValueError: there is no such device on this machine.
-    """
+        return default_device()
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device is {str(device)!r}; expected {expected}: {reason}") from error
-    return found
+        raise ValueError(
+            f"device is {str(device)!r}; expected 'auto' or a device of this machine: {reason}"
+        ) from error
+    return resolved
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -76,45 +72,24 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """``"float32"`` or ``"bfloat16"``; ``"auto"`` takes the latter where hardware multiplies it.
+    """``"float32"`` or ``"bfloat16"``; ``"auto"`` is bfloat16 where the hardware multiplies it.
 
     Raises:
         ValueError: the precision is unknown.
     """
-    match precision:
-        case "auto":
-            return "bfloat16" if multiplies_bfloat16(device) else "float32"
-        case "float32":
-            return "float32"
-        case "bfloat16":
-            return "bfloat16"
-    raise ValueError(f"precision is {precision!r}; expected 'float32', 'bfloat16' or 'auto'")
+    check_choice("precision", precision, ("auto", *DTYPES))
+    if precision == "auto":
+        return "bfloat16" if multiplies_bfloat16(device) else "float32"
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators of the CPU and of the device, and puts them back in the end.
+@dataclass(frozen=True)
+class Placement:
+    """Where batches of images are made, in which dtype and memory format."""
 
-    ``torch.manual_seed`` would seed those of all other devices too.
-    """
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-    where = [device] if device.type == "cuda" else []  # MPS has one device, and takes no argument
-    states = torch.get_rng_state(), accelerator and accelerator.get_rng_state(*where)
-    try:
-        torch.default_generator.manual_seed(seed)
-        if accelerator is not None:
-            generator = torch.Generator(device).manual_seed(seed)
-            accelerator.set_rng_state(generator.get_state(), *where)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        if accelerator is not None:
-            accelerator.set_rng_state(states[1], *where)
-
-
-MEMORY_FORMATS: Mapping[str, torch.memory_format] = MappingProxyType(
-    {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-)
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
 
 
 @dataclass(frozen=True)
@@ -122,15 +97,19 @@ class RunOptions:
     """How a run is carried out, as opposed to what is trained.
 
     Args:
-        device: ``"auto"`` (CUDA, then Apple's MPS, then the CPU) or a device's name.
+        device: ``"auto"`` (CUDA, then Apple's MPS, then the CPU) or the name of a device.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware
             multiplies it.
         memory_format: ``"contiguous"``, ``"channels_last"``, or ``"auto"``: channels_last on CPUs,
             whose convolutions are faster in it, and for bfloat16 on CUDA, whose tensor cores are.
-        compile: train through ``torch.compile``, which takes a minute or so at the start. On CPUs
+        compile: train through ``torch.compile``, which takes about a minute at the start. On CPUs
             it has been slower than training without.
-        num_workers: processes that decode image files; images held in memory need none.
-        progress: say how the run goes, on the standard error stream.
+        num_workers: processes that decode image files, at least 0; images held in memory need
+            none.
+        progress: show a progress bar, and a line for each epoch, on the standard error stream.
+
+    Raises:
+        ValueError: a field is out of its range.
     """
 
     device: str = "auto"
@@ -141,30 +120,83 @@ class RunOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.memory_format not in {"auto", *MEMORY_FORMATS}:
-            raise ValueError(
-                f"memory_format is {self.memory_format!r}; expected 'auto', "
-                f"{', '.join(map(repr, MEMORY_FORMATS))}"
-            )
+        check_choice("memory_format", self.memory_format, ("auto", *MEMORY_FORMATS))
+        check_choice("precision", self.precision, ("auto", *DTYPES))
+        check_integer("num_workers", self.num_workers, 0)
 
     def resolved(self) -> "RunOptions":
         """The same with ``"auto"`` replaced by what this machine offers.
 
         Raises:
-            ValueError: there is no such device or precision.
+            ValueError: there is no such device.
         """
-        # A silent run does not say which device was chosen either.
-        silent = self.device == "auto" and not self.progress
-        device = default_device() if silent else resolve_device(self.device)
+        device = resolve_device(self.device)
         precision = resolve_precision(self.precision, device)
         memory_format = self.memory_format
         if memory_format == "auto":
             tensor_cores = device.type == "cuda" and precision == "bfloat16"
             faster = device.type == "cpu" or tensor_cores
             memory_format = "channels_last" if faster else "contiguous"
-        return replace(
-            self,
-            device=str(device),
-            precision=precision,
-            memory_format=memory_format,
+        return replace(self, device=str(device), precision=precision, memory_format=memory_format)
+
+    @property
+    def placement(self) -> Placement:
+        """Where a run's batches are made; for resolved options."""
+        return Placement(
+            torch.device(self.device),
+            DTYPES[self.precision],
+            MEMORY_FORMATS[self.memory_format],
         )
+
+
+def derived_seed(seed: int, *numbers: int) -> int:
+    """One seed for each sequence of numbers, for example an epoch and a step.
+
+    NumPy's seed sequence mixes the numbers well.
+
+    Raises:
+        ValueError: ``seed`` is not an integer of at least 0.
+    """
+    check_integer("seed", seed, 0)
+    state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def generator_for(seed: int, *numbers: int) -> torch.Generator:
+    """A generator with a derived seed."""
+    return torch.Generator().manual_seed(derived_seed(seed, *numbers))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators of the CPU and of this device.
+
+    ``torch.manual_seed`` would seed those of all other devices too.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        state = torch.Generator(device).manual_seed(seed).get_state()
+        torch.get_device_module(device).set_rng_state(state, *_index(device))
+
+
+@contextmanager
+def restored_generators(device: torch.device) -> Iterator[None]:
+    """Puts torch's generators of the CPU and of this device back when the block ends."""
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    state = torch.get_rng_state()
+    accelerator_state = accelerator and accelerator.get_rng_state(*_index(device))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if accelerator is not None:
+            accelerator.set_rng_state(accelerator_state, *_index(device))
+
+
+def _index(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []  # MPS has one device, and takes no argument
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, for results and bug reports."""
+    packages = ("alexnet-lib", "torch", "torchvision", "numpy", "pillow", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from alexnet_lib.checks import check_integer
 from alexnet_lib.data.images import image_to_tensor, read_image
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.training.loop import evaluation_mode
@@ -25,8 +26,7 @@ ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 class Prediction:
     """The likeliest classes of one image, the likeliest first.
 
-    ``source`` is the image's path, or its place among the images given; ``probabilities`` are
-    from 0 to 1.
+    ``source`` is the image's path, or its index in the list; ``probabilities`` are from 0 to 1.
     """
 
     source: str
@@ -35,7 +35,7 @@ class Prediction:
 
     def __str__(self) -> str:
         pairs = zip(self.classes, self.probabilities, strict=True)
-        return f"{self.source}: " + ", ".join(f"{name} {share:.1%}" for name, share in pairs)
+        return f"{self.source}: " + ", ".join(f"{name} {value:.1%}" for name, value in pairs)
 
 
 def predict(
@@ -55,9 +55,8 @@ def predict(
             ``(3, H, W)`` (uint8, or floating from 0 to 1); a batch, ``(N, H, W, 3)`` as an array
             or ``(N, 3, H, W)`` as a tensor; or a loader, whose batches are taken as preprocessed.
         top: how many classes to name, at least 1; at most all are.
-        preprocess: treatment of an image; None is the model's own (``model.preprocess``). Not used
-            for a loader.
-        classes: names of the classes; None is the model's own, else their numbers.
+        preprocess: treatment of an image, not used for a loader; None is ``model.preprocess``.
+        classes: names of the classes; None is ``model.classes``, else their numbers.
 
     Returns:
         A ``Prediction`` for each image, in order.
@@ -65,7 +64,7 @@ def predict(
     Raises:
         ValueError: no ``preprocess`` is known; an image cannot be read (it is named) or is out of
             its range; the number of class names is wrong.
-        TypeError: something is no image.
+        TypeError: something is not an image.
 
     Example:
         >>> import numpy as np
@@ -77,8 +76,7 @@ def predict(
         >>> sorted(prediction.classes)
         ['cat', 'dog']
     """
-    if not isinstance(top, int) or top < 1:
-        raise ValueError(f"top is {top!r}; expected an integer of at least 1")
+    check_integer("top", top, 1)
     classes = getattr(model, "classes", None) if classes is None else tuple(map(str, classes))
     preprocess = getattr(model, "preprocess", None) if preprocess is None else preprocess
     parameter = next(model.parameters(), torch.empty(0))
@@ -92,11 +90,12 @@ def predict(
                 )
             names = classes or tuple(map(str, range(logits.shape[1])))
             best = logits.float().softmax(1).topk(min(top, logits.shape[1]))
-            for source, shares, places in zip(
-                sources, best.values.tolist(), best.indices.tolist(), strict=True
-            ):
-                named = tuple(names[place] for place in places)
-                predictions.append(Prediction(source, named, tuple(shares)))
+            predictions += [
+                Prediction(source, tuple(names[label] for label in labels), tuple(probabilities))
+                for source, labels, probabilities in zip(
+                    sources, best.indices.tolist(), best.values.tolist(), strict=True
+                )
+            ]
     return predictions
 
 
@@ -123,9 +122,9 @@ def _batches(
     images = list(images)
     for start in range(0, len(images), _BATCH):
         sources, inputs = [], []
-        for place, image in enumerate(images[start : start + _BATCH], start):
+        for index, image in enumerate(images[start : start + _BATCH], start):
             path = isinstance(image, str | os.PathLike)
-            source = os.fspath(image) if path else str(place)
+            source = os.fspath(image) if path else str(index)
             sources.append(source)
             pixels = read_image(Path(image)) if path else image_to_tensor(image, f"image {source}")
             if pixels.ndim != 3:

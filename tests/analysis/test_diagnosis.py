@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import TINY, use_tiny
+from tiny import QUIET, SMALL, TINY, use_tiny
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from alexnet_lib import AlexNet, build_dataset_loaders, diagnose
+from alexnet_lib import AlexNet, build_loaders, diagnose, fit, prepare_loaders, prepare_model
+from alexnet_lib.analysis import diagnosis as diagnosis_module
 from alexnet_lib.analysis.diagnosis import Diagnosis
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions
+from alexnet_lib.training import fit as fit_module
+from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.recipes import RECIPES, Recipe
-
-QUIET = RunOptions(device="cpu", precision="float32", progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,22 @@ def colored(count: int = 1200, *, shuffled: bool = False) -> Loaders:
     images = (colors[:, :, None, None] + torch.rand(count, 3, 12, 12, generator=generator)) / 2
     if shuffled:
         labels = labels[torch.randperm(count, generator=generator)]
-    return build_dataset_loaders(TensorDataset(images, labels), image_size=12, batch_size=16)
+    data = TensorDataset(images, labels)
+    return build_loaders(data, test_fraction=0.0, image_size=12, batch_size=16)
+
+
+def with_mean(loaders: Loaders, mean: tuple[float, ...]) -> Loaders:
+    """The same loaders, subtracting this mean."""
+    return Loaders(
+        *(
+            part and replace(part, preprocess=replace(part.preprocess, mean=mean))
+            for part in loaders
+        )
+    )
+
+
+def shapes(**changes) -> Loaders:
+    return prepare_loaders("shapes", tiny_recipe(**changes), options=QUIET)
 
 
 def first_batch(loaders: Loaders) -> tuple[Tensor, Tensor]:
@@ -84,23 +100,27 @@ def test_a_try_that_stays_at_guessing_is_found(tutorial):
 
 
 def test_raw_values_are_found_not_to_be_normalised():
-    assert said(quick(normalization="mean_only"), r"^the input is not normalised: .* is 6\d")
+    assert said(quick(preprocessing="subtract_mean"), r"^the input is not normalised: .* is 6\d")
 
 
 def test_a_start_that_is_worse_than_guessing_is_found():
-    assert said(quick(normalization="mean_only"), "^the first loss is .*: the outputs start too")
+    assert said(
+        quick(preprocessing="subtract_mean"), "^the first loss is .*: the outputs start too"
+    )
 
 
 @pytest.mark.parametrize("initialization", ["paper", "released_code"])
 def test_normalised_values_are_found_too_small_for_an_initialisation_for_raw_ones(initialization):
     diagnosis = quick(initialization=initialization)
     assert said(diagnosis, rf"^the input has .*'{initialization}' was made for values from 0 to")
-    assert not said(quick(initialization=initialization, normalization="mean_only"), "^the input")
+    assert not said(
+        quick(initialization=initialization, preprocessing="subtract_mean"), "^the input"
+    )
 
 
 @pytest.mark.parametrize("initialization", ["paper", "released_code"])
 def test_dropout_scaled_in_training_is_found_too_large_for_the_papers_weights(initialization):
-    paper = {"initialization": initialization, "normalization": "mean_only"}
+    paper = {"initialization": initialization, "preprocessing": "subtract_mean"}
     message = f"^the initialisation '{initialization}' was made for dropout that scales in the test"
     assert said(quick(**paper, dropout=0.5), message)
     assert not said(quick(**paper, dropout=0.5, dropout_scaling="test"), message)
@@ -110,8 +130,9 @@ def test_dropout_scaled_in_training_is_found_too_large_for_the_papers_weights(in
 def test_an_input_that_is_not_centred_is_found():
     loaders = colored()
     shifted = tuple(mean - 2 * std for mean, std in zip(*moments(loaders), strict=True))
-    loaders = loaders.with_preprocess(replace(loaders.preprocess, mean=shifted))
-    assert said(quick(loaders), r"^the input is not centred: its mean is [12]\.")
+    assert said(
+        quick(with_mean(loaders, shifted)), r"^the input is not centred: its mean is [12]\."
+    )
 
 
 def moments(loaders: Loaders) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -156,8 +177,7 @@ def test_dead_units_are_found():
 
 def test_units_that_die_in_the_try_are_found():
     # The first step makes every bias of conv1 negative: all inputs and weights are positive.
-    loaders = colored()
-    loaders = loaders.with_preprocess(replace(loaders.preprocess, mean=(0.0, 0.0, 0.0)))
+    loaders = with_mean(colored(), (0.0, 0.0, 0.0))
     model = tiny_model(dropout=0.0)
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.1)
@@ -229,7 +249,7 @@ def test_the_default_recipe_at_a_small_size_has_none_of_the_grave_findings():
 
 def test_a_layers_numbers_are_those_of_its_first_step():
     plain = {"momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": None, "label_smoothing": 0.0}
-    model, loaders = tiny_model(dropout=0.0), tiny_recipe().build_loaders("shapes", seed=0)
+    model, loaders = tiny_model(dropout=0.0), shapes()
     images, labels = first_batch(loaders)
     output = model.features.conv1(images)
     weight = model.features.conv1.weight
@@ -245,7 +265,7 @@ def test_a_layers_numbers_are_those_of_its_first_step():
 
 
 def test_a_relu_in_place_does_not_change_what_is_seen_before_it():
-    model, loaders = tiny_model(), tiny_recipe().build_loaders("shapes", seed=0)
+    model, loaders = tiny_model(), shapes()
     expected = quick(loaders, model=model).layers
     for module in model.modules():
         if isinstance(module, nn.ReLU):
@@ -271,7 +291,7 @@ def test_a_layer_without_relu_has_no_dead_units():
 
 
 def test_the_try_starts_at_the_loss_of_the_weights_it_is_given():
-    model, loaders = tiny_model(dropout=0.0), tiny_recipe().build_loaders("shapes", seed=0)
+    model, loaders = tiny_model(dropout=0.0), shapes()
     images, labels = first_batch(loaders)
     expected = F.cross_entropy(model(images), labels).item()
     diagnosis = quick(loaders, model=model)
@@ -291,7 +311,7 @@ def test_the_try_has_as_many_steps_as_are_asked_for(steps):
 
 def test_the_input_is_the_first_batch_without_augmentation():
     mixed = quick(mixup=1.0, erasing=1.0)
-    images, _ = first_batch(tiny_recipe(mixup=1.0, erasing=1.0).build_loaders("shapes", seed=0))
+    images, _ = first_batch(shapes(mixup=1.0, erasing=1.0))
     assert mixed.input_mean == pytest.approx(images.mean().item())
     assert mixed.input_std == pytest.approx(images.std().item())
 
@@ -323,6 +343,41 @@ def test_any_modules_layers_are_named_as_torch_names_them():
     diagnosis = quick(model=sequential())
     assert [layer.name for layer in diagnosis.layers] == ["0", "3", "4"]
     assert [math.isnan(layer.dead) for layer in diagnosis.layers] == [False, True, True]
+
+
+# What it looks at is what `fit` trains.
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", ["modern", "paper"])
+def test_the_doctor_looks_at_the_batches_and_the_network_that_fit_trains(
+    recipe, precision, memory_format, monkeypatch
+):
+    seen, real = [], TrainingStep.__call__
+
+    def look(step, images, labels, totals):
+        weight = step.model.features.conv1.weight
+        batch = (images.device, images.dtype, images.shape, images.stride(), step.precision)
+        seen.append((*batch, weight.device, weight.dtype, weight.stride()))
+        real(step, images, labels, totals)
+
+    monkeypatch.setattr(TrainingStep, "__call__", look)
+    options = RunOptions("cpu", precision, memory_format, progress=False)
+    overrides = {**SMALL, "epochs": 1, "batch_size": 18}  # three whole batches
+    diagnose("shapes", recipe=recipe, overrides=overrides, steps=2, options=options)
+    diagnosed = seen.copy()
+    seen.clear()
+    fit("shapes", recipe=recipe, overrides=overrides, options=options)
+    assert len(diagnosed) == len(seen) == 3
+    assert {*diagnosed} == {*seen}
+    assert seen[0][1] == getattr(torch, precision)
+
+
+def test_the_doctor_and_fit_prepare_by_the_same_functions():
+    for module in (diagnosis_module, fit_module):
+        assert module.prepare_loaders is prepare_loaders
+        assert module.prepare_model is prepare_model
 
 
 # What it leaves alone.
@@ -410,7 +465,7 @@ def test_as_a_dict_it_is_json_without_nan(rate):
     [
         ({"steps": 0}, "steps is 0; expected an integer of at least 1"),
         ({"steps": 1.5}, "steps is 1.5; expected an integer of at least 1"),
-        ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'tutorial'"),
+        ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'modern'"),
         ({"overrides": {"rate": 1}}, "overrides has ['rate']; expected names among"),
     ],
 )

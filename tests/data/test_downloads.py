@@ -604,24 +604,24 @@ def test_a_part_that_cannot_be_written_is_not_blamed_on_the_urls(fetch: Fetch, p
 
 
 def test_a_folder_as_path_is_refused(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError, match="path must name a file"):
+    with pytest.raises(IsADirectoryError, match="path is a folder; expected a file"):
         download_file([server.url("good")], tmp_path, md5=MD5)
     assert server.answers == []
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/f", "file:///etc/hosts", "body.bin"])
 def test_only_http_and_https_urls_are_accepted(path: Path, url: str) -> None:
-    with pytest.raises(ValueError, match=f"urls must be http or https addresses, got '{url}'"):
+    with pytest.raises(ValueError, match=f"urls has '{url}'; expected http or https addresses"):
         download_file(["https://elsewhere.invalid/", url], path, md5=MD5)
 
 
 def test_no_url_at_all_is_refused(path: Path) -> None:
-    with pytest.raises(ValueError, match="urls is empty"):
+    with pytest.raises(ValueError, match="urls is empty; expected at least one"):
         download_file([], path, md5=MD5)
 
 
 def test_an_md5_that_is_none_is_refused(path: Path) -> None:
-    with pytest.raises(ValueError, match="md5 must be 32 hexadecimal digits, got 'abc'"):
+    with pytest.raises(ValueError, match="md5 is 'abc'; expected 32 hexadecimal digits"):
         download_file(["https://elsewhere.invalid/"], path, md5="abc")
 
 

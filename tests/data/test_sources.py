@@ -1,107 +1,29 @@
-"""The promises of the data sets: the files' pixels, and errors that name the file."""
+"""The promises of the data sets: the files' pixels, the parts, and errors that name the file."""
 
 import re
 import shutil
-import threading
 import warnings
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import FakeCifar10, Items, exif, random_pixels, smooth_pixels, write_class_folders
+from helpers import Items, exif, random_pixels, write_class_folders
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData, VisionDataset
 from torchvision.transforms import v2
 
-from alexnet_lib.data import cifar10 as cifar10_module
-from alexnet_lib.data.cifar10 import CIFAR10_URL_VARIABLE, cifar10, download_cifar10, is_cifar10
-from alexnet_lib.data.images import ImageFiles, ImageTensors, WrappedDataset, read_image
-from alexnet_lib.data.sources import image_folder, open_datasets, wrap_dataset
+from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, WrappedDataset
+from alexnet_lib.data.sources import Parts, image_folder, open_parts, split, wrap_dataset
 
 bad_input = pytest.mark.bad_input
-ORDER = torch.tensor([3, 0, 3])
 
 
 def pixels_of(file: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(file))).movedim(-1, 0)
-
-
-# ImageTensors, ImageFiles, WrappedDataset
-
-
-def image_tensors() -> ImageTensors:
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    return ImageTensors(images, torch.tensor([0, 1, 1, 0]), ("cat", "dog"))
-
-
-def test_a_subset_of_tensors_has_the_images_asked_for_in_their_order():
-    whole = image_tensors()
-    part = whole.subset(ORDER)
-    assert torch.equal(part.images, whole.images[ORDER])
-    assert part.labels.tolist() == [0, 0, 0]
-    assert part.classes == whole.classes
-
-
-def test_a_subset_of_tensors_is_a_copy():
-    whole = image_tensors()
-    before = whole.images.clone()
-    whole.subset(torch.arange(4)).images.zero_()
-    assert torch.equal(whole.images, before)
-
-
-def test_a_subset_of_files_has_the_files_asked_for_in_their_order(tmp_path):
-    write_class_folders(tmp_path, size=(100, 8))
-    whole, _, _ = image_folder(tmp_path)
-    part = whole.subset(ORDER)
-    assert part.files == tuple(tmp_path / name for name in ("dog/1.png", "cat/0.png", "dog/1.png"))
-    assert part.labels.tolist() == [1, 0, 1]
-    assert part.classes == ("cat", "dog")
-
-
-def test_a_subset_of_a_subset_of_another_data_set_reads_the_right_images():
-    images = [torch.full((3, 8, 8), value, dtype=torch.uint8) for value in range(5)]
-    whole = wrap_dataset(Items([(image, value) for value, image in enumerate(images)]))
-    part = whole.subset(torch.tensor([4, 2, 0])).subset(torch.tensor([1, 0]))
-    assert isinstance(part, WrappedDataset)
-    assert [(int(image[0, 0, 0]), label) for image, label in map(part.__getitem__, range(2))] == [
-        (2, 2),
-        (4, 4),
-    ]
-
-
-@bad_input
-@pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_without_a_class_is_refused(label):
-    text = f"labels run from {min(label, 0)} to {max(label, 0)}; expected 0 to 1, the numbers of"
-    with pytest.raises(ValueError, match=text):
-        ImageTensors(torch.zeros(2, 3, 8, 8), torch.tensor([0, label]), ("cat", "dog"))
-
-
-# Image files
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_a_file_of_another_mode_is_read_as_rgb(tmp_path, mode):
-    image = Image.fromarray(random_pixels(6, 8)).convert(mode)
-    image.save(tmp_path / "image.png")
-    expected = np.array(image.convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(read_image(tmp_path / "image.png").numpy(), expected)
-
-
-def test_a_file_is_turned_as_its_exif_says(tmp_path):
-    stored = smooth_pixels(16, 24)
-    Image.fromarray(stored).save(tmp_path / "image.jpg", exif=exif(6), quality=100, subsampling=0)
-    image = read_image(tmp_path / "image.jpg").numpy().transpose(1, 2, 0)
-    assert image.shape == (24, 16, 3)
-    assert np.abs(image - np.rot90(stored, -1).astype(int)).max() < 8  # JPEG's own error
-
-
-# Folders
 
 
 def test_a_folder_of_small_images_of_one_size_is_held_in_memory_with_exactly_their_pixels(tmp_path):
@@ -189,7 +111,10 @@ def test_what_file_managers_leave_is_passed_over_without_a_word(tmp_path):
 def test_a_strange_suffix_warns_and_names_the_file(tmp_path):
     write_class_folders(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("mine")
-    text = f"1 files in {tmp_path} do not end like images and are passed over, {tmp_path / 'cat'}"
+    text = (
+        f"1 files in {tmp_path} are ignored, because their names do not end like those of images; "
+        f"{tmp_path / 'cat' / 'notes.txt'} is the first"
+    )
     with pytest.warns(UserWarning, match=re.escape(text)):
         train, _, _ = image_folder(tmp_path)
     assert len(train) == 4
@@ -282,165 +207,6 @@ def test_a_large_truncated_file_is_named_when_it_is_read(tmp_path):
         [train[i] for i in range(len(train))]
 
 
-@bad_input
-def test_a_missing_file_and_a_broken_header_are_named(tmp_path):
-    missing, broken = tmp_path / "missing.png", tmp_path / "broken.ppm"
-    broken.write_bytes(b"P6 8 x 255\n")
-    for file in (missing, broken):
-        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image: ")):
-            read_image(file)
-
-
-# CIFAR-10
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCifar10:
-    return FakeCifar10(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def served(fake: FakeCifar10, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCifar10]:
-    """The data set, with its archive at the address that the variable names."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format, *args):
-            pass
-
-    handler = partial(Quiet, directory=fake.archive.parent)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        address = f"http://127.0.0.1:{server.server_port}/{fake.archive.name}"
-        monkeypatch.setenv(CIFAR10_URL_VARIABLE, address)
-        yield fake
-        server.shutdown()
-        thread.join()
-
-
-def assert_is(fake: FakeCifar10, sets: tuple[ImageTensors, ImageTensors]) -> None:
-    names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
-    for part, batches in zip(sets, names, strict=True):
-        assert isinstance(part, ImageTensors)
-        expected = np.concatenate([fake.images[name] for name in batches])
-        assert np.array_equal(part.images.numpy(), expected)
-        assert part.labels.tolist() == [label for name in batches for label in fake.labels[name]]
-        assert part.classes == fake.classes
-
-
-@pytest.mark.parametrize("download", [True, False])
-def test_cifar10_is_read_from_its_folder_with_each_channel_in_its_place(fake, download):
-    assert_is(fake, cifar10(fake.batches.parent, download=download))
-
-
-def test_cifar10_is_read_from_the_folder_of_the_batches_itself(fake):
-    assert_is(fake, cifar10(str(fake.batches), download=False))
-
-
-@pytest.mark.parametrize("download", [True, False])
-def test_cifar10_is_read_from_the_archive_alone(fake, download):
-    shutil.rmtree(fake.batches)
-    assert_is(fake, cifar10(fake.archive.parent, download=download, progress=False))
-
-
-def test_cifar10_is_known_by_its_name_its_files_and_its_archive(fake):
-    assert is_cifar10("cifar10")
-    assert is_cifar10(fake.batches)
-    assert is_cifar10(str(fake.batches.parent))
-    shutil.rmtree(fake.batches)
-    assert is_cifar10(fake.archive.parent)
-    fake.archive.unlink()
-    assert not is_cifar10(fake.archive.parent)
-
-
-def test_a_folder_of_images_and_the_shapes_are_no_cifar10(tmp_path):
-    assert not is_cifar10(write_class_folders(tmp_path / "photos"))
-    assert not is_cifar10("shapes")
-
-
-def test_a_folder_that_holds_cifar10_is_opened_as_such_and_nothing_is_downloaded(fake, monkeypatch):
-    monkeypatch.setattr(
-        cifar10_module, "download_cifar10", lambda *a, **k: pytest.fail("downloaded")
-    )
-    train, validation, test = open_datasets(fake.batches.parent)
-    assert validation is None
-    assert_is(fake, (train, test))
-
-
-def test_cifar10_by_its_name_is_kept_in_the_folder_data_of_this_one(served, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train, validation, test = open_datasets("cifar10")
-    assert validation is None
-    assert_is(served, (train, test))
-    assert (tmp_path / "data" / served.batches.name).is_dir()
-
-
-def test_cifar10_is_downloaded_from_the_address_in_the_variable(served, tmp_path):
-    root = tmp_path / "new" / "data"
-    assert download_cifar10(root, progress=False) == root / "cifar-10-batches-py"
-    assert_is(served, cifar10(root, download=False))
-
-
-def test_a_damaged_batch_is_healed_by_a_download(served, tmp_path):
-    root = tmp_path / "data"
-    shutil.copytree(served.batches, root / served.batches.name)
-    (root / served.batches.name / "data_batch_3").write_bytes(b"damaged")
-    assert_is(served, cifar10(root, progress=False))
-
-
-def test_cifar10_that_is_there_is_not_downloaded_again(fake):
-    fake.archive.unlink()
-    before = {file: file.stat().st_mtime_ns for file in fake.batches.iterdir()}
-    assert download_cifar10(fake.batches.parent) == fake.batches
-    assert {file: file.stat().st_mtime_ns for file in fake.batches.iterdir()} == before
-
-
-@bad_input
-def test_without_a_download_a_damaged_batch_is_named(fake):
-    fake.archive.unlink()
-    batch = fake.batches / "data_batch_3"
-    batch.write_bytes(b"damaged")
-    text = (
-        f"{batch}: damaged (wrong MD5 sum); delete it and get CIFAR-10 again with "
-        f"alexnet-lib download cifar10 --root {fake.batches.parent}"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
-        cifar10(fake.batches.parent, download=False)
-
-
-@bad_input
-def test_without_a_download_a_damaged_archive_is_named(fake):
-    shutil.rmtree(fake.batches)
-    fake.archive.write_bytes(fake.archive.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=re.escape(f"{fake.archive}: damaged (wrong MD5 sum)")):
-        cifar10(fake.archive.parent, download=False)
-
-
-@bad_input
-def test_without_a_download_missing_files_are_told_how_to_be_got(fake, tmp_path):
-    text = (
-        f"{tmp_path / 'data' / 'cifar-10-batches-py' / 'data_batch_1'}: missing; get CIFAR-10 "
-        f"with alexnet-lib download cifar10 --root {tmp_path / 'data'}"
-    )
-    with pytest.raises(FileNotFoundError, match=re.escape(text)):
-        cifar10(tmp_path / "data", download=False)
-
-
-def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
-    fake, tmp_path, monkeypatch
-):
-    mine = "http://127.0.0.1:9/mine.tar.gz"
-    monkeypatch.setenv(CIFAR10_URL_VARIABLE, mine)
-    with pytest.raises(OSError, match=r"no address gave cifar-10-python\.tar\.gz") as error:
-        cifar10(tmp_path / "data", progress=False)
-    text = str(error.value)
-    for address in (mine, "http://127.0.0.1:9/own-host.tar.gz"):
-        assert re.search(f"^{re.escape(address)}: .*refused", text, re.MULTILINE)
-    assert f"(MD5 {fake.md5})" in text
-    assert f"put it into {(tmp_path / 'data').resolve()}" in text
-    assert f"set {CIFAR10_URL_VARIABLE} to an address" in text
-
-
 # Other data sets
 
 
@@ -523,7 +289,7 @@ def test_targets_may_be_a_tensor_or_an_array():
         assert (labels.tolist(), labels.dtype) == ([2, 1, 0, 0, 1, 2], torch.int64)
 
 
-def test_a_subset_has_the_labels_and_images_of_its_places():
+def test_a_subset_has_the_labels_and_images_of_its_positions():
     pictures = Pictures()
     wrapped = wrap_dataset(Subset(pictures, [5, 3]), classes=pictures.classes)
     assert wrapped.labels.tolist() == [2, 0]
@@ -544,22 +310,22 @@ def test_a_label_beyond_the_given_classes_is_refused():
 
 @bad_input
 @pytest.mark.parametrize("stream", [Stream, SizedStream])
-def test_a_data_set_without_places_is_refused(stream):
-    text = f"dataset is a {stream.__name__}; expected a map-style data set, with a length"
+def test_a_data_set_without_positions_is_refused(stream):
+    text = f"data is a {stream.__name__}; expected .* a map-style data set with a length"
     with pytest.raises(TypeError, match=text):
         wrap_dataset(stream())
 
 
 @bad_input
 def test_an_empty_data_set_is_refused():
-    with pytest.raises(ValueError, match="dataset is empty; expected at least one image"):
+    with pytest.raises(ValueError, match="data is an empty data set; expected at least one image"):
         wrap_dataset(Subset(Pictures(), []))
 
 
 @bad_input
 @pytest.mark.parametrize("item", [torch.zeros(3, 8, 8), (torch.zeros(3, 8, 8), 0, 0)])
 def test_items_that_are_no_pairs_are_refused(item):
-    text = rf"dataset\[0\] is a {type(item).__name__}; expected a pair \(image, label\)"
+    text = rf"item 0 of data is a {type(item).__name__}; expected a pair \(image, label\)"
     with pytest.raises(TypeError, match=text):
         wrap_dataset(Items([item]))
 
@@ -573,9 +339,176 @@ def test_a_label_that_is_no_integer_is_refused(label):
         wrap_dataset(Items([(image, 0), (image, label)]))
 
 
+# Data by name
+
+
+def test_the_shapes_have_training_and_test_images():
+    train, validation, test = open_parts("shapes")
+    assert (len(train), validation, len(test)) == (6_000, None, 2_000)
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_folder_is_opened_with_its_parts(tmp_path, kind):
+    for part, count in (("train", 4), ("val", 3), ("test", 2)):
+        write_class_folders(tmp_path / part, count=count)
+    assert [len(part) for part in open_parts(kind(tmp_path))] == [8, 6, 4]
+
+
+def test_a_data_set_is_all_training_images():
+    pictures = Pictures(transform=v2.Identity())
+    train, validation, test = open_parts(pictures)
+    assert train.dataset is pictures
+    assert (validation, test) == (None, None)
+
+
+@pytest.mark.parametrize("names", [None, ["cat", "dog", "emu"]])
+def test_a_pair_of_data_sets_is_training_and_test_images_of_the_same_classes(names):
+    items = [[(torch.zeros(3, 8, 8), label) for label in labels] for labels in ((0, 1, 2), (1,))]
+    train, validation, test = open_parts((Items(items[0]), Items(items[1])), classes=names)
+    assert (train.labels.tolist(), validation, test.labels.tolist()) == ([0, 1, 2], None, [1])
+    assert train.classes == test.classes == tuple(names or "012")
+
+
+def test_a_pair_may_have_no_test_images():
+    train, validation, test = open_parts((Pictures(), None))
+    assert (len(train), validation, test) == (6, None, None)
+
+
 @bad_input
-def test_a_wrong_image_of_a_data_set_is_named_by_its_place():
-    image = torch.zeros(3, 8, 8)
-    wrapped = wrap_dataset(Items([(image, 0), (255 + image, 0)]))
-    with pytest.raises(ValueError, match="image 1 of the data set has floats from 255 to 255"):
-        wrapped.subset(torch.tensor([1]))[0]
+def test_names_of_classes_are_for_data_sets_alone():
+    with pytest.raises(ValueError, match="classes is given, but data is 'shapes'; expected a data"):
+        open_parts("shapes", classes=["cat", "dog"])
+
+
+@bad_input
+@pytest.mark.parametrize("data", [7, None, []])
+def test_data_of_another_kind_are_refused_and_named(data):
+    text = rf"data is (a {type(data).__name__}|an empty data set); expected"
+    with pytest.raises((TypeError, ValueError), match=text):
+        open_parts(data)
+
+
+# The parts
+
+
+def lazy(count: int = 60, classes: int = 3) -> WrappedDataset:
+    """Images whose labels take turns; nothing here reads them."""
+    indices = torch.arange(count)
+    return WrappedDataset(Items([], count), indices, indices % classes, tuple("abc"[:classes]))
+
+
+def parts_of(train: ImageSet, validation=None, test=None, **options) -> Parts:
+    options = {
+        "train_images": None,
+        "validation_fraction": 0.1,
+        "test_fraction": 0.0,
+        "seed": 0,
+        **options,
+    }
+    return split(Parts(train, validation, test), **options)
+
+
+def positions(part: ImageSet) -> set[int]:
+    """The positions of a part's images in the data set that was given."""
+    assert isinstance(part, WrappedDataset)
+    return set(part.indices.tolist())
+
+
+def test_the_parts_are_disjoint_and_together_all_images():
+    parts = parts_of(lazy(60), validation_fraction=0.25, test_fraction=0.2)
+    assert [len(part) for part in parts] == [36, 12, 12]
+    assert set.union(*map(positions, parts)) == set(range(60))
+
+
+def test_all_parts_have_the_classes_proportions():
+    parts = parts_of(lazy(60), validation_fraction=0.25, test_fraction=0.2)
+    assert [part.labels.bincount().tolist() for part in parts] == [[12] * 3, [4] * 3, [4] * 3]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_seed_decides_the_parts(number):
+    same, again, other = (
+        positions(parts_of(lazy(), test_fraction=0.2, seed=seed)[number]) for seed in (0, 0, 1)
+    )
+    assert same == again
+    assert same != other
+
+
+def test_a_fraction_of_0_means_no_part():
+    train, validation, test = parts_of(lazy(60), validation_fraction=0, test_fraction=0.0)
+    assert (validation, test) == (None, None)
+    assert positions(train) == set(range(60))
+
+
+def test_a_fraction_that_is_less_than_an_image_means_no_part():
+    train, validation, test = parts_of(lazy(6), validation_fraction=0.05, test_fraction=0.05)
+    assert (len(train), validation, test) == (6, None, None)
+
+
+def test_parts_that_are_there_are_left_alone():
+    train, validation, test = lazy(60), lazy(9), lazy(6)
+    parts = parts_of(train, validation, test, validation_fraction=0.5, test_fraction=0.5)
+    assert parts == (train, validation, test)
+
+
+def test_train_images_is_the_exact_number_of_images_in_training_and_validation():
+    train, validation, _ = parts_of(lazy(60), train_images=31)
+    assert len(train) + len(validation) == 31
+    assert not positions(train) & positions(validation)
+
+
+def test_train_images_leaves_the_test_part_alone():
+    few, every_one = (
+        parts_of(lazy(60), test_fraction=0.2, train_images=count) for count in (3, None)
+    )
+    assert positions(few.test) == positions(every_one.test)
+    given = lazy(6)
+    assert parts_of(lazy(60), None, given, train_images=3).test is given
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
+    percent=st.integers(0, 99),
+    seed=st.integers(0, 1000),
+)
+def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, seed):
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    classes = tuple(map(str, range(len(sizes))))
+    everything = torch.arange(len(labels))
+    data = WrappedDataset(TensorDataset(everything), everything, labels, classes)
+    count = round(percent / 100 * len(labels))
+    assume(count < len(labels))
+    train, drawn, _ = parts_of(data, validation_fraction=percent / 100, seed=seed)
+    if not count:
+        assert drawn is None
+        return
+    assert len(drawn) == count
+    assert sorted((*train.indices.tolist(), *drawn.indices.tolist())) == everything.tolist()
+    assert torch.equal(drawn.labels, labels[drawn.indices])
+    counts = drawn.labels.bincount(minlength=len(sizes)).numpy()
+    assert (abs(counts - count * np.array(sizes) / len(labels)) < 1).all()
+
+
+@bad_input
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"validation_fraction": 1.0},
+            "validation_fraction is 1.0; expected a fraction from 0 to below 1",
+        ),
+        ({"test_fraction": 1}, "test_fraction is 1; expected a fraction from 0 to below 1"),
+        ({"test_fraction": -0.1}, "test_fraction is -0.1; expected a fraction from 0 to below 1"),
+        (
+            {"validation_fraction": 0.999},
+            "validation_fraction is 0.999 and test_fraction 0.0, which leaves no images",
+        ),
+        ({"train_images": 61}, "train_images is 61; expected 3 (one of each class) to 60"),
+        ({"train_images": 2}, "train_images is 2; expected 3 (one of each class) to 60"),
+        ({"train_images": 30.0}, "train_images is 30.0; expected 3 (one of each class) to 60"),
+        ({"seed": -1}, "seed is -1; expected an integer of at least 0"),
+    ],
+)
+def test_a_wrong_argument_of_the_split_is_named_with_what_was_expected(options, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        parts_of(lazy(60), **options)

@@ -1,10 +1,12 @@
-"""The promises of the compiled kernels: when they are made, what happens where they cannot be."""
+"""The promises of the compiled kernels: when they are compiled, what happens where they cannot be."""
 
 import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from alexnet_lib import LocalResponseNorm, Preprocess
+from alexnet_lib.data.images import to_unit
 from alexnet_lib.kernels import cpu as kernels
 
-COMPILED = kernels.library() is not None
+COMPILED = kernels.load() is not None
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
 memory_formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
@@ -40,7 +43,7 @@ def activations(images=1):
     return torch.ones(images, 96, 55, 55)
 
 
-# When they are made
+# When they are compiled
 
 
 @needs_compiler
@@ -54,19 +57,44 @@ def test_the_first_images_wait_for_no_compiler(fresh, monkeypatch):
 def test_they_are_compiled_once_the_work_repays_it(fresh, monkeypatch):
     values = activations().numel()
     monkeypatch.setattr(kernels, "_WORTH_COMPILING", 3 * values)
-    made = []
+    files = []
     for _ in range(4):
         LocalResponseNorm()(activations())
-        made.append(len(list(fresh.iterdir())))
-    assert made == [0, 0, 1, 1]
+        files.append(len(list(fresh.iterdir())))
+    assert files == [0, 0, 1, 1]
+
+
+@needs_compiler
+def test_values_are_counted_over_all_calls_and_nothing_is_compiled_before_enough(
+    fresh, monkeypatch
+):
+    monkeypatch.setattr(kernels, "_WORTH_COMPILING", 100)
+    compiled = []
+    real = kernels._compile
+    monkeypatch.setattr(kernels, "_compile", lambda new: compiled.append(new) or real(new))
+    for values in (60, 39):
+        assert kernels.load_when_worthwhile(values) is None
+    assert not compiled
+    library = kernels.load_when_worthwhile(1)
+    assert library is not None
+    assert kernels.load_when_worthwhile(0) is kernels.load() is library
+    assert len(compiled) == 1
+
+
+@needs_compiler
+def test_load_compiles_at_once_however_little_there_was_to_compute(fresh):
+    library = kernels.load()
+    assert library is not None
+    assert kernels._cached_file().exists()
+    assert kernels.load_when_worthwhile(0) is library
 
 
 @needs_compiler
 def test_what_an_earlier_process_compiled_is_used_at_once(fresh, monkeypatch):
-    kernels.library()
+    kernels.load()
     forget()
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
-    assert kernels.library(1) is not None
+    assert kernels.load_when_worthwhile(1) is not None
 
 
 @needs_compiler
@@ -74,13 +102,13 @@ def test_a_damaged_file_in_the_cache_is_replaced(fresh):
     kernels._cached_file().write_bytes(b"no library")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.library() is not None
+        assert kernels.load() is not None
     assert kernels._cached_file().stat().st_size > 1000
 
 
 @needs_compiler
 def test_compiling_leaves_one_file_and_nothing_half_written(fresh):
-    assert kernels.library() is not None
+    assert kernels.load() is not None
     assert [file.name for file in fresh.iterdir()] == [kernels._cached_file().name]
 
 
@@ -95,13 +123,22 @@ def test_another_processor_or_compiler_gets_kernels_of_its_own(fresh, monkeypatc
     assert len({first, second, kernels._cached_file()}) == 3
 
 
+@needs_compiler
+def test_the_tests_compile_into_a_folder_of_their_own_and_leave_the_users_alone():
+    folder = Path(os.environ["XDG_CACHE_HOME"])
+    assert folder.name.startswith("alexnet-lib-tests-")
+    assert folder.parent == Path(tempfile.gettempdir())
+    forget()
+    assert Path(kernels.load()._name).is_relative_to(folder)
+
+
 # Where they cannot be
 
 
 def use_three_times():
-    assert kernels.library() is None
+    assert kernels.load() is None
     result = LocalResponseNorm()(activations())
-    kernels.library()
+    kernels.load()
     return result
 
 
@@ -140,7 +177,7 @@ def test_where_the_cache_cannot_be_written_each_process_compiles(fresh, monkeypa
     forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.library() is not None
+        assert kernels.load() is not None
     expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
     torch.testing.assert_close(LocalResponseNorm()(activations()), expected)
 
@@ -156,7 +193,7 @@ def test_a_user_without_a_home_has_kernels_too(monkeypatch):
     forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.library() is not None
+        assert kernels.load() is not None
     forget()
 
 
@@ -164,7 +201,7 @@ def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch):
     monkeypatch.setenv(kernels.SWITCH, "off")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernels.library() is None
+        assert kernels.load() is None
         LocalResponseNorm()(activations())
     assert not list(fresh.iterdir())
 
@@ -184,7 +221,7 @@ def test_memory_that_runs_out_is_an_error_not_a_wrong_result(monkeypatch):
 def test_pythons_threads_compute_what_torchs_do(monkeypatch):
     x = torch.randn(8, 10, 40, 40)
     expected = LocalResponseNorm()(x)
-    monkeypatch.setattr(kernels, "library", lambda values=None: kernels._library())
+    monkeypatch.setattr(kernels, "load_when_worthwhile", lambda values: kernels.load())
     monkeypatch.setattr(kernels, "_run_in_threads", lambda: kernels._run_in_python_threads)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     torch.testing.assert_close(LocalResponseNorm()(x), expected)
@@ -195,7 +232,7 @@ import torch
 from alexnet_lib import LocalResponseNorm
 from alexnet_lib.kernels import cpu as kernels
 
-kernels.library()
+kernels.load()
 LocalResponseNorm()(torch.randn(8, 10, 40, 40))
 with open("/proc/self/maps", encoding="utf-8") as maps:
     names = {line.split()[-1] for line in maps}
@@ -227,28 +264,28 @@ def test_no_second_openmp_runtime_is_loaded():
     st.integers(0, 2**32),
 )
 def test_enlarging_is_what_torchs_operations_give(
-    count, shape, larger, room, edge, scale, kind, memory_format, seed
+    count, shape, larger, margin, edge, scale, kind, memory_format, seed
 ):
     resize = max(shape) + larger
-    window = max(1, resize - room)
+    crop = max(1, resize - margin)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, *shape), dtype=torch.uint8, generator=generator)
     images = images if kind == torch.uint8 else images / 255
-    corners = torch.randint(0, resize - window + 1, (count, 2), generator=generator)
-    size, mean, std = window + edge, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0)
+    corners = torch.randint(0, resize - crop + 1, (count, 2), generator=generator)
+    size, mean, std = crop + edge, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0)
     preprocess = Preprocess(resize, size, "squash", scale, mean, std, edge)
-    arguments = {"resize": resize, "window": window, "size": size, "scale": scale}
+    arguments = {"resize": resize, "crop": crop, "size": size, "scale": scale}
     arguments |= {"mean": mean, "std": std, "memory_format": memory_format}
-    whole = preprocess.normalized(preprocess.resized(images))
+    whole = preprocess.normalized(to_unit(preprocess.resized(images)))
     expected = torch.zeros(count, 3, size, size)
     for image, (top, left), out in zip(whole, corners.tolist(), expected, strict=True):
-        out[:, :window, :window] = image[:, top : top + window, left : left + window]
-    kernels.library()
+        out[:, :crop, :crop] = image[:, top : top + crop, left : left + crop]
+    kernels.load()
     actual = kernels.enlarge(images, corners, dtype=torch.float32, **arguments)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * scale)
     assert actual.is_contiguous(memory_format=memory_format)
-    assert not actual[:, :, window:].any()
-    assert not actual[..., window:].any()
+    assert not actual[:, :, crop:].any()
+    assert not actual[..., crop:].any()
     short = kernels.enlarge(images, corners, dtype=torch.bfloat16, **arguments)
     assert torch.equal(short, actual.bfloat16())
 
@@ -257,13 +294,13 @@ def test_enlarging_is_what_torchs_operations_give(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_images_of_another_dtype_are_left_to_torchs_operations(dtype):
     preprocess, images = enlarging()
-    arguments = {"resize": 16, "window": 12, "size": 12, "scale": 1.0}
+    arguments = {"resize": 16, "crop": 12, "size": 12, "scale": 1.0}
     arguments |= {"mean": preprocess.mean, "std": preprocess.std, "dtype": torch.float32}
     corners = torch.zeros(2, 2, dtype=torch.int64)
-    made = kernels.enlarge(
+    result = kernels.enlarge(
         (images / 255).to(dtype), corners, memory_format=torch.contiguous_format, **arguments
     )
-    assert made is None
+    assert result is None
 
 
 @needs_compiler
@@ -272,8 +309,8 @@ def test_images_and_corners_need_not_be_contiguous():
     corners = torch.tensor([[0, 4], [2, 1]])
     expected = preprocess.network_input(images, corners=corners)
     strided = images.to(memory_format=torch.channels_last)
-    made = preprocess.network_input(strided, corners=corners.T.contiguous().T)
-    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+    result = preprocess.network_input(strided, corners=corners.T.contiguous().T)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 @needs_compiler
@@ -282,16 +319,16 @@ def test_several_threads_cut_each_image_at_its_own_corner(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8, generator=generator)
     corners = torch.randint(0, 21, (16, 2), generator=generator)
-    kernels.library()
+    kernels.load()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = preprocess.network_input(images, corners=corners)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    made = preprocess.network_input(images, corners=corners)
-    torch.testing.assert_close(made, expected, rtol=0, atol=0)
+    result = preprocess.network_input(images, corners=corners)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def enlarging():
-    kernels.library()
+    kernels.load()
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     return Preprocess(16, 12, mean=(0.5,) * 3, std=(0.25,) * 3), images
 
@@ -312,8 +349,8 @@ def test_enlarging_stays_on_the_images_device_whatever_the_default_is():
     expected = preprocess.network_input(images)
     assert preprocess.network_input(images.to("meta")).device.type == "meta"
     with torch.device("meta"):
-        made = preprocess.network_input(images)
-    torch.testing.assert_close(made, expected)
+        result = preprocess.network_input(images)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.bad_input
@@ -343,11 +380,11 @@ for shape, groups, size, beta in (
         x, grad = (3 * torch.randn(shape, generator=generator) for _ in range(2))
         if channels_last:
             x = x.to(memory_format=torch.channels_last)
-        window = kernels.Window(size, 0.5, beta, 2.0, groups)
-        y = triton_kernels.local_response_norm(x, None, window)
-        torch.testing.assert_close(y, normalization._output(x, window))
-        gradient = triton_kernels.local_response_norm(x, grad, window)
-        torch.testing.assert_close(gradient, normalization._gradient(x, grad, window))
+        settings = kernels.LrnSettings(size, 0.5, beta, 2.0, groups)
+        y = triton_kernels.local_response_norm(x, None, settings)
+        torch.testing.assert_close(y, normalization._output(x, settings))
+        gradient = triton_kernels.local_response_norm(x, grad, settings)
+        torch.testing.assert_close(gradient, normalization._gradient(x, grad, settings))
         assert gradient.is_contiguous(memory_format=torch.channels_last) == channels_last
 print("equal")
 """

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def products(monkeypatch):
     """The products that go to oneDNN, on a processor where they do; every size counts as large."""
-    made = []
+    calls = []
     real = substitutes._product
     monkeypatch.setattr(substitutes, "_mkl_is_slow", lambda: True)
     monkeypatch.setattr(substitutes, "_LARGE_WEIGHT", 1)
-    monkeypatch.setattr(substitutes, "_product", lambda *a: made.append(a) or real(*a))
-    return made
+    monkeypatch.setattr(substitutes, "_product", lambda *a: calls.append(a) or real(*a))
+    return calls
 
 
 def random(*shape, seed=0, dtype=torch.float32):

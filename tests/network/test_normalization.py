@@ -13,21 +13,10 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from alexnet_lib import LocalResponseNorm
-from alexnet_lib.kernels import cpu as kernels
 from alexnet_lib.network import normalization
 
-COMPILED = kernels.library()
-
-
-@pytest.fixture(params=["compiled", "torch's operations"], autouse=True)
-def implementation(request, monkeypatch):
-    """Every promise holds with the compiled kernels and where they cannot be had."""
-    if request.param == "compiled" and COMPILED is None:
-        pytest.skip("there is no C compiler")
-    library = COMPILED if request.param == "compiled" else None
-    monkeypatch.setattr(kernels, "library", lambda values=None: library)
-    return request.param
-
+# Every promise holds with the compiled kernels and where they cannot be had.
+pytestmark = pytest.mark.usefixtures("implementation")
 
 # Relative and absolute, for a few additions and one power.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -308,8 +297,8 @@ def test_a_triton_that_does_not_run_is_one_warning_and_no_kernel(monkeypatch):
     normalization._gpu_kernels.cache_clear()
     monkeypatch.setitem(sys.modules, "alexnet_lib.kernels.gpu", None)
     with pytest.warns(RuntimeWarning, match="Triton does not run here") as caught:
-        found = [normalization._gpu_kernels(torch.device("cpu")) for _ in range(2)]
-    assert found == [None, None]
+        modules = [normalization._gpu_kernels(torch.device("cpu")) for _ in range(2)]
+    assert modules == [None, None]
     assert len(caught) == 1
     normalization._gpu_kernels.cache_clear()
 

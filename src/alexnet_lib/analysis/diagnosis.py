@@ -7,7 +7,6 @@ page "Why AlexNet does not train" of the documentation.
 import copy
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_lib.data.images import ImageSet
-from alexnet_lib.data.loaders import Loaders, pixels_of
-from alexnet_lib.devices import MEMORY_FORMATS, RunOptions, seeded
+from alexnet_lib.checks import check_integer
+from alexnet_lib.data.images import ImageSet, ImageTensors
+from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.data.sources import Data
+from alexnet_lib.devices import RunOptions, restored_generators, seed_generators
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.training.loop import evaluation_mode, train_steps
+from alexnet_lib.text import format_table
+from alexnet_lib.training.loop import evaluation_mode, moved_batches
+from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.optimization import build_step
+from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
@@ -46,22 +51,20 @@ class LayerDiagnosis:
     """A layer with weights, at the first step and after the try at one batch.
 
     ``output`` is the root mean square of what it computes without dropout, before the ReLU;
-    ``signal`` how much of that differs from image to image: the standard deviation over the batch,
-    root mean square over the units. ``dead`` is the share of units whose ReLU gives 0 for every
-    image of the batch and every place in it, ``dead_after`` the same after the try; NaN where no
-    ReLU follows.
-    ``gradient`` is the root mean square of the weights' gradient (after clipping, where the recipe
-    clips); ``update`` the norm of the first step at the full learning rate over that of the
-    weights, 0 for frozen ones.
+    ``signal`` how much of that differs between images: the standard deviation over the batch, root
+    mean square over the units. ``dead`` is the fraction of units whose ReLU gives 0 for every image
+    of the batch at every position, ``dead_after`` the same after the try; NaN where no ReLU
+    follows. ``gradient`` is the root mean square of the weights' gradient, after any clipping;
+    ``update`` the norm of the first step at the full learning rate over that of the weights.
     """
 
     name: str
     output: float
     signal: float
-    dead: float
-    gradient: float
-    update: float
-    dead_after: float
+    dead: float = math.nan
+    gradient: float = math.nan
+    update: float = math.nan
+    dead_after: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -89,28 +92,15 @@ class Diagnosis:
     findings: tuple[str, ...]
 
     def __str__(self) -> str:
-        header = ("", "output", "signal", "dead units", "gradient", "step/weight", "dead later")
-        rows = [header]
-        rows += [
-            (
-                layer.name,
-                f"{layer.output:.3g}",
-                f"{layer.signal:.2g}",
-                _share(layer.dead),
-                f"{layer.gradient:.1e}",
-                f"{layer.update:.1e}",
-                _share(layer.dead_after),
+        rows = [("", "output", "signal", "dead units", "gradient", "step/weight", "dead later")]
+        for layer in self.layers:
+            dead, later = (
+                "" if math.isnan(share) else f"{share:.0%}"
+                for share in (layer.dead, layer.dead_after)
             )
-            for layer in self.layers
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = [
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-            ).rstrip()
-            for row in rows
-        ]
+            sizes = f"{layer.output:.3g}", f"{layer.signal:.2g}"
+            rates = f"{layer.gradient:.1e}", f"{layer.update:.1e}"
+            rows.append((layer.name, *sizes, dead, *rates, later))
         marks = sorted({0, *(len(self.losses) * i // 8 for i in range(1, 8)), len(self.losses) - 1})
         course = ", ".join(f"{self.losses[i]:.2f}" for i in marks)
         findings = self.findings or ("nothing looks wrong",)
@@ -119,7 +109,7 @@ class Diagnosis:
                 f"recipe {self.recipe}, {self.classes} classes: guessing gives a loss of "
                 f"{self.chance_loss:.3f}",
                 f"input: mean {self.input_mean:.2f}, standard deviation {self.input_std:.2f}",
-                *table,
+                *format_table(rows, right=range(1, 7)),
                 f"one batch, {len(self.losses)} steps: loss {course}; then accuracy "
                 f"{self.accuracy:.0%}",
                 *(f"- {finding}" for finding in findings),
@@ -128,12 +118,19 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data that JSON can hold (None for NaN and infinity)."""
-        data: dict[str, Any] = _plain(asdict(self))
-        return data
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return [*map(plain, value)]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {name: plain(value) for name, value in asdict(self).items()}
 
 
 def diagnose(
-    data: str | os.PathLike[str] | Loaders,
+    data: Data | Loaders,
     *,
     recipe: str | Recipe = "modern",
     overrides: Mapping[str, Any] | None = None,
@@ -148,12 +145,12 @@ def diagnose(
     training, schedule included, on that batch alone: what can learn brings its loss down fast.
 
     Args:
-        data: as ``fit``'s.
-        recipe: as ``fit``'s.
-        overrides: as ``fit``'s.
+        data: as in ``fit``.
+        recipe: as in ``fit``.
+        overrides: as in ``fit``.
         model: a network to look at, of any kind, which is left as it is; None builds the recipe's.
         steps: of the try, at least 1.
-        seed: as ``fit``'s.
+        seed: as in ``fit``.
         options: device and precision.
 
     Returns:
@@ -170,32 +167,31 @@ def diagnose(
         >>> [layer.name for layer in diagnosis.layers][:2], len(diagnosis.losses)
         (['conv1', 'conv2'], 2)
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; expected an integer of at least 1")
+    check_integer("steps", steps, 1)
     recipe = resolve_recipe(recipe, overrides)
     options = options.resolved()
-    if not isinstance(data, Loaders):
-        data = recipe.build_loaders(data, seed, num_workers=options.num_workers)
-    memory_format = MEMORY_FORMATS[options.memory_format]
-    loaders = data.to(options.device, memory_format=memory_format)
-    model = recipe.build_model(loaders.classes, seed) if model is None else copy.deepcopy(model)
-    model.to(options.device, memory_format=memory_format)  # type: ignore[call-overload]
-    images, labels = next(iter(replace(loaders.train, augmentation=())))
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    with seeded(seed, images.device):
-        layers = _first_step(model, images, labels, recipe, options)
-        model.load_state_dict(before)
-        losses = step_losses(model, itertools.repeat((images, labels)), steps, recipe, options)
-    model.eval()
-    with torch.no_grad(), _watched(model) as seen:
-        accuracy = (model(images).argmax(1) == labels).float().mean().item()
-    layers = [replace(layer, dead_after=_dead(seen, layer.name)) for layer in layers]
+    loaders = prepare_loaders(data, recipe, seed=seed, options=options)
+    if model is None:
+        network: nn.Module = prepare_model(loaders, recipe, seed=seed, options=options)
+    else:
+        placement = options.placement
+        network = copy.deepcopy(model)
+        network.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload]
+    device = torch.device(options.device)
+    images, labels = next(moved_batches(replace(loaders.train, augmentation=()), device))
+    before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    with restored_generators(device):
+        seed_generators(seed, device)
+        layers = _first_step(network, images, labels, recipe, options)
+        network.load_state_dict(before)
+        losses = step_losses(network, itertools.repeat((images, labels)), steps, recipe, options)
+    with torch.no_grad(), evaluation_mode(network), _watched(network) as seen:
+        accuracy = (network(images.float()).argmax(1) == labels).float().mean().item()
     label_accuracy, label_chance, label_images = _labels_probe(loaders.train.dataset, seed)
-    spread = images.float()
     diagnosis = Diagnosis(
         recipe=recipe.name,
-        input_mean=spread.mean().item(),
-        input_std=spread.std().item(),
+        input_mean=images.float().mean().item(),
+        input_std=images.float().std().item(),
         classes=len(loaders.classes),
         chance_loss=math.log(len(loaders.classes)),
         losses=tuple(losses),
@@ -203,39 +199,30 @@ def diagnose(
         label_accuracy=label_accuracy,
         label_chance=label_chance,
         label_images=label_images,
-        layers=tuple(layers),
+        layers=tuple(replace(layer, dead_after=seen[layer.name].dead) for layer in layers),
         findings=(),
     )
     return replace(diagnosis, findings=tuple(_findings(diagnosis, recipe, labels)))
 
 
-@dataclass
-class _Seen:
-    """What passes through a model's layers, by their last names, in the order of the pass."""
-
-    outputs: dict[str, tuple[float, float]]
-    dead: dict[str, float]
-
-
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[_Seen]:
-    seen = _Seen({}, {})
-    last = ""
+def _watched(model: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
+    """What a model's layers compute in a pass, by their names, in the order of the pass."""
+    seen: dict[str, LayerDiagnosis] = {}
 
     def look(name: str, output: Tensor) -> None:
-        nonlocal last
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
         # At once, since a ReLU that works in place would change it.
         values = output.detach().float()
         signal = values.var(0, unbiased=False).mean().sqrt().item()
-        seen.outputs[name] = values.square().mean().sqrt().item(), signal
-        last = name
+        seen[name] = LayerDiagnosis(name, values.square().mean().sqrt().item(), signal)
 
     def look_after_relu(output: Tensor) -> None:
-        if last and last not in seen.dead:
+        if seen and math.isnan((last := [*seen.values()][-1]).dead):
             units = output.detach().transpose(0, 1).flatten(1)
-            seen.dead[last] = (units == 0).all(1).float().mean().item()
+            dead = (units == 0).all(1).float().mean().item()
+            seen[last.name] = replace(last, dead=dead)
 
     handles = []
     for name, module in _named_modules(model):
@@ -258,10 +245,6 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield path.rpartition(".")[2] if isinstance(model, AlexNet) else path, module
 
 
-def _dead(seen: _Seen, name: str) -> float:
-    return seen.dead.get(name, math.nan)
-
-
 def _first_step(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, options: RunOptions
 ) -> list[LayerDiagnosis]:
@@ -273,33 +256,16 @@ def _first_step(
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     # Without dropout, whose masks would pass for differences between the images.
     with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
-        model(images)
-    next(
-        train_steps(
-            model,
-            [(images, labels)],
-            recipe.build_optimizer(model),
-            criterion=recipe.criterion,
-            precision=options.precision,
-            max_grad_norm=recipe.max_grad_norm,
-        )
-    )
+        model(images.float())
+    model.train()
+    build_step(recipe, model, options)(images, labels, Totals(images.device))
     layers = []
-    for name, (output, signal) in seen.outputs.items():
+    for name, layer in seen.items():
         weight = weights[name]
         gradient = torch.zeros(()) if weight.grad is None else weight.grad
-        change = (weight.detach() - before[name]).norm() / before[name].norm()
-        layers.append(
-            LayerDiagnosis(
-                name=name,
-                output=output,
-                signal=signal,
-                dead=_dead(seen, name),
-                gradient=gradient.square().mean().sqrt().item(),
-                update=change.item(),
-                dead_after=math.nan,
-            )
-        )
+        size = gradient.square().mean().sqrt().item()
+        change = ((weight.detach() - before[name]).norm() / before[name].norm()).item()
+        layers.append(replace(layer, gradient=size, update=change))
     return layers
 
 
@@ -311,23 +277,17 @@ def step_losses(
     options: RunOptions,
 ) -> list[float]:
     """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step."""
-    optimizer = recipe.build_optimizer(model)
     losses: list[Tensor] = []
 
     def criterion(logits: Tensor, labels: Tensor) -> Tensor:
         losses.append(F.cross_entropy(logits.detach().float(), labels))
         return recipe.criterion(logits, labels)
 
-    for _ in train_steps(
-        model,
-        itertools.islice(batches, steps),
-        optimizer,
-        criterion=criterion,
-        precision=options.precision,
-        batch_scheduler=recipe.build_schedule(optimizer, steps),
-        max_grad_norm=recipe.max_grad_norm,
-    ):
-        pass
+    step = replace(build_step(recipe, model, options, steps=steps), criterion=criterion)
+    model.train()
+    totals = Totals(step.device)
+    for images, labels in itertools.islice(batches, steps):
+        step(images, labels, totals)
     return [float(loss) for loss in losses]
 
 
@@ -338,7 +298,7 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
         return math.nan, math.nan, 0
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
     sample = data.subset(order.to(data.labels.device))
-    pixels = pixels_of(sample)
+    pixels = sample.images if isinstance(sample, ImageTensors) else sample
     # One at a time: files may be large.
     whole = [pixels] if isinstance(pixels, Tensor) else (pixels[i][0][None] for i in range(count))
     tiny = [F.adaptive_avg_pool2d(images.float().cpu(), _PROBE_SIDE).flatten(1) for images in whole]
@@ -362,21 +322,13 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
 
 
 def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
-    yield from _input_findings(found, recipe)
-    yield from _label_findings(found, labels)
-    yield from _signal_findings(found)
-    yield from _update_findings(found, recipe)
-    yield from _course_findings(found.losses, found.chance_loss)
-
-
-def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
     low, high = _USUAL_STD
     scaled_for_raw = recipe.initialization in {"paper", "released_code"}
     if scaled_for_raw and found.input_std < _RAW_STD:
         yield (
             f"the input has standard deviation {found.input_std:.2f}, and the initialisation "
             f"{recipe.initialization!r} was made for values from 0 to 255 less their mean (about "
-            "63): set normalization to 'mean_only', or initialization to 'kaiming'"
+            "63): set preprocessing to 'subtract_mean', or initialization to 'kaiming'"
         )
     elif not scaled_for_raw and not low <= found.input_std <= high:
         yield (
@@ -390,6 +342,10 @@ def _input_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
             f"the initialisation {recipe.initialization!r} was made for dropout that scales in the "
             "test; scaled in training, the layers behind get more: set dropout_scaling to 'test'"
         )
+    yield from _label_findings(found, labels)
+    yield from _signal_findings(found)
+    yield from _update_findings(found, recipe)
+    yield from _course_findings(found.losses, found.chance_loss)
 
 
 def _label_findings(found: Diagnosis, labels: Tensor) -> Iterator[str]:
@@ -478,15 +434,3 @@ def _course_findings(losses: tuple[float, ...], chance: float) -> Iterator[str]:
             f"after {len(losses)} steps on one batch the loss is {end:.2f}; a healthy run brings "
             f"it under {_LEARNED * chance:.2f}"
         )
-
-
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.0%}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

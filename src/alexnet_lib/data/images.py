@@ -23,18 +23,12 @@ ImageLike = Image.Image | np.ndarray | Tensor
 
 
 def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor, "*batch 3 h w"]:
-    """One image or a batch of one size, as a tensor with its channels first.
+    """One image, or a batch of one size, as a tensor with its channels first.
 
-    Args:
-        image: a PIL image of any 8-bit kind (EXIF rotation is applied; grey, palette and RGBA
-            become RGB, an alpha channel is dropped) or of 16-bit grey; an array ``(H, W, 3)`` or
-            ``(N, H, W, 3)``; a tensor ``(3, H, W)`` or ``(N, 3, H, W)``. Arrays and tensors are
-            uint8 from 0 to 255 or floating from 0 to 1.
-        argument: what an error calls the image.
-
-    Returns:
-        uint8 from 0 to 255, or floating from 0 to 1 in the dtype it came in; a tensor's own
-        memory, an array's too.
+    PIL images have any 8-bit mode or 16-bit grey: EXIF rotation is applied, grey and palette become
+    RGB, an alpha channel is dropped. Arrays are ``(H, W, 3)`` or ``(N, H, W, 3)``, tensors
+    ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 from 0 to 255 or floating from 0 to 1; they keep their
+    dtype and their memory. ``argument`` is the name of the image in errors.
 
     Raises:
         ValueError: a wrong rank, channel count, dtype or range.
@@ -43,18 +37,18 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
     if isinstance(image, Image.Image):
         return _pil_to_tensor(image, argument)
     if isinstance(image, np.ndarray):
-        kind, layout, channels_at = "an array", "(H, W, 3) or (N, H, W, 3)", -1
-        # torch has no type for a read-only or negatively strided array's memory.
-        fits = image.flags.writeable and min(image.strides, default=0) >= 0
-        tensor = torch.from_numpy(image if fits else image.copy())
+        kind, layout, channel_axis = "an array", "(H, W, 3) or (N, H, W, 3)", -1
+        # torch cannot share the memory of an array that is read-only or has negative strides.
+        shared = image.flags.writeable and min(image.strides, default=0) >= 0
+        tensor = torch.from_numpy(image if shared else image.copy())
     elif isinstance(image, Tensor):
-        kind, layout, channels_at, tensor = "a tensor", "(3, H, W) or (N, 3, H, W)", -3, image
+        kind, layout, channel_axis, tensor = "a tensor", "(3, H, W) or (N, 3, H, W)", -3, image
     else:
         raise TypeError(
             f"{argument} is a {type(image).__name__}; expected a PIL image, an array or a tensor"
         )
     shape = tuple(tensor.shape)
-    if tensor.ndim not in {3, 4} or shape[channels_at] != 3 or 0 in shape[-3:]:
+    if tensor.ndim not in {3, 4} or shape[channel_axis] != 3 or 0 in shape[-3:]:
         raise ValueError(f"{argument} is {kind} of shape {shape}; expected {layout}")
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
         raise ValueError(
@@ -68,15 +62,14 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
                 f"{argument} has floats from {low:.4g} to {high:.4g}; expected 0 to 1: divide by "
                 "the largest possible value first, and leave the normalisation to Preprocess"
             )
-    return tensor.movedim(-1, -3) if channels_at == -1 else tensor
+    return tensor.movedim(channel_axis, -3)
 
 
 def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion to RGB clips 16-bit grey at 255 instead of scaling it.
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        image = Image.fromarray(grey)
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in {"I", "F"}:
         raise ValueError(
             f"{argument} is a PIL image of mode {image.mode!r}, whose range is not defined; "
@@ -93,34 +86,14 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
-    """What the loaders need of a data set."""
+    """What the loaders need of a data set.
 
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
-
-    @abstractmethod
-    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
-        """The images at these places, in this order."""
-
-
-@dataclass(frozen=True, eq=False)
-class ImageTensors(ImageSet):
-    """Images held in memory as one tensor.
-
-    Args:
-        images: uint8 ``(N, 3, H, W)``.
+    Attributes:
         labels: int64 ``(N,)``, from 0 to ``len(classes) - 1``.
-        classes: names of the classes.
+        classes: their names, in the order of the labels.
     """
 
-    images: UInt8[Tensor, "n 3 h w"]
-    labels: Int64[Tensor, " n"]
+    labels: Tensor
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -130,58 +103,62 @@ class ImageTensors(ImageSet):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+        return self.image(index), int(self.labels[index])
 
-    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageTensors":
-        """The images at these places, in this order; a copy."""
+    @abstractmethod
+    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:
+        """One image, uint8, or floating from 0 to 1."""
+
+    @abstractmethod
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageSet":
+        """The images of these indices, in this order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTensors(ImageSet):
+    """Images held in memory as one tensor."""
+
+    images: UInt8[Tensor, "n 3 h w"]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+
+    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102  (as above)
+        return self.images[index]
+
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageTensors":  # noqa: D102
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles(ImageSet):
-    """Image files that are decoded each time they are asked for."""
+    """Image files, decoded each time they are read."""
 
     files: tuple[Path, ...]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102
+        return read_image(self.files[index])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return read_image(self.files[index]), int(self.labels[index])
-
-    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageFiles":
-        """The files at these places, in this order."""
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageFiles":  # noqa: D102
         files = tuple(self.files[i] for i in indices.tolist())
         return replace(self, files=files, labels=self.labels[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class WrappedDataset(ImageSet):
-    """Somebody else's map-style data set of (image, label), read anew each time.
-
-    ``indices`` are the places in ``dataset`` of the images that belong to this set.
-    """
+    """The items ``indices`` of a user's map-style data set of (image, label), read each time."""
 
     dataset: Dataset[Any]
     indices: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        check_labels(self.labels, self.classes)
+    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102
+        position = int(self.indices[index])
+        return image_to_tensor(self.dataset[position][0], f"image {position} of the data set")
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        place = int(self.indices[index])
-        image = image_to_tensor(self.dataset[place][0], f"image {place} of the data set")
-        return image, int(self.labels[index])
-
-    def subset(self, indices: Int64[Tensor, " n"]) -> "WrappedDataset":
-        """The images at these places, in this order."""
+    def subset(self, indices: Int64[Tensor, " n"]) -> "WrappedDataset":  # noqa: D102
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
@@ -197,18 +174,14 @@ def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:
 
 
 def read_image(file: Path) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of an image file.
-
-    Raises:
-        ValueError: the file is not an image or is cut off; the message names it.
-    """
+    """The pixels of an image file; a ``ValueError`` names a file that cannot be decoded."""
     with open_image(file) as image:
         return image_to_tensor(image, "it")
 
 
 @contextmanager
 def open_image(file: Path) -> Iterator[Image.Image]:
-    """An image file, opened; what its decoder raises becomes a ``ValueError`` that names it."""
+    """An open image file; errors of its decoder become a ``ValueError`` that names it."""
     try:
         with Image.open(file) as image:
             yield image

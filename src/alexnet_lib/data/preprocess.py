@@ -1,8 +1,9 @@
 """The fixed treatment of an image: the same in training, in testing and for one photo."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -10,33 +11,34 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from alexnet_lib.checks import ABOVE_ZERO, check_choice, check_integer, check_number
 from alexnet_lib.data.images import ImageLike, image_to_tensor, to_unit
 from alexnet_lib.kernels import cpu
 
 ImageFit = Literal["crop", "squash"]
 
+# Numbers of views of an image over which an evaluation can average.
 VIEWS = (1, 2, 10)
-"""Numbers of views of an image that an evaluation can average over."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What turns an image into the network's input, in training, in testing and for one photo.
+    """The way from an image to the network's input, in training, in testing and for one photo.
 
     Resize, centre crop, then ``(scale * image - mean) / std`` with image values from 0 to 1. The
-    resize is bilinear with antialiasing, torchvision's default.
+    resize is bilinear with antialiasing, torchvision's default; an 8-bit image that becomes smaller
+    is rounded to 8 bits again, as in torchvision and Pillow.
 
     Args:
-        resize: side, in pixels, of the square that an image is fitted to; at least ``image_size``.
-        image_size: side, in pixels, of the centre crop that the network sees.
-        fit: ``"crop"`` scales the shorter side to ``resize`` and cuts the rest off equally;
-            ``"squash"`` forces both sides to it. The same for square images.
-        scale: what an image value of 1 becomes before the mean is taken off: 1, or 255 for the
-            raw values that the paper uses.
+        resize: side of the resized square image, in pixels; at least ``image_size - edge``.
+        image_size: side of the network's input, in pixels.
+        image_fit: ``"crop"`` scales the shorter side to ``resize`` and crops the centre;
+            ``"squash"`` scales both sides to it. The same for square images.
+        scale: factor of image values: 1, or 255 for the paper's raw values.
         mean: mean of each channel, in units of ``scale``.
         std: standard deviation of each channel, in units of ``scale``; above 0.
-        edge: how many of the input's columns at the right and rows at the bottom are zeros instead
-            of image. The released code's 224 pixels with rounding up are 227 with 3 of them.
+        edge: number of columns at the right and of rows at the bottom of the input that are zeros
+            instead of image. The released code's 224 pixels, rounded up, are 227 with 3 of them.
 
     Raises:
         ValueError: a field is out of its range.
@@ -52,7 +54,7 @@ class Preprocess:
 
     resize: int = 227
     image_size: int = 227
-    fit: ImageFit = "crop"
+    image_fit: ImageFit = "crop"
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -60,21 +62,18 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 1), ("edge", 0), ("resize", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+            check_integer(name, getattr(self, name), least)
         if self.edge >= self.image_size:
             raise ValueError(
                 f"edge is {self.edge}; expected less than image_size, {self.image_size}"
             )
-        if self.resize < self.window:
+        if self.resize < self.crop_size:
             raise ValueError(
-                f"resize is {self.resize}; expected at least {self.window}, what the network sees"
+                f"resize is {self.resize}; expected at least {self.crop_size}, what the network "
+                "sees"
             )
-        if self.fit not in {"crop", "squash"}:
-            raise ValueError(f"image_fit is {self.fit!r}; expected 'crop' or 'squash'")
-        if not 0 < self.scale < np.inf:
-            raise ValueError(f"scale is {self.scale!r}; expected a finite number above 0")
+        check_choice("image_fit", self.image_fit, get_args(ImageFit))
+        check_number("scale", self.scale, ABOVE_ZERO)
         for name in ("mean", "std"):
             value = getattr(self, name)
             if np.shape(value) != (3,) or not np.isfinite(value).all():
@@ -83,16 +82,21 @@ class Preprocess:
             raise ValueError(f"std is {self.std!r}; expected three numbers above 0")
 
     @property
-    def window(self) -> int:
-        """Side of the part of an image that the network sees: ``image_size - edge``, in pixels."""
+    def crop_size(self) -> int:
+        """Side of the crop of an image: ``image_size - edge``, in pixels."""
         return self.image_size - self.edge
 
+    @property
+    def margin(self) -> int:
+        """``resize - crop_size``, in pixels: the range of the crop's position."""
+        return self.resize - self.crop_size
+
     def __call__(self, image: ImageLike) -> Float[Tensor, "*batch 3 size size"]:
-        """The network's input for one image or for a batch of images of one size.
+        """The network's input for one image, or for a batch of images of one size.
 
         Args:
-            image: see ``image_to_tensor``: a PIL image, an array ``(H, W, 3)`` or
-                ``(N, H, W, 3)``, or a tensor ``(3, H, W)`` or ``(N, 3, H, W)``; uint8, or
+            image: a PIL image; an array ``(H, W, 3)`` or ``(N, H, W, 3)``; or a tensor
+                ``(3, H, W)`` or ``(N, 3, H, W)``. Arrays and tensors are uint8 from 0 to 255, or
                 floating from 0 to 1.
 
         Returns:
@@ -111,68 +115,70 @@ class Preprocess:
         memory_format: torch.memory_format = torch.contiguous_format,
         corners: Int64[Tensor, "batch 2"] | None = None,
     ) -> Float[Tensor, "*batch 3 size size"]:
-        """``__call__`` for tensors known to be uint8, or floating from 0 to 1, made in a dtype.
+        """``__call__`` for tensors that are known to be uint8, or floating from 0 to 1.
 
-        Where a batch of small images on the CPU is enlarged, one compiled loop does all of it.
+        If images on the CPU are enlarged, a compiled loop does all steps at once.
 
         Args:
             images: ``(3, H, W)`` or ``(N, 3, H, W)``.
             dtype: of the result; values are computed in float32.
-            memory_format: of the result of a batch.
-            corners: for each image of a batch, row and column of the upper left corner of what is
-                cut out of the resized image, from 0 to ``resize - window``; None is the centre.
+            memory_format: of the result for a batch.
+            corners: row and column of the upper left corner of each crop in the resized images of
+                a batch, from 0 to ``margin``; None is the centre.
 
         Returns:
             ``(3, image_size, image_size)``, or a batch of them, on the device of ``images``.
 
         Raises:
-            ValueError: a wrong rank or channel count, images without pixels, or corners that leave
-                the resized image.
+            ValueError: a wrong rank or channel count, images without pixels, or corners outside of
+                their range.
         """
-        height, width = images.shape[-2:]
-        if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in (height, width):
+        if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in images.shape[-2:]:
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; expected (3, H, W) or (N, 3, H, W)"
             )
-        if corners is not None:
-            self._check_corners(corners, images)
-        enlarges = max(height, width) <= self.resize
-        keeps_shape = height == width or self.fit == "squash"
-        if enlarges and keeps_shape and images.ndim == 4:
-            if corners is None:
-                middle = (self.resize - self.window) // 2
-                places = torch.full((len(images), 2), middle, device=images.device)
-            else:
-                places = corners
-            made = cpu.enlarge(
-                images,
-                places,
-                resize=self.resize,
-                window=self.window,
-                size=self.image_size,
-                scale=self.scale,
-                mean=self.mean,
-                std=self.std,
-                dtype=dtype,
-                memory_format=memory_format,
-            )
-            if made is not None:
-                return made
-        if enlarges:
-            # Bilinear weights add up to 1, so the few pixels there are can be normalised first.
-            made = self._cut(self.resized(self.normalized(to_unit(images))), corners)
-        else:
-            made = self.normalized(self._cut(self.resized(images), corners))
-        made = self._with_edge(made.to(dtype))
-        return made.contiguous(memory_format=memory_format) if made.ndim == 4 else made
+        if corners is not None and (images.ndim != 4 or corners.shape != (len(images), 2)):
+            raise ValueError(f"corners has shape {tuple(corners.shape)}; expected (batch, 2)")
+        # On a GPU the check would have to wait, and an index out of range is an error anyway.
+        if corners is not None and corners.device.type == "cpu" and corners.numel():
+            low, high = (int(value) for value in torch.aminmax(corners))
+            if low < 0 or high > self.margin:
+                raise ValueError(f"corners run from {low} to {high}; expected 0 to {self.margin}")
+        batch = images if images.ndim == 4 else images[None]
+        if not self.only_enlarges(*batch.shape[-2:]):
+            batch = self.resized(batch)
+        result = cpu.enlarge(
+            batch,
+            batch.new_full((len(batch), 2), self.margin // 2, dtype=torch.int64)
+            if corners is None
+            else corners,
+            resize=self.resize,
+            crop=self.crop_size,
+            size=self.image_size,
+            scale=self.scale,
+            mean=self.mean,
+            std=self.std,
+            dtype=dtype,
+            memory_format=memory_format,
+        )
+        if result is None:
+            # Bilinear weights add up to 1, so images are normalised before they become larger.
+            result = self._crop(self.resized(self.normalized(to_unit(batch))), corners)
+            result = self._with_edge(result.to(dtype)).contiguous(memory_format=memory_format)
+        return result if images.ndim == 4 else result[0]
+
+    def only_enlarges(self, height: int, width: int) -> bool:
+        """Whether the resize of such images crops nothing and makes no side smaller."""
+        square = height == width or self.image_fit == "squash"
+        return square and max(height, width) <= self.resize
 
     def views(
         self, images: Float[Tensor, "batch 3 r r"], number: int
     ) -> Iterator[Float[Tensor, "batch 3 size size"]]:
-        """Several views of the same images, each as the network's input (paper, section 4.1).
+        """Several views of the same images, as inputs of the network (paper, section 4.1).
 
         Args:
-            images: normalised and of ``resize`` x ``resize`` pixels.
+            images: normalised, of ``resize`` x ``resize`` pixels.
             number: 1, the centre; 2, the centre and its mirror image; 10, the four corners and the
                 centre, each also mirrored.
 
@@ -180,91 +186,87 @@ class Preprocess:
             One view of all images at a time.
 
         Raises:
-            ValueError: another number; ten views of images that leave no room for them.
+            ValueError: another number; ten views of images that are no larger than the crop.
         """
-        if number not in VIEWS:
-            raise ValueError(f"views is {number!r}; expected one of {', '.join(map(str, VIEWS))}")
-        room = self.resize - self.window
-        if number == 10 and not room:
+        check_choice("views", number, VIEWS)
+        if number == 10 and not self.margin:
             raise ValueError(
                 f"views is 10, but resize is {self.resize}, all of which the network sees; "
                 "expected a larger resize than image_size: build the loaders with resize=256, for "
                 "example"
             )
-        middle = (room // 2, room // 2)
-        corners = [(0, 0), (0, room), (room, 0), (room, room)] if number == 10 else []
-        for top, left in (*corners, middle):
-            view = images[..., top : top + self.window, left : left + self.window]
+        positions = [*itertools.product((0, self.margin), repeat=2)] if number == 10 else []
+        for top, left in (*positions, (self.margin // 2, self.margin // 2)):
+            view = images[..., top : top + self.crop_size, left : left + self.crop_size]
             yield self._with_edge(view)
             if number > 1:
                 yield self._with_edge(view.flip(-1))
 
-    def _check_corners(self, corners: Tensor, images: Tensor) -> None:
-        expected = (len(images), 2)
-        if images.ndim != 4 or tuple(corners.shape) != expected:
-            raise ValueError(f"corners has shape {tuple(corners.shape)}; expected (batch, 2)")
-        # On a GPU looking would mean waiting, and an index out of range is an error there anyway.
-        if corners.device.type == "cpu" and corners.numel():
-            low, high = (int(value) for value in torch.aminmax(corners))
-            room = self.resize - self.window
-            if low < 0 or high > room:
-                raise ValueError(f"corners run from {low} to {high}; expected 0 to {room}")
-
     def _with_edge(self, images: Tensor) -> Tensor:
         return F.pad(images, (0, self.edge, 0, self.edge)) if self.edge else images
 
-    def _cut(self, images: Tensor, corners: Tensor | None) -> Tensor:
-        """What the network sees of images of ``resize`` x ``resize`` pixels."""
+    def _crop(self, images: Tensor, corners: Tensor | None) -> Tensor:
+        """The crops of images of ``resize`` x ``resize`` pixels."""
         if corners is None:
-            return _center_crop(images, self.window)
-        side = torch.arange(self.window, device=images.device)
-        rows, columns = (corners[:, i, None].to(images.device) + side for i in (0, 1))
-        channels = torch.arange(images.shape[1], device=images.device)
-        place = torch.arange(len(images), device=images.device)
+            return _center_crop(images, self.crop_size)
+        index, channel, offset = (
+            torch.arange(count, device=images.device)
+            for count in (*images.shape[:2], self.crop_size)
+        )
+        rows, columns = (corners.to(images.device)[:, :, None] + offset).unbind(1)
         return images[
-            place[:, None, None, None],
-            channels[None, :, None, None],
+            index[:, None, None, None],
+            channel[:, None, None],
             rows[:, None, :, None],
             columns[:, None, None, :],
         ]
 
-    def resized(self, images: Shaped[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 r r"]:
-        """uint8 images, or floating ones from 0 to 1, as float32 ``resize`` x ``resize``."""
-        unit = to_unit(images)
+    def shrunk(self, image: Shaped[Tensor, "3 h w"]) -> Shaped[Tensor, "3 h2 w2"]:
+        """The image, resized unless the resize makes it larger."""
+        shorter, longer = sorted(image.shape[-2:])
+        cropped = self.image_fit == "crop"
+        enlarged = shorter < self.resize if cropped else longer <= self.resize
+        return image if enlarged else self.resized(image)
+
+    def resized(self, images: Shaped[Tensor, "*batch 3 h w"]) -> Shaped[Tensor, "*batch 3 r r"]:
+        """Images, uint8 or floating, of ``resize`` x ``resize`` pixels.
+
+        They are float32 if images were scaled, or uint8 if 8-bit images became smaller; images
+        that are only cropped keep their dtype.
+        """
         height, width = images.shape[-2:]
-        if height == width == self.resize:
-            return unit
         size = [self.resize, self.resize]
-        if self.fit == "crop":
+        if self.image_fit == "crop":
             ratio = self.resize / min(height, width)
             size = [max(self.resize, round(side * ratio)) for side in (height, width)]
-        batch = unit if unit.ndim == 4 else unit[None]
-        # Antialiasing changes nothing where an image grows, and costs more.
+        if size == [height, width]:
+            return _center_crop(images, self.resize)
+        # Antialiasing changes nothing if an image becomes larger, and takes time.
         shrinks = size[0] < height or size[1] < width
-        resized = F.interpolate(batch, size, mode="bilinear", antialias=shrinks)
-        resized = _center_crop(resized, self.resize)
-        return resized if unit.ndim == 4 else resized[0]
+        to_uint8 = shrinks and images.dtype == torch.uint8
+        batch = images if images.ndim == 4 else images[None]
+        # torch resizes uint8 on CPUs only, and to more than one pixel.
+        if not (to_uint8 and images.device.type == "cpu" and self.resize > 1):
+            batch = to_unit(batch)
+        batch = F.interpolate(batch, size, mode="bilinear", antialias=shrinks)
+        if to_uint8 and batch.is_floating_point():
+            batch = (batch * 255).round().to(torch.uint8)
+        batch = _center_crop(batch, self.resize)
+        return batch if images.ndim == 4 else batch[0]
 
     def normalized(self, images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
         """``(scale * image - mean) / std`` of floating images from 0 to 1."""
-        mean, std = (
-            torch.tensor(value, dtype=images.dtype, device=images.device)[:, None, None]
-            for value in (self.mean, self.std)
-        )
+        mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
         scaled = images if self.scale == 1 else images * self.scale
         return (scaled - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data that JSON can hold; ``from_dict`` reads it back."""
+        """The fields as plain data for JSON; ``from_dict`` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Preprocess":
-        """The treatment that ``to_dict`` wrote.
-
-        Raises:
-            ValueError: the data does not describe one.
-        """
+        """The ``Preprocess`` of a ``to_dict``; a ``ValueError`` for other data."""
         try:
             return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
         except (KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,22 @@ def from_torchvision(
     state = _checked(_read(weights) if isinstance(weights, str | os.PathLike) else weights)
     known = state["classifier.6.weight"].shape[0]
     num_classes = known if num_classes is None else num_classes
-    model = AlexNet(
-        num_classes,
-        architecture="one_weird_trick",
-        image_size=image_size,
-        dropout=dropout,
-        seed=seed,
-    )
+    keeps_last = num_classes == known
+    # Only a new fc8 needs initial weights.
+    with torch.device("meta") if keeps_last else nullcontext():
+        model = AlexNet(
+            num_classes,
+            architecture="one_weird_trick",
+            image_size=image_size,
+            dropout=dropout,
+            seed=seed,
+        )
+    if keeps_last:
+        model.to_empty(device=torch.get_default_device())
     own = model.state_dict()
     # Both list their layers from the image to the classes.
     renamed = dict(zip(own, state.values(), strict=True))
-    if num_classes != known:
+    if not keeps_last:
         renamed |= {name: own[name] for name in own if name.startswith("classifier.fc8.")}
     model.load_state_dict(renamed)
     model.preprocess = Preprocess(

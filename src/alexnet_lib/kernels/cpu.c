@@ -1,15 +1,15 @@
 /* Two loops that torch has no fast form of, for the CPU.
 
-   Plain C for gcc and clang. kernels.py compiles it on first use and calls it through ctypes; it
-   knows nothing of Python or torch. Every thread calls an entry function with the same arguments,
-   takes tiles until none is left, and returns. */
+   Plain C for gcc and clang, without Python or torch. cpu.py compiles it on first use and calls it
+   through ctypes. All threads call an entry function with the same arguments; each computes tiles
+   until none is left, and returns. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What is inlined is specialised for its constant arguments: the dtype, the window, the exponent. */
+/* Inlining specialises a function for its constant arguments: dtype, neighbourhood, exponent. */
 #define INLINE static inline __attribute__((always_inline))
 
 enum { FLOAT32, BFLOAT16 };
@@ -26,29 +26,27 @@ INLINE float load(const void *from, int64_t i, int dtype)
 
 INLINE void store(void *to, int64_t i, float value, int dtype)
 {
-    if (dtype == FLOAT32) {
-        ((float *)to)[i] = value;
-        return;
-    }
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    /* To nearest, ties to even. A NaN stays one: none here has any of the low bits set. */
-    ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    if (dtype == FLOAT32)
+        ((float *)to)[i] = value;
+    else /* To nearest, ties to even. A NaN stays one: none here has any of the low bits set. */
+        ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* ---- Local response normalisation. Formula and derivative: normalization.py. ----
+/* ---- Local response normalisation. Formula and derivative: network/normalization.py. ----
 
    A tile is a group of channels of some pixels, small enough for its squares to stay in the cache.
-   It is a number of lines of contiguous values, and the same loops serve both memory formats:
+   It consists of lines of contiguous values, and the same loops serve both memory formats:
 
                           a line is                        from a channel to the next
         contiguous        some pixels of one channel       `width` values
         channels_last     a group's channels of one pixel  1 value
 
-   Squares and ratios are kept with `size - 1` channels of zeros around each group, so that no
-   window needs to know where the channels end. */
+   Squares and ratios are padded with `size - 1` channels of zeros around each group, so that the
+   sums over a neighbourhood need no bounds. */
 
 typedef struct {
     const void *x, *grad; /* grad: of the output; NULL asks for the output instead */
@@ -64,11 +62,11 @@ typedef struct {
     int64_t lines, length, stride, padded_stride, step;
 } lrn_tile;
 
-/* Values of scratch memory, measured: lines across channels want few tiles, lines along them want
-   their squares in the first-level cache. */
+/* Values of scratch memory, measured: contiguous is fastest in few tiles, channels_last with its
+   squares in the first-level cache. */
 enum { SCRATCH_CONTIGUOUS = 1 << 16, SCRATCH_CHANNELS_LAST = 1 << 13, WIDEST = 512, VECTOR = 16 };
 
-INLINE float window_sum(const float *from, int64_t step, int64_t size)
+INLINE float neighbour_sum(const float *from, int64_t step, int64_t size)
 {
     float sum = 0;
     for (int64_t j = 0; j < size; j++)
@@ -88,7 +86,7 @@ INLINE float inverse_power(float scale, float beta, float *reciprocal)
     return powf(scale, -beta);
 }
 
-/* The four loops over a line; `squares` and `ratios` are read from the window's first channel on. */
+/* The four loops over a line; `squares` and `ratios` start at the neighbourhood's first channel. */
 INLINE void square_line(const void *restrict x, float *restrict squares, int64_t length, int dtype)
 {
     for (int64_t i = 0; i < length; i++)
@@ -100,7 +98,7 @@ INLINE void output_line(const void *restrict x, const float *restrict squares, v
                         float beta)
 {
     for (int64_t i = 0; i < length; i++) {
-        float reciprocal, scale = k + alpha * window_sum(squares + i, step, size);
+        float reciprocal, scale = k + alpha * neighbour_sum(squares + i, step, size);
         store(out, i, load(x, i, dtype) * inverse_power(scale, beta, &reciprocal), dtype);
     }
 }
@@ -111,7 +109,7 @@ INLINE void ratio_line(const void *restrict x, const void *restrict grad,
                        float alpha, int dtype, int64_t size, float beta)
 {
     for (int64_t i = 0; i < length; i++) {
-        float reciprocal, scale = k + alpha * window_sum(squares + i, step, size);
+        float reciprocal, scale = k + alpha * neighbour_sum(squares + i, step, size);
         float scaled = load(grad, i, dtype) * inverse_power(scale, beta, &reciprocal);
         scaled_grad[i] = scaled;
         ratios[i] = load(x, i, dtype) * scaled * reciprocal;
@@ -123,18 +121,18 @@ INLINE void gradient_line(const void *restrict x, const float *restrict ratios,
                           int64_t step, float factor, int dtype, int64_t size)
 {
     for (int64_t i = 0; i < length; i++) {
-        float sum = window_sum(ratios + i, step, size);
+        float sum = neighbour_sum(ratios + i, step, size);
         store(out, i, scaled_grad[i] - factor * load(x, i, dtype) * sum, dtype);
     }
 }
 
-INLINE void lrn_one_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int64_t room,
+INLINE void lrn_one_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int64_t padded_size,
                          int dtype, int64_t size, float beta)
 {
     int64_t bytes = t.stride * (dtype == FLOAT32 ? 4 : 2), padded = t.padded_stride;
-    /* The window reaches size / 2 channels down and (size - 1) / 2 up; the gradient gathers from
-       the channels whose windows hold this one, so the other way round. */
-    float *squares = scratch, *ratios = scratch + room, *scaled_grad = scratch + 2 * room;
+    float *squares = scratch, *ratios = squares + padded_size, *scaled_grad = ratios + padded_size;
+    /* A neighbourhood has size / 2 channels below its own and (size - 1) / 2 above. The gradient
+       sums over the channels whose neighbourhoods contain this one: the other way round. */
     int64_t below = size / 2 * t.step, above = (size - 1) / 2 * t.step;
     for (int64_t line = 0; line < t.lines; line++)
         square_line(t.x + line * bytes, squares + below + line * padded, t.length, dtype);
@@ -154,78 +152,71 @@ INLINE void lrn_one_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int
                       size);
 }
 
-/* AlexNet's window and exponent get loops of their own. */
-INLINE void lrn_any_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int64_t room,
+/* AlexNet's neighbourhood and exponent have a specialised loop. */
+INLINE void lrn_any_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int64_t padded_size,
                          int dtype)
 {
     if (a->size == 5 && a->beta == 0.75f)
-        lrn_one_tile(a, t, scratch, room, dtype, 5, 0.75f);
+        lrn_one_tile(a, t, scratch, padded_size, dtype, 5, 0.75f);
     else
-        lrn_one_tile(a, t, scratch, room, dtype, a->size, a->beta);
+        lrn_one_tile(a, t, scratch, padded_size, dtype, a->size, a->beta);
 }
 
 void lrn(lrn_arguments *a)
 {
     int64_t group = a->channels / a->groups, padded = group + a->size - 1;
     int64_t groups_in_tile = a->channels_last ? a->groups : 1;
-    int64_t rows = padded * groups_in_tile * (a->grad ? 3 : 1);
-    int64_t width = (a->channels_last ? SCRATCH_CHANNELS_LAST : SCRATCH_CONTIGUOUS) / rows;
-    width = width < VECTOR ? VECTOR : smaller(width / VECTOR * VECTOR, WIDEST);
-    width = smaller(width, a->pixels);
+    int64_t rows = padded * groups_in_tile, arrays = a->grad ? 3 : 1;
+    int64_t scratch_size = a->channels_last ? SCRATCH_CHANNELS_LAST : SCRATCH_CONTIGUOUS;
+    int64_t width = scratch_size / (rows * arrays) / VECTOR * VECTOR;
+    width = smaller(width < VECTOR ? VECTOR : smaller(width, WIDEST), a->pixels);
     int64_t blocks = (a->pixels + width - 1) / width;
     int64_t tiles = a->batch * (a->groups / groups_in_tile) * blocks;
-    int64_t room = padded * width * groups_in_tile;
-    float *scratch = calloc((size_t)room * (a->grad ? 3 : 1), sizeof *scratch);
+    float *scratch = calloc((size_t)(rows * width * arrays), sizeof *scratch);
     if (scratch == NULL) {
         a->out_of_memory = 1;
         return;
     }
-    /* Neighbouring tiles go to one thread, whose reads the processor then foresees. */
-    int64_t run = (tiles + 63) / 64;
-    int64_t first_tile;
+    /* A thread takes neighbouring tiles, so that the processor prefetches what it reads. */
+    int64_t run = (tiles + 63) / 64, first_tile;
     while ((first_tile = __atomic_fetch_add(&a->next_tile, run, __ATOMIC_RELAXED)) < tiles)
         for (int64_t tile = first_tile; tile < smaller(first_tile + run, tiles); tile++) {
             int64_t first = tile % blocks * width, count = smaller(a->pixels - first, width);
             int64_t at = tile / blocks * group * groups_in_tile * a->pixels +
                          first * (a->channels_last ? a->channels : 1);
             at *= a->dtype == FLOAT32 ? 4 : 2;
-            lrn_tile t = {.x = (const char *)a->x + at,
-                          .grad = (const char *)a->grad + at,
-                          .out = (char *)a->out + at};
-            if (a->channels_last) {
-                t.lines = count * a->groups, t.length = t.stride = group;
-                t.padded_stride = padded, t.step = 1;
-            } else {
-                t.lines = group, t.length = count, t.stride = a->pixels;
-                t.padded_stride = t.step = width;
-            }
+            const char *x = (const char *)a->x + at, *grad = (const char *)a->grad + at;
+            char *out = (char *)a->out + at;
+            lrn_tile t = {x, grad, out, group, count, a->pixels, width, width};
+            if (a->channels_last)
+                t = (lrn_tile){x, grad, out, count * a->groups, group, group, padded, 1};
             if (a->dtype == FLOAT32)
-                lrn_any_tile(a, t, scratch, room, FLOAT32);
+                lrn_any_tile(a, t, scratch, rows * width, FLOAT32);
             else
-                lrn_any_tile(a, t, scratch, room, BFLOAT16);
+                lrn_any_tile(a, t, scratch, rows * width, BFLOAT16);
         }
     free(scratch);
 }
 
-/* ---- Enlarging and normalising images. What it computes: data/preprocess.py, Preprocess. ----
+/* ---- Enlarging and normalising images. Definition: data/preprocess.py, Preprocess. ----
 
-   Bilinear, with the centres of the corner pixels half a pixel inside (torch's align_corners=False).
-   Each source row is normalised and stretched once; an output row is a mean of two of these. Of the
-   enlarged image only a window is computed, and it is written to the upper left of the output. */
+   Bilinear, as torch's with align_corners=False. Each source row is normalised and stretched once;
+   an output row is a weighted mean of two of them. Only a crop of the enlarged image is computed;
+   it is written to the upper left of the output. */
 
 typedef struct {
-    const void *images;     /* (count, 3, height, width): uint8 from 0 to 255, or float from 0 to 1 */
-    const int32_t *corners; /* (count, 2): row and column of each window's upper left corner */
+    const void *images;     /* (count, 3, height, width): uint8 from 0 to 255, float 0 to 1 */
+    const int32_t *corners; /* (count, 2): row and column of each crop's upper left corner */
     void *out;              /* (count, 3, size, size) in its memory format */
-    int64_t count, height, width, resize, window, size, floating, channels_last, dtype;
+    int64_t count, height, width, resize, crop, size, floating, channels_last, dtype;
     float scale, mean[3], std[3]; /* out = (scale * value - mean) / std, values from 0 to 1 */
     int64_t next_image, out_of_memory;
 } enlarge_arguments;
 
-/* Where position `at` of `resize` lies among `length` source positions. */
-INLINE float source_position(int64_t at, int64_t resize, int64_t length, int64_t *low, int64_t *high)
+/* Position `i` of `resize` lies between the positions *low and *high of `length` source pixels. */
+INLINE float source_position(int64_t i, int64_t resize, int64_t length, int64_t *low, int64_t *high)
 {
-    float position = (at + 0.5f) * ((float)length / resize) - 0.5f;
+    float position = (i + 0.5f) * ((float)length / resize) - 0.5f;
     position = position < 0 ? 0 : position;
     *low = smaller((int64_t)position, length - 1);
     *high = smaller(*low + 1, length - 1);
@@ -243,17 +234,17 @@ void enlarge(enlarge_arguments *a)
 {
     /* channels_last: a row of all channels; contiguous: a row of each channel. */
     int64_t parts = a->channels_last ? 1 : 3, step = 3 / parts;
-    int64_t whole = step * a->resize, length = step * a->window, row = parts * length;
+    int64_t whole = step * a->resize, length = step * a->crop, row = parts * length;
     int64_t plane = a->height * a->width;
-    float *values = malloc((size_t)(3 * plane + parts * whole + a->height * row) * sizeof *values);
-    int32_t *low = malloc((size_t)(2 * parts * whole) * sizeof *low), *high = low + parts * whole;
-    if (values == NULL || low == NULL) {
+    /* One block for values of four bytes: the image, its stretched rows, three for each column. */
+    size_t four_byte_values = (size_t)(3 * plane + a->height * row + 3 * parts * whole);
+    float *values = malloc(four_byte_values * sizeof *values);
+    if (values == NULL) {
         a->out_of_memory = 1;
-        free(values);
-        free(low);
         return;
     }
-    float *weight = values + 3 * plane, *stretched = weight + parts * whole;
+    float *stretched = values + 3 * plane, *weight = stretched + a->height * row;
+    int32_t *low = (int32_t *)(weight + parts * whole), *high = low + parts * whole;
     for (int64_t x = 0; x < a->resize; x++)
         for (int64_t channel = 0; channel < 3; channel++) {
             int64_t left, right, i = a->channels_last ? 3 * x + channel : channel * whole + x;
@@ -277,11 +268,11 @@ void enlarge(enlarge_arguments *a)
                 float *restrict to = stretched + y * row + part * length;
                 int64_t first = part * whole + step * left;
                 for (int64_t i = 0; i < length; i++) {
-                    float here = from[low[first + i]];
-                    to[i] = here + weight[first + i] * (from[high[first + i]] - here);
+                    float value = from[low[first + i]];
+                    to[i] = value + weight[first + i] * (from[high[first + i]] - value);
                 }
             }
-        for (int64_t y = 0; y < a->window; y++) {
+        for (int64_t y = 0; y < a->crop; y++) {
             int64_t above, below;
             float share = source_position(y + top, a->resize, a->height, &above, &below);
             for (int64_t part = 0; part < parts; part++) {
@@ -296,5 +287,4 @@ void enlarge(enlarge_arguments *a)
         }
     }
     free(values);
-    free(low);
 }

@@ -1,12 +1,10 @@
 """The library's own loops for the CPU: compiled from ``cpu.c`` on first use, called by ctypes.
 
-Compiling takes a C compiler (gcc or clang) and a third of a second, and depends on nothing of
-Python's or torch's, so one wheel serves every system. The result is kept in the user's cache
-folder, by source, compiler and processor. Nothing is compiled until the work repays it: see
-``library``.
+Compiling needs a C compiler (gcc or clang), but no headers of Python or torch, so one wheel serves
+every system. The result is kept in the user's cache folder, by source, compiler and processor.
 
-The threads are torch's own: GNU OpenMP, which torch has loaded, is asked to run the loops, so the
-process gets no second pool of threads. Where torch came with another runtime, Python threads do.
+The loops run in torch's own threads, started through GNU OpenMP, which torch has loaded: the
+process gets no second pool of threads. Where torch has another runtime, Python's threads are used.
 """
 
 import contextlib
@@ -23,6 +21,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,15 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn import Parameter
 
+from alexnet_lib.files import replacing
+
 SOURCE = Path(__file__).with_name("cpu.c")
 
+# Environment variable; "off" keeps the library from compiling and loading anything.
 SWITCH = "ALEXNET_LIB_KERNELS"
-"""Environment variable that keeps the library from compiling and loading anything: ``off``."""
 
-# As many values are put through torch's operations before compiling pays: a third of a second, at
-# about a nanosecond a value saved. A training step of 128 images at 227 pixels has 140 million.
+# Compiling pays from this many values on: it takes a third of a second and saves about a nanosecond
+# for each value. A training step of 128 images at 227 pixels has 140 million.
 _WORTH_COMPILING = 300_000_000
 
 # torch's own grain: fewer values are not worth a second thread.
@@ -54,46 +56,32 @@ _lock = threading.Lock()
 _values_seen = 0
 
 
-class _Arguments(ctypes.Structure):
-    """A structure of ``cpu.c``, made by field name; tensors stand for their addresses."""
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__()
-        for name, value in fields.items():
-            setattr(self, name, value.data_ptr() if isinstance(value, Tensor) else value)
+def _fields(*declarations: tuple[Any, str]) -> list[tuple[str, Any]]:
+    """The fields of a structure of ``cpu.c``."""
+    return [(name, kind) for kind, names in declarations for name in names.split()]
 
 
-def _fields(**kinds: str) -> list[tuple[str, Any]]:
-    types = {"pointers": ctypes.c_void_p, "integers": ctypes.c_int64, "floats": ctypes.c_float}
-    return [(name, types[kind]) for kind, names in kinds.items() for name in names.split()]
+class _LrnArguments(ctypes.Structure):
+    _fields_ = _fields(
+        (c_void_p, "x grad out"),
+        (c_int64, "batch channels pixels groups size channels_last dtype"),
+        (c_float, "k alpha_over_size beta"),
+        (c_int64, "next_tile out_of_memory"),
+    )
 
 
-class _LrnArguments(_Arguments):
-    _fields_ = [
-        *_fields(
-            pointers="x grad out",
-            integers="batch channels pixels groups size channels_last dtype",
-            floats="k alpha_over_size beta",
-        ),
-        *_fields(integers="next_tile out_of_memory"),
-    ]
-
-
-class _EnlargeArguments(_Arguments):
-    _fields_ = [
-        *_fields(
-            pointers="images corners out",
-            integers="count height width resize window size floating channels_last dtype",
-        ),
-        ("scale", ctypes.c_float),
-        ("mean", ctypes.c_float * 3),
-        ("std", ctypes.c_float * 3),
-        *_fields(integers="next_image out_of_memory"),
-    ]
+class _EnlargeArguments(ctypes.Structure):
+    _fields_ = _fields(
+        (c_void_p, "images corners out"),
+        (c_int64, "count height width resize crop size floating channels_last dtype"),
+        (c_float, "scale"),
+        (c_float * 3, "mean std"),
+        (c_int64, "next_image out_of_memory"),
+    )
 
 
 @dataclass(frozen=True)
-class Window:
+class LrnSettings:
     """The arguments of ``LocalResponseNorm``."""
 
     size: int
@@ -109,19 +97,13 @@ def dense_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def local_response_norm(x: Tensor, grad: Tensor | None, window: Window) -> Tensor | None:
-    """The output, or with ``grad``, that of the output, the gradient of ``x``.
+def local_response_norm(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor | None:
+    """The normalised activations; or, given the gradient of these, the gradient of ``x``.
 
-    Args:
-        x: ``(batch, channels, *)`` on the CPU.
-        grad: of the shape and dtype of ``x``, or None.
-        window: what of.
-
-    Returns:
-        As ``x``, in its memory format; None where there is no kernel: for another dtype, or
-        before ``library`` has one.
+    ``x`` and ``grad`` are ``(batch, channels, *)`` on the CPU; the result is in the memory format
+    of ``x``. None where there is no kernel: other dtypes, or as long as compiling does not pay.
     """
-    if x.dtype not in _DTYPES or (kernels := library(x.numel())) is None:
+    if x.dtype not in _DTYPES or (kernels := load_when_worthwhile(x.numel())) is None:
         return None
     memory_format = dense_format(x)
     x = x.contiguous(memory_format=memory_format)
@@ -130,19 +112,19 @@ def local_response_norm(x: Tensor, grad: Tensor | None, window: Window) -> Tenso
     if not x.numel():
         return out
     arguments = _LrnArguments(
-        x=x,
-        grad=grad,
-        out=out,
+        x=x.data_ptr(),
+        grad=None if grad is None else grad.data_ptr(),
+        out=out.data_ptr(),
         batch=x.shape[0],
         channels=x.shape[1],
         pixels=x.shape[2:].numel(),
-        groups=window.groups,
-        size=window.size,
+        groups=settings.groups,
+        size=settings.size,
         channels_last=memory_format is torch.channels_last,
         dtype=_DTYPES[x.dtype],
-        k=window.k,
-        alpha_over_size=window.alpha / window.size,
-        beta=window.beta,
+        k=settings.k,
+        alpha_over_size=settings.alpha / settings.size,
+        beta=settings.beta,
     )
     _run(kernels.lrn, arguments, x.numel())
     return out
@@ -153,7 +135,7 @@ def enlarge(
     corners: Tensor,
     *,
     resize: int,
-    window: int,
+    crop: int,
     size: int,
     scale: float,
     mean: tuple[float, ...],
@@ -161,66 +143,48 @@ def enlarge(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor | None:
-    """Images enlarged bilinearly, cropped and normalised, in one pass.
+    """Images enlarged bilinearly, cropped and normalised, in one pass, as ``Preprocess`` defines.
 
-    Args:
-        images: ``(batch, 3, height, width)``, no side larger than ``resize`` or empty; uint8, or
-            float32 from 0 to 1.
-        corners: int64 ``(batch, 2)``: row and column of each window's upper left corner, from 0 to
-            ``resize - window``.
-        resize: side that both sides are enlarged to.
-        window: side of what is cut out of that, at most ``resize``.
-        size: side of the result, at least ``window``; what is more are zeros at the right and at
-            the bottom.
-        scale: what a value of 1 becomes before the mean is taken off.
-        mean: of each channel.
-        std: of each channel.
-        dtype: of the result.
-        memory_format: of the result.
-
-    Returns:
-        ``(batch, 3, size, size)``; None where there is no kernel: for another dtype or device, for
-        images that are no plain memory, or before ``library`` has one.
+    ``images`` are uint8 or float32 ``(batch, 3, height, width)``, with sides from 1 to ``resize``;
+    ``corners`` int64 ``(batch, 2)``, from 0 to ``resize - crop``. The output is ``size`` pixels
+    wide and high: the crop, and zeros to the right of it and below. None where there is no kernel:
+    other dtypes or devices, images that ``takes`` refuses, or as long as compiling does not pay.
     """
     if images.dtype not in {torch.uint8, torch.float32} or dtype not in _DTYPES:
         return None
     if images.device.type != "cpu" or not takes(images):
         return None
-    if (kernels := library(len(images) * 3 * size**2)) is None:
+    if (kernels := load_when_worthwhile(len(images) * 3 * size**2)) is None:
         return None
     images = images.contiguous()
     corners = corners.to(torch.int32).contiguous()
     shape = (len(images), 3, size, size)
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")
-    if window < size:
+    if crop < size:
         out.zero_()
-    triple = ctypes.c_float * 3
     arguments = _EnlargeArguments(
-        images=images,
-        corners=corners,
-        out=out,
+        images=images.data_ptr(),
+        corners=corners.data_ptr(),
+        out=out.data_ptr(),
         count=len(images),
         height=images.shape[2],
         width=images.shape[3],
         resize=resize,
-        window=window,
+        crop=crop,
         size=size,
         floating=images.is_floating_point(),
         channels_last=memory_format is torch.channels_last,
         dtype=_DTYPES[dtype],
         scale=scale,
-        mean=triple(*mean),
-        std=triple(*std),
+        mean=mean,
+        std=std,
     )
     _run(kernels.enlarge, arguments, out.numel())
     return out
 
 
 def takes(x: Tensor) -> bool:
-    """Whether a tensor is plain memory: what is traced, mapped or differentiated forwards is not.
-
-    Such tensors need torch's own operations.
-    """
+    """Whether kernels can read a tensor; if traced, mapped or dual, it needs torch's operations."""
     return (
         not torch.compiler.is_compiling()
         and type(x) in {Tensor, Parameter}
@@ -234,33 +198,32 @@ def takes(x: Tensor) -> bool:
     )
 
 
-def library(values: int | None = None) -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there are none or compiling them does not pay yet.
-
-    What an earlier process compiled is loaded at once. Otherwise the values put to work are
-    counted, and the kernels compiled when torch's own operations have cost as much as compiling
-    does: so the first images wait for no compiler, and a training run has the kernels after its
-    first step. Where they cannot be had, one warning says why.
-
-    Args:
-        values: how many values are to be computed; None compiles now, if need be.
-    """
-    global _values_seen  # noqa: PLW0603
-    if values is not None and _library.cache_info().currsize == 0:
-        file = _cached_file()
-        if file is None or not file.exists():
-            _values_seen += values
-            if _values_seen < _WORTH_COMPILING:
-                return None
+def load() -> ctypes.CDLL | None:
+    """The kernels, compiled where they are not cached; None, with one warning, where that fails."""
     with _lock:
         return _library()
 
 
+def load_when_worthwhile(values: int) -> ctypes.CDLL | None:
+    """The kernels, or None as long as compiling them does not pay.
+
+    Kernels in the cache folder are loaded at once. Otherwise the ``values`` to compute are added up
+    over all calls, until torch's own operations have cost as much time as compiling: the first
+    images do not wait for a compiler, and a training run has the kernels after its first steps.
+    """
+    global _values_seen  # noqa: PLW0603
+    file = _cached_file()
+    if not _library.cache_info().currsize and not (file and file.exists()):
+        _values_seen += values
+        if _values_seen < _WORTH_COMPILING:
+            return None
+    return load()
+
+
 @functools.cache
 def _cached_file() -> Path | None:
-    """Where the compiled kernels of this source, compiler and processor belong; None: nowhere."""
-    compiler = _compiler()
-    if compiler is None:
+    """The file for the kernels of this source, compiler and processor; None without a compiler."""
+    if (compiler := _compiler()) is None:
         return None
     processor = sorted(torch.cpu.get_capabilities().items())
     key = (SOURCE.read_bytes(), compiler, _FLAGS, _PROCESSOR_FLAGS, platform.machine(), processor)
@@ -275,9 +238,8 @@ def _library() -> ctypes.CDLL | None:
     try:
         if file is None:
             raise OSError("there is no C compiler (cc, gcc or clang, or the variable CC)")
-        if file.exists():
-            with contextlib.suppress(OSError):  # a damaged file is replaced
-                return ctypes.CDLL(str(file))
+        with contextlib.suppress(OSError):  # a missing or damaged file is written anew
+            return ctypes.CDLL(str(file))
         return _compiled(file)
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
@@ -295,18 +257,15 @@ def _compiled(file: Path) -> ctypes.CDLL:
         new = Path(folder) / file.name
         _compile(new)
         try:
-            # Renamed into its place when complete: others may be doing the same.
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as beside:
-                os.replace(shutil.copy(new, beside), file)
+            with replacing(file) as cached:
+                shutil.copy(new, cached)
             return ctypes.CDLL(str(file))
         except OSError:
-            return ctypes.CDLL(str(new))  # stays loaded when the file is gone
+            return ctypes.CDLL(str(new))  # stays loaded when the file is deleted
 
 
 def _compile(new: Path) -> None:
-    compiler = _compiler()
-    assert compiler is not None
+    compiler = _compiler() or ()
     for processor in _PROCESSOR_FLAGS:
         command = [*compiler, *_FLAGS, *processor, str(SOURCE), "-o", str(new), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -319,21 +278,18 @@ def _compiler() -> tuple[str, ...] | None:
     if sys.platform == "win32":  # Microsoft's compiler does not take the source
         return None
     for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
-        if command and (found := shutil.which(command[0])):
-            return (found, *command[1:])
+        if command and (program := shutil.which(command[0])):
+            return (program, *command[1:])
     return None
 
 
 def _cache_folder() -> Path:
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "alexnet-lib"
+    below_home = "Library/Caches" if sys.platform == "darwin" else ".cache"
     try:
-        home = Path.home()
-    except RuntimeError:  # a user without one: each process compiles, see `_compiled`
-        return Path(os.devnull) / "alexnet-lib"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "alexnet-lib"
-    return home / ".cache" / "alexnet-lib"
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / below_home)
+    except RuntimeError:  # a user without a home: no file can be kept, each process compiles
+        caches = Path(os.devnull)
+    return caches / "alexnet-lib"
 
 
 def _run(entry: Any, arguments: Any, values: int) -> None:
@@ -349,23 +305,18 @@ def _run(entry: Any, arguments: Any, values: int) -> None:
 @functools.cache
 def _run_in_threads() -> Callable[[Any, Any, int], object]:
     """Runs an entry function in several threads at once: (entry, arguments, number of threads)."""
-    # RTLD_NOLOAD finds a runtime that is in the process already, and loads none.
+    # RTLD_NOLOAD opens a runtime only if the process has loaded it already.
     mode = os.RTLD_NOLOAD | os.RTLD_LAZY
     shipped = (Path(torch.__file__).parent / "lib").glob("lib*omp*")
     for name in (*map(str, sorted(shipped)), "libgomp.so.1"):
-        try:
+        with contextlib.suppress(OSError, AttributeError):
             start = ctypes.CDLL(name, mode=mode).GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        return lambda entry, arguments, threads: start(entry, arguments, threads, 0)
+            return lambda entry, arguments, threads: start(entry, arguments, threads, 0)
     return _run_in_python_threads
 
 
 def _run_in_python_threads(entry: Any, arguments: Any, threads: int) -> None:
-    # ctypes gives up the interpreter's lock during a call.
-    others = [threading.Thread(target=entry, args=(arguments,)) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    entry(arguments)
-    for thread in others:
-        thread.join()
+    # ctypes releases the interpreter's lock during a call.
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(threads):
+            pool.submit(entry, arguments)

@@ -1,4 +1,4 @@
-"""Keeping the memory of a step's activations for the next step."""
+"""Memory of a training step's activations, kept for the next step."""
 
 import ctypes
 import sys
@@ -8,20 +8,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Keeps freed memory in the process, so that a training step need not ask for it again.
+    """Keeps freed memory in the process, so that training steps reuse it.
 
-    By default glibc gives a large block back to the operating system as soon as it is freed, and
-    every step of training faults its activations in again, page by page: at 227 pixels and batches
-    of 128, over a gigabyte a step. This tells glibc to keep blocks (``M_MMAP_MAX`` 0) and never to
-    shrink its heap (``M_TRIM_THRESHOLD`` -1). What that gains is in the table of benchmarks.
+    By default glibc returns a freed large block to the operating system at once, so each training
+    step has page faults for all its activations: over a gigabyte with 128 images of 227 pixels.
+    This makes glibc keep large blocks (``M_MMAP_MAX`` 0) and its heap (``M_TRIM_THRESHOLD`` -1).
+    The table of benchmarks has the measured gain.
 
     It holds for the whole process and **cannot be undone**: the process keeps as much memory as it
-    ever had in use. Memory allocated in other threads than the main one may not profit. The command
-    line calls this by itself (``--no-keep-memory`` prevents it); from Python nothing in the library
-    does but your own call.
+    has ever used. Memory that threads other than the main one allocate may still be returned. The
+    command line calls this function (unless ``--no-keep-memory`` is given); the rest of the library
+    never does.
 
     Returns:
-        Whether there was anything to tell: True on Linux with glibc, else False.
+        Whether the settings were changed: True on Linux with glibc, else False.
 
     Example:
         >>> from alexnet_lib import keep_freed_memory
@@ -32,6 +32,5 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     # Other C libraries for Linux (musl) have no such function, or one that does nothing.
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return False
-    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))
+    glibc = hasattr(libc, "gnu_get_libc_version")
+    return glibc and bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))

@@ -12,11 +12,13 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Any
+
+from alexnet_lib.checks import check_integer
 
 Shape = tuple[int, ...]
 
@@ -225,11 +227,6 @@ class Architecture:
             raise ValueError(f"data is not an architecture: {error!r}") from error
 
 
-def _check_integer(argument: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{argument} is {value!r}; expected an integer of at least {least}")
-
-
 def _check_image_size(architecture: Architecture, image_size: object) -> None:
     smallest = architecture.smallest_image_size
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < smallest:
@@ -396,7 +393,7 @@ def conv_output_size(
         ("stride", stride, 1),
         ("padding", padding, 0),
     ):
-        _check_integer(argument, value, least)
+        check_integer(argument, value, least)
     room = size + 2 * padding - kernel
     if room < 0:
         raise ValueError(
@@ -433,7 +430,7 @@ def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple
         [(4, 0), (4, 1)]
     """
     for argument, value in (("size", size), ("output_size", output_size), ("kernel", kernel)):
-        _check_integer(argument, value, 1)
+        check_integer(argument, value, 1)
     return [
         (stride, padding)
         for stride in range(1, size + 1)
@@ -464,19 +461,16 @@ def layer_infos(
     image_size: int | None = None,
     num_classes: int = DEFAULT_CLASSES,
 ) -> list[LayerInfo]:
-    """What every layer takes, gives, holds and computes, in the table's order.
+    """What every layer takes, gives, holds and computes, in the order of the table.
 
-    Args and errors are those of ``feature_map_shapes``.
+    Arguments and errors are those of ``feature_map_shapes``.
     """
     architecture = resolve_architecture(architecture)
     image_size = architecture.image_size if image_size is None else image_size
     _check_image_size(architecture, image_size)
-    _check_integer("num_classes", num_classes, 1)
-    return list(_walk(architecture, image_size, num_classes))
-
-
-def _walk(architecture: Architecture, image_size: int, num_classes: int) -> Iterator[LayerInfo]:
+    check_integer("num_classes", num_classes, 1)
     shape: Shape = (IMAGE_CHANNELS, image_size, image_size)
+    infos = []
     for layer in architecture.layers:
         parameters = products = 0
         match layer:
@@ -503,8 +497,9 @@ def _walk(architecture: Architecture, image_size: int, num_classes: int) -> Iter
                 parameters, output = products + features, (features,)
             case ReLU() | LRN() | Dropout():
                 output = shape
-        yield LayerInfo(layer, shape, output, parameters, products)
+        infos.append(LayerInfo(layer, shape, output, parameters, products))
         shape = output
+    return infos
 
 
 def feature_map_shapes(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.files import replacing
 from alexnet_lib.network.architecture import Architecture
 from alexnet_lib.network.model import AlexNet
 
@@ -89,20 +89,11 @@ def save_checkpoint(
         "metrics": None if metrics is None else dict(metrics),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
-        new = Path(folder) / file.name
-        new.touch()
-        mode = new.stat().st_mode
+    with replacing(file) as new:
         try:
             save_file(tensors, new, {"format": "pt", _METADATA: json.dumps(metadata)})
         except SafetensorError as error:
             raise OSError(f"{file} cannot be written: {error}") from error
-        # safetensors makes files that only their owner may read, whatever the umask allows.
-        new.chmod(mode)
-        with new.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(new, file)
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> AlexNet:

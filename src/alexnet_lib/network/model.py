@@ -272,16 +272,7 @@ def initialize(
     *,
     seed: int | None = None,
 ) -> None:
-    """Sets the weights and biases of modules, each given with its row of the table.
-
-    Args:
-        layers: (row, module) pairs in the table's order.
-        initialization: as ``AlexNet``'s.
-        seed: as ``AlexNet``'s.
-
-    Raises:
-        ValueError: the initialisation is unknown.
-    """
+    """Sets the weights and biases of modules, each given with its row of the table, in order."""
     if initialization not in get_args(Initialization):
         raise ValueError(
             f"initialization is {initialization!r}; "

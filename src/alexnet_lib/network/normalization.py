@@ -1,7 +1,7 @@
 r"""Local response normalisation: torch.nn's interface, in every floating dtype, one pass each way.
 
-With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over the window
-:math:`W(c)` around channel :math:`c`, the output is :math:`y_c = x_c s_c^{-\beta}`. With
+With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over the neighbourhood
+:math:`W(c)` of channel :math:`c`, the output is :math:`y_c = x_c s_c^{-\beta}`. With
 :math:`g` the gradient of the output, that of the input is
 
 .. math:: g_c s_c^{-\beta} - \frac{2 \alpha \beta}{n} x_c
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alexnet_lib.kernels import cpu
-from alexnet_lib.kernels.cpu import Window
+from alexnet_lib.kernels.cpu import LrnSettings
 
 # Values: a few intermediate results of so many are a megabyte or two.
 _BLOCK = 131_072
@@ -31,8 +31,8 @@ _BLOCK = 131_072
 # Values: on a GPU, a few images are not worth Triton's compiling, which takes about a second.
 _WORTH_TRITON = 2**22
 
-# Triton writes the window's loop out, twice nested in the backward pass.
-_WIDEST_TRITON_WINDOW = 16
+# Triton unrolls the loop over the neighbours, twice nested in the backward pass.
+_LARGEST_TRITON_SIZE = 16
 
 
 class LocalResponseNorm(nn.Module):
@@ -43,23 +43,23 @@ class LocalResponseNorm(nn.Module):
                   ^{\min(C - 1,\, c + \lfloor (n-1)/2 \rfloor)} a_j^2 \Big)^{\beta}
 
     **The two readings of alpha.** The paper's formula multiplies the sum by alpha = 1e-4. The code
-    that its authors released divides alpha by the window size n first (``layer.py``,
+    that its authors released divides alpha by the number of neighbours n first (``layer.py``,
     ``NormLayerParser``), and so do ``torch.nn.LocalResponseNorm``, Caffe and this module: alpha
     times the *mean* square. To follow the paper's text to the letter, pass ``alpha=5e-4`` with
     ``size=5``.
 
-    **Groups.** The released code keeps its two GPUs' channels apart, so the window never reaches
-    from channel 47 of conv1 to channel 48: ``groups=2``. torch has no such argument.
+    **Groups.** The released code keeps its two GPUs' channels apart, so that channels 47 and 48 of
+    conv1 are not neighbours: ``groups=2``. torch has no such argument.
 
     **Speed.** On a CPU a compiled loop makes one pass each way, once that repays compiling it (see
     the page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
 
     Args:
-        size: number n of neighbouring channels in the window, at least 1.
+        size: number n of neighbouring channels that are summed over, itself included, at least 1.
         alpha: weight of the mean square, before it is divided by ``size``.
         beta: exponent.
         k: additive constant; the paper's 2 (torch's own default is 1).
-        groups: number of groups of channels, at least 1; the window stays inside each.
+        groups: number of groups of channels, at least 1; a neighbourhood stays inside its group.
 
     Shape:
         Input and output: floating, ``(batch, channels, *)`` with any number of further dimensions
@@ -125,19 +125,19 @@ def local_response_norm(
             f"the input of LocalResponseNorm has {channels} channels, "
             f"which {groups} groups do not divide"
         )
-    window = Window(size, alpha, beta, k, groups)
+    settings = LrnSettings(size, alpha, beta, k, groups)
     if not cpu.takes(x):
-        return _output(x, window)
-    y: Tensor = _LocalResponseNorm.apply(x, window)
+        return _output(x, settings)
+    y: Tensor = _LocalResponseNorm.apply(x, settings)
     return y
 
 
 class _LocalResponseNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+    def forward(ctx: Any, x: Tensor, settings: LrnSettings) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.window = window
-        return _computed(x, None, window)
+        ctx.settings = settings
+        return _computed(x, None, settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -145,27 +145,27 @@ class _LocalResponseNorm(torch.autograd.Function):
         # With create_graph=True this gradient is to be differentiated in its turn.
         plain = cpu.takes(grad) and not torch.is_grad_enabled()
         compute = _computed if plain else _gradient
-        return compute(x, grad, ctx.window), None
+        return compute(x, grad, ctx.settings), None
 
 
 @torch.no_grad()
-def _computed(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
-    """The output, or with ``grad`` the gradient of ``x``, by the fastest there is."""
+def _computed(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
+    """The normalised activations, or with ``grad`` the gradient of ``x``, by the fastest way."""
     found = None
     if x.device.type == "cpu":
-        found = cpu.local_response_norm(x, grad, window)
-    elif x.device.type == "cuda" and _suits_triton(x, window):
+        found = cpu.local_response_norm(x, grad, settings)
+    elif x.device.type == "cuda" and _suits_triton(x, settings):
         gpu = _gpu_kernels(x.device)
         if gpu is not None:
-            found = gpu.local_response_norm(x, grad, window)
-    return _computed_in_blocks(x, grad, window) if found is None else found
+            found = gpu.local_response_norm(x, grad, settings)
+    return _computed_in_blocks(x, grad, settings) if found is None else found
 
 
-def _suits_triton(x: Tensor, window: Window) -> bool:
+def _suits_triton(x: Tensor, settings: LrnSettings) -> bool:
     return (
         x.dtype != torch.float64
         and x.numel() >= _WORTH_TRITON
-        and window.size <= _WIDEST_TRITON_WINDOW
+        and settings.size <= _LARGEST_TRITON_SIZE
     )
 
 
@@ -176,7 +176,7 @@ def _gpu_kernels(device: torch.device) -> Any:
         from alexnet_lib.kernels import gpu
 
         one = torch.ones(1, 1, 1, device=device)
-        gpu.local_response_norm(one, None, Window(1, 1.0, 1.0, 1.0, 1))
+        gpu.local_response_norm(one, None, LrnSettings(1, 1.0, 1.0, 1.0, 1))
     except Exception as error:  # what Triton raises differs from system to system
         warnings.warn(
             "LocalResponseNorm computes with torch's own operations, which takes longer: Triton "
@@ -188,37 +188,37 @@ def _gpu_kernels(device: torch.device) -> Any:
     return gpu
 
 
-def _computed_in_blocks(x: Tensor, grad: Tensor | None, window: Window) -> Tensor:
+def _computed_in_blocks(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
     """As many images at a time as leave the intermediate results in a CPU's cache."""
     images = len(x) if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
     out = torch.empty_like(x)
     for start in range(0, len(x), max(1, images)):
         part = slice(start, start + images)
         out[part] = (
-            _output(x[part], window) if grad is None else _gradient(x[part], grad[part], window)
+            _output(x[part], settings) if grad is None else _gradient(x[part], grad[part], settings)
         )
     return out
 
 
-def _output(x: Tensor, window: Window) -> Tensor:
+def _output(x: Tensor, settings: LrnSettings) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * _power(_scale(wide, window), -window.beta)).to(x.dtype)
+    return (wide * _power(_scale(wide, settings), -settings.beta)).to(x.dtype)
 
 
-def _gradient(x: Tensor, grad: Tensor, window: Window) -> Tensor:
+def _gradient(x: Tensor, grad: Tensor, settings: LrnSettings) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = _scale(wide, window)
-    direct = grad * _power(scale, -window.beta)
+    scale = _scale(wide, settings)
+    direct = grad * _power(scale, -settings.beta)
     ratios = wide * direct / scale
-    # From the channels whose windows hold this one: the window turned round.
-    gathered = _window_sums(ratios, window, (window.size - 1) // 2)
-    factor = 2 * window.alpha * window.beta / window.size
+    # From the channels whose neighbourhoods hold this one.
+    gathered = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
+    factor = 2 * settings.alpha * settings.beta / settings.size
     return (direct - factor * wide * gathered).to(x.dtype)
 
 
-def _scale(x: Tensor, window: Window) -> Tensor:
-    sums = _window_sums(x.square(), window, window.size // 2)
-    return window.k + window.alpha / window.size * sums
+def _scale(x: Tensor, settings: LrnSettings) -> Tensor:
+    sums = _neighbour_sums(x.square(), settings, settings.size // 2)
+    return settings.k + settings.alpha / settings.size * sums
 
 
 def _power(scale: Tensor, exponent: float) -> Tensor:
@@ -228,12 +228,12 @@ def _power(scale: Tensor, exponent: float) -> Tensor:
     return scale.pow(exponent)
 
 
-def _window_sums(x: Tensor, window: Window, below: int) -> Tensor:
+def _neighbour_sums(x: Tensor, settings: LrnSettings, below: int) -> Tensor:
     """Sums over ``size`` neighbouring channels, ``below`` of them before each one."""
-    channels = x.shape[1] // window.groups
-    grouped = x.reshape(x.shape[0], window.groups, channels, *x.shape[2:])
-    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, window.size - 1 - below))
+    channels = x.shape[1] // settings.groups
+    grouped = x.reshape(x.shape[0], settings.groups, channels, *x.shape[2:])
+    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, settings.size - 1 - below))
     sums = padded.narrow(2, 0, channels)
-    for start in range(1, window.size):
+    for start in range(1, settings.size):
         sums = sums + padded.narrow(2, start, channels)
     return sums.reshape(x.shape)

@@ -18,6 +18,7 @@ from alexnet_lib.network.architecture import (
     layer_infos,
     resolve_architecture,
 )
+from alexnet_lib.text import format_table
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,9 @@ class Summary:
         )
 
     def __str__(self) -> str:
-        lines = [self.HEADER, *self._lines()]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.HEADER))]
-        counts = len(self.HEADER) - 2
-
-        def text(line: tuple[str, ...]) -> str:
-            cells = (
-                cell.rjust(width) if column >= counts else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            return "  ".join(cells).rstrip()
-
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        body = [text(line) for line in lines]
-        return "\n".join([self._title(), body[0], rule, *body[1:-1], rule, body[-1]])
+        header, *lines = format_table([self.HEADER, *self._lines()], right=(5, 6))
+        rule = "-" * max(map(len, lines))
+        return "\n".join([self._title(), header, rule, *lines[:-1], rule, lines[-1]])
 
     __repr__ = __str__
 

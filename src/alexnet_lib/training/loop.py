@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,12 +27,77 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 _REFRESH_SECONDS = 2.0
 
 
+@runtime_checkable
+class ViewLoader(Protocol):
+    """A loader that can show each image in several views."""
+
+    def views(self, number: int) -> Iterable[tuple[Iterable[Tensor], Tensor]]:
+        """For each batch, its views, and its labels."""
+        ...
+
+
 @contextmanager
-def _arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """How a model computes: in which precision, and by which of torch's functions."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with autocast, substituted(device):
         yield
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A step of training on one batch; the fields are the arguments of ``train_one_epoch``."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    device: torch.device
+    precision: Precision = "float32"
+    criterion: Criterion = F.cross_entropy
+    batch_scheduler: Any = None
+    max_grad_norm: float | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor, totals: Totals) -> None:
+        """Trains on a batch, which lies on the device, and adds it to the sums."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with arithmetic(self.precision, self.device):
+            logits = self.model(images)
+            _check_labels(labels, logits, shares=True)
+            loss = self.criterion(logits, labels)
+        loss.backward()
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        if self.batch_scheduler is not None:
+            self.batch_scheduler.step()
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        totals.add(loss, logits.detach().argmax(1) == classes, len(labels))
+
+
+class Progress:
+    """A progress bar over steps that shows the metrics so far every few seconds."""
+
+    def __init__(self, description: str, total: int | None, *, show: bool, done: int = 0) -> None:
+        self._looked = time.perf_counter()
+        self.bar = tqdm(
+            desc=description,
+            total=total,
+            initial=done,
+            disable=None if show else True,  # None hides it where there is no terminal
+            leave=False,
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, totals: Totals) -> None:
+        """Counts a step. Now and then it looks at the sums, which raises where a loss is bad."""
+        self.bar.update()
+        if time.perf_counter() - self._looked > _REFRESH_SECONDS:
+            self.bar.set_postfix_str(str(totals.compute()))
+            self._looked = time.perf_counter()
 
 
 def train_one_epoch(
@@ -57,8 +122,8 @@ def train_one_epoch(
         criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
         device: where to train; the model and the batches are moved there. None is the model's
             device, ``"auto"`` is ``default_device()``.
-        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``, which takes bfloat16
-            where the hardware multiplies it.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``, which is bfloat16 where
+            the hardware multiplies it.
         batch_scheduler: a learning-rate scheduler that is stepped after every batch, or None.
         max_grad_norm: gradients are scaled down to this norm where they exceed it; None leaves
             them alone.
@@ -68,107 +133,52 @@ def train_one_epoch(
         Mean loss and accuracy over the images, their number, and the time it took.
 
     Raises:
-        TypeError: something that is no optimiser stands in its place.
-        ValueError: the loader is empty; a label is no class of the model's.
+        TypeError: ``optimizer`` is not an optimiser.
+        ValueError: the loader is empty; a label is not a class of the model.
         FloatingPointError: a loss was NaN or infinite; the message names the step.
 
     Example:
         >>> import torch
-        >>> from alexnet_lib import AlexNet, build_shapes_loaders, train_one_epoch
+        >>> from alexnet_lib import AlexNet, build_loaders, train_one_epoch
         >>> model = AlexNet(num_classes=10, image_size=67, seed=0)
-        >>> loaders = build_shapes_loaders(train_images=40, batch_size=20)
+        >>> loaders = build_loaders("shapes", image_size=67, train_images=40, batch_size=20)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         >>> train_one_epoch(model, loaders.train, optimizer, progress=False).images
         36
-    """
-    steps = train_steps(
-        model,
-        loader,
-        optimizer,
-        criterion=criterion,
-        device=device,
-        precision=precision,
-        batch_scheduler=batch_scheduler,
-        max_grad_norm=max_grad_norm,
-    )
-    return run_steps(steps, loader, "training", progress=progress)
-
-
-def run_steps(
-    steps: Iterator[Totals],
-    loader: Any,
-    description: str,
-    *,
-    progress: bool,
-    each: Callable[[Totals], None] | None = None,
-) -> EpochMetrics:
-    """Runs a pass's steps under a progress bar; ``each`` is called after every step."""
-    total = _length(loader)
-    totals = None
-    looked = time.perf_counter()
-    with tqdm(
-        total=total, desc=description, disable=None if progress else True, leave=False
-    ) as bar:
-        for totals in steps:
-            bar.update()
-            if each is not None:
-                each(totals)
-            if time.perf_counter() - looked > _REFRESH_SECONDS:
-                bar.set_postfix_str(str(totals.metrics()))
-                looked = time.perf_counter()
-    if totals is None:
-        raise ValueError("loader yields no batches; expected at least one")
-    metrics = totals.metrics()
-    if progress and each is None and bar.disable:
-        print(f"{description}: {metrics}", file=sys.stderr)
-    return metrics
-
-
-def train_steps(
-    model: nn.Module,
-    loader: Iterable[Sequence[Tensor]],
-    optimizer: Optimizer,
-    *,
-    criterion: Criterion | None = None,
-    device: torch.device | str | None = None,
-    precision: str = "float32",
-    batch_scheduler: Any = None,
-    max_grad_norm: float | None = None,
-) -> Iterator[Totals]:
-    """The steps of one pass of training, yielding the sums so far after each.
-
-    The one loop that trains: ``train_one_epoch`` and ``fit`` both run over it.
     """
     if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer. The "
             "order is train_one_epoch(model, loader, optimizer, criterion=...)"
         )
-    where = _device_of(model, device)
-    chosen = resolve_precision(precision, where)
-    criterion = F.cross_entropy if criterion is None else criterion
+    on = _device_of(model, device)
+    step = TrainingStep(
+        model,
+        optimizer,
+        on,
+        resolve_precision(precision, on),
+        F.cross_entropy if criterion is None else criterion,
+        batch_scheduler,
+        max_grad_norm,
+    )
     model.train()
-    totals = Totals(where)
-    for images, labels in _batches(loader, where):
-        optimizer.zero_grad(set_to_none=True)
-        with _arithmetic(chosen, where):
-            logits = model(images)
-            _check_labels(labels, logits, shares=True)
-            loss = criterion(logits, labels)
-        loss.backward()
-        if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.step()
-        if batch_scheduler is not None:
-            batch_scheduler.step()
-        classes = labels if labels.ndim == 1 else labels.argmax(1)
-        totals.add(loss, logits.detach().argmax(1) == classes, len(labels))
-        yield totals
+    totals = Totals(on)
+    with Progress("training", _length(loader), show=progress) as shown:
+        for images, labels in moved_batches(loader, on):
+            step(images, labels, totals)
+            shown.advance(totals)
+    if not totals.steps:
+        raise ValueError("loader yields no batches; expected at least one")
+    metrics = totals.compute()
+    if progress and shown.bar.disable:
+        print(f"training: {metrics}", file=sys.stderr)
+    return metrics
 
 
-def _batches(
+def moved_batches(
     loader: Iterable[Sequence[Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of any loader, on a device."""
     for batch in loader:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(
@@ -183,7 +193,7 @@ def _check_labels(labels: Tensor, logits: Tensor, *, shares: bool) -> None:
         if labels.shape != logits.shape or not labels.is_floating_point():
             raise ValueError(
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 "
-                f"(batch,), or the classes' shares, floating {tuple(logits.shape)}"
+                f"(batch,), or the share of each class, floating {tuple(logits.shape)}"
             )
         return
     if labels.ndim != 1:
@@ -202,14 +212,14 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
     if device is None:
         parameter = next(model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
-    where = resolve_device(device)
-    model.to(where)
-    return where
+    resolved = resolve_device(device)
+    model.to(resolved)
+    return resolved
 
 
-# Not inference_mode, which is no faster here (0.226 s both, for 128 images at 227 pixels): what it
-# makes can never be trained with, be it images that a data set keeps or what a model makes in its
-# first pass, as lazy layers and tables of positions do.
+# Not inference_mode, which is no faster here (0.226 s both, for 128 images at 227 pixels): tensors
+# made in it can never be trained with, be they images that a data set keeps, or parameters and
+# tables that a model creates in its first pass.
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -222,7 +232,7 @@ def evaluate(
     views: int = 1,
     progress: bool = True,
 ) -> EvalMetrics:
-    """Loss, accuracies and confusion of a model over all images of a loader.
+    """Loss, accuracies and confusion matrix of a model over all images of a loader.
 
     The model is evaluated in evaluation mode, and left in the mode it came in.
 
@@ -233,36 +243,35 @@ def evaluate(
         model: any module that maps images to logits ``(batch, classes)``.
         loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
         criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
-        device: where to evaluate; None is the model's device, ``"auto"`` ``default_device()``.
+        device: where to evaluate; None is the model's device, ``"auto"`` is ``default_device()``.
         precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``.
         topk: the k of the top-k accuracies, each at least 1; one above the number of classes is
             dropped.
         views: 1; 2, each image and its mirror image; or 10, the four corners and the centre, each
-            also mirrored, for which one of the library's loaders is needed whose ``resize`` is
-            larger than its image size.
+            also mirrored, which needs one of the library's loaders with a ``resize`` larger than
+            its image size.
         progress: show a bar; where there is no terminal, one line at the end.
 
     Returns:
         The metrics, as plain numbers and arrays.
 
     Raises:
-        ValueError: the loader is empty; a label is no class of the model's; a k below 1; another
-            number of views, or one that the loader has no room for.
+        ValueError: the loader is empty; a label is not a class of the model; a k is below 1;
+            another number of views, or one that the loader cannot show.
 
     Example:
-        >>> from alexnet_lib import AlexNet, build_shapes_loaders, evaluate
-        >>> loaders = build_shapes_loaders(train_images=200)
+        >>> from alexnet_lib import AlexNet, build_loaders, evaluate
+        >>> loaders = build_loaders("shapes", image_size=67, train_images=200)
         >>> metrics = evaluate(AlexNet(10, image_size=67), loaders.validation, progress=False)
         >>> metrics.confusion.shape, metrics.images
         ((10, 10), 20)
     """
     if isinstance(topk, int) or any(not isinstance(k, int) or k < 1 for k in topk):
         raise ValueError(f"topk is {topk!r}; expected a sequence of integers of at least 1")
-    where = _device_of(model, device)
-    chosen = resolve_precision(precision, where)
+    on = _device_of(model, device)
+    resolved = resolve_precision(precision, on)
     criterion = F.cross_entropy if criterion is None else criterion
-    batches, views_of = _views(loader, views)
-    totals = Totals(where)
+    totals = Totals(on)
     confusion = ranks = None
     with (
         evaluation_mode(model),
@@ -273,62 +282,61 @@ def evaluate(
             leave=False,
         ) as bar,
     ):
-        for images, labels in _batches(batches, where):
-            with _arithmetic(chosen, where):
-                outputs = [model(view) for view in views_of(images)]
+        for batch_views, labels in _batches_of_views(loader, views, on):
+            with arithmetic(resolved, on):
+                outputs = [model(view) for view in batch_views]
                 logits = outputs[0]
                 if len(outputs) > 1:
-                    shares = torch.stack([each.float().softmax(1) for each in outputs])
+                    shares = torch.stack([output.float().softmax(1) for output in outputs])
                     logits = shares.mean(0).clamp(min=torch.finfo(torch.float32).tiny).log()
                 _check_labels(labels, logits, shares=False)
                 loss = criterion(logits, labels)
             num_classes = logits.shape[1]
             if confusion is None or ranks is None:
-                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=where)
-                ranks = torch.zeros(num_classes, dtype=torch.int64, device=where)
+                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=on)
+                ranks = torch.zeros(num_classes, dtype=torch.int64, device=on)
             order = logits.topk(min(max((1, *topk)), num_classes)).indices
             hits = order == labels[:, None]
             totals.add(loss, hits[:, 0], len(labels))
-            places = labels * num_classes + order[:, 0]
-            confusion.scatter_add_(0, places, torch.ones_like(places))
+            cells = labels * num_classes + order[:, 0]
+            confusion.scatter_add_(0, cells, torch.ones_like(cells))
             ranks[: hits.shape[1]] += hits.sum(0)
             bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")
-    seconds = totals.seconds()
     num_classes = len(ranks)
-    table = confusion.view(num_classes, num_classes).cpu().numpy()
-    counts = table.sum(1)
-    with np.errstate(invalid="ignore"):
-        per_class = table.diagonal() / counts
-    found = ranks.cumsum(0).tolist()
+    hits_within = ranks.cumsum(0).tolist()
     metrics = EvalMetrics(
-        loss=totals.mean_loss(),
-        accuracy=found[0] / totals.images,
-        topk_accuracy={k: found[k - 1] / totals.images for k in topk if k <= num_classes},
-        per_class_accuracy=per_class,
-        confusion=table,
+        loss=float(totals.loss) / totals.images,
+        accuracy=hits_within[0] / totals.images,
+        topk_accuracy={k: hits_within[k - 1] / totals.images for k in topk if k <= num_classes},
+        confusion=confusion.view(num_classes, num_classes).cpu().numpy(),
         classes=_class_names(model, loader, num_classes),
         images=totals.images,
-        seconds=seconds,
+        seconds=totals.seconds,
     )
     if progress and bar.disable:
         print(f"evaluating: {metrics}", file=sys.stderr)
     return metrics
 
 
-def _views(loader: Any, number: int) -> tuple[Any, Callable[[Tensor], Iterable[Tensor]]]:
-    """What yields the batches, and what makes the views of one."""
+def _batches_of_views(
+    loader: Any, number: int, device: torch.device
+) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
+    """The views of each batch, on the device, and its labels."""
     if number == 1:
-        return loader, lambda images: [images]
-    if hasattr(loader, "uncropped"):
-        return loader.uncropped(), lambda images: loader.preprocess.views(images, number)
-    if number == 2:
-        return loader, lambda images: [images, images.flip(-1)]
-    raise ValueError(
-        f"views is {number!r}, but loader is a {type(loader).__name__}; expected 1 or 2, or for 10 "
-        "views a loader of the library (build_dataset_loaders makes them of any data set)"
-    )
+        yield from (([images], labels) for images, labels in moved_batches(loader, device))
+    elif isinstance(loader, ViewLoader):
+        for batch_views, labels in loader.views(number):
+            yield (view.to(device) for view in batch_views), labels.to(device)
+    elif number == 2:
+        for images, labels in moved_batches(loader, device):
+            yield [images, images.flip(-1)], labels
+    else:
+        raise ValueError(
+            f"views is {number!r}, but loader is a {type(loader).__name__}; expected 1 or 2, or "
+            "for 10 views a loader of the library (build_loaders makes them of any data set)"
+        )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""What a pass of training or evaluation gives, and the sums it is made of."""
+"""What a pass of training or evaluation gives, and the sums it is computed from."""
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 class EpochMetrics:
     """What one pass of training gave.
 
-    ``loss`` and ``accuracy`` (0 to 1) are means over the images as they were trained on, so with
-    dropout, augmentation and the weights of their moment.
+    ``loss`` and ``accuracy`` (0 to 1) are means over the images as they were trained on, that is
+    with dropout, augmentation and the weights of that moment.
     """
 
     loss: float
@@ -37,21 +38,26 @@ class EpochMetrics:
 
 @dataclass(frozen=True, eq=False)
 class EvalMetrics:
-    """What an evaluation gave; accuracies are shares from 0 to 1.
+    """What an evaluation gave; accuracies are fractions from 0 to 1.
 
-    ``topk_accuracy`` maps k to the share of images whose class is among the k likeliest.
-    ``confusion[i, j]`` counts the images of class i taken for class j. ``per_class_accuracy`` is
-    NaN for a class without images. ``classes`` names the classes.
+    ``topk_accuracy`` maps k to the fraction of images whose class is among the k likeliest.
+    ``confusion[i, j]`` counts the images of class i that were classified as class j. ``classes``
+    names the classes.
     """
 
     loss: float
     accuracy: float
     topk_accuracy: dict[int, float]
-    per_class_accuracy: np.ndarray
     confusion: np.ndarray
     classes: tuple[str, ...]
     images: int
     seconds: float
+
+    @property
+    def per_class_accuracy(self) -> np.ndarray:
+        """The accuracy on the images of each class; NaN for a class without images."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.confusion.diagonal() / self.confusion.sum(1))
 
     def __str__(self) -> str:
         others = "".join(f", top-{k} {a:.1%}" for k, a in self.topk_accuracy.items() if k > 1)
@@ -75,49 +81,94 @@ class EvalMetrics:
         }
 
 
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of a run: its number from 1, the rate it ended with, and its metrics."""
+
+    epoch: int
+    learning_rate: float
+    train: EpochMetrics
+    validation: EvalMetrics | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line of ``history.jsonl``."""
+        train, validation = self.train, self.validation
+        return {
+            "epoch": self.epoch,
+            "learning_rate": self.learning_rate,
+            "train": {
+                "loss": train.loss,
+                "accuracy": train.accuracy,
+                "images_per_second": train.images_per_second,
+            },
+            "validation": validation and {"loss": validation.loss, "accuracy": validation.accuracy},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "EpochRecord":
+        """The record that a run's state holds as ``asdict`` gives it."""
+        validation = state["validation"]
+        if validation is not None:
+            confusion = validation["confusion"].numpy()
+            names = tuple(validation["classes"])
+            validation = EvalMetrics(**{**validation, "confusion": confusion, "classes": names})
+        train = EpochMetrics(**state["train"])
+        return cls(state["epoch"], state["learning_rate"], train, validation)
+
+
 class Totals:
-    """Sums over the images of a pass, kept on the device; reading one waits for the device."""
+    """Sums over the images of a pass, kept on the device; ``compute`` waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         # Apple's MPS has no float64.
         wide = torch.float32 if device.type == "mps" else torch.float64
         self.images = 0
         self.steps = 0
-        self._loss = torch.zeros((), dtype=wide, device=device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-        self._first_bad_step = torch.zeros((), dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=wide, device=device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_bad_step = torch.zeros((), dtype=torch.int64, device=device)
         self._started = time.perf_counter()
 
     @torch.no_grad()
     def add(self, loss: Tensor, hits: Tensor, images: int) -> None:
-        """Adds a batch: its mean loss, and for each image whether it was recognised."""
+        """Adds a batch: its mean loss, and for each image whether it was classified correctly."""
         self.steps += 1
         self.images += images
-        self._loss += loss.detach() * images
-        self._hits += hits.sum()
-        bad = ~loss.isfinite() & (self._first_bad_step == 0)
-        self._first_bad_step += bad * self.steps
+        self.loss += loss.detach() * images
+        self.hits += hits.sum()
+        bad = ~loss.isfinite() & (self.first_bad_step == 0)
+        self.first_bad_step += bad * self.steps
 
+    @property
     def seconds(self) -> float:
         """The time since the pass began."""
         return time.perf_counter() - self._started
 
-    def mean_loss(self) -> float:
-        """The mean over the images so far, finite or not."""
-        return float(self._loss) / self.images
-
-    def metrics(self) -> EpochMetrics:
+    def compute(self) -> EpochMetrics:
         """The means so far.
 
         Raises:
             FloatingPointError: a loss was not finite; the message names the step.
         """
-        step = int(self._first_bad_step)
-        if step:
+        if step := int(self.first_bad_step):
             raise FloatingPointError(
                 f"the loss of step {step} is not finite (NaN or infinite), so the weights since "
                 "then are worthless: lower the learning rate, or clip with max_grad_norm"
             )
-        loss, accuracy = self.mean_loss(), int(self._hits) / self.images
-        seconds = self.seconds()
+        loss, accuracy = float(self.loss) / self.images, int(self.hits) / self.images
+        seconds = self.seconds
         return EpochMetrics(loss, accuracy, self.images, seconds, self.images / seconds)
+
+    def state(self) -> dict[str, Any]:
+        """The sums as plain data and tensors, which ``set_state`` takes."""
+        return {name: getattr(self, name) for name in ("images", "steps", "seconds", *_SUMS)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from the sums of ``state``."""
+        self.images, self.steps = state["images"], state["steps"]
+        self._started = time.perf_counter() - state["seconds"]
+        for name in _SUMS:
+            getattr(self, name).copy_(state[name])
+
+
+_SUMS = ("loss", "hits", "first_bad_step")

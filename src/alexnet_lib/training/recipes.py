@@ -1,112 +1,67 @@
-"""Named sets of hyper-parameters. A recipe, a data set and a seed determine a run."""
+"""Named sets of hyper-parameters. A recipe, the data and a seed determine a run."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from alexnet_lib.data.augmentation import (
-    ColorNoise,
-    CutMix,
-    HorizontalFlip,
-    Mixup,
-    RandomCrop,
-    RandomErasing,
-    TrivialAugment,
+from alexnet_lib.checks import (
+    ABOVE_ZERO,
+    AT_LEAST_ZERO,
+    FRACTION,
+    PROBABILITY,
+    Range,
+    at_least,
+    check_fields,
+    check_integer,
 )
-from alexnet_lib.data.cifar10 import is_cifar10
-from alexnet_lib.data.loaders import AnyAugmentation, Loaders, Stats, build_loaders, pixels_of
-from alexnet_lib.data.preprocess import VIEWS
-from alexnet_lib.data.sources import open_datasets, wrap_dataset
-from alexnet_lib.data.statistics import (
-    CIFAR10_STATS,
-    CIFAR10_STATS_PER_IMAGE,
-    IMAGENET_STATS,
-    compute_color_components,
-)
-from alexnet_lib.interop.torchvision import from_torchvision
+from alexnet_lib.data import augmentation
+from alexnet_lib.data.loaders import Treatment
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.statistics import IMAGENET_STATS, PixelStatistics
 from alexnet_lib.network.architecture import Architecture, resolve_architecture
-from alexnet_lib.network.model import AlexNet, DropoutScaling, Initialization
+from alexnet_lib.network.model import DropoutScaling, Initialization
 
-Normalization = Literal["pixel_std", "per_image_std", "mean_only", "imagenet"]
-
-_CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "initialization": get_args(Initialization),
-        "dropout_scaling": get_args(DropoutScaling),
-        "normalization": get_args(Normalization),
-        "optimizer": ("sgd", "adamw"),
-        "schedule": ("cosine", "plateau", "constant"),
-        "views": VIEWS,
-        **dict.fromkeys(
-            ("flip", "random_crop", "trivial_augment", "nesterov", "decay_biases"), (False, True)
-        ),
-    }
-)
-
-# The fields that augment, in the order in which an image meets them: the class, and which of its
-# attributes the field's value is; None where the field says whether at all.
-_AUGMENTATION: Mapping[str, tuple[type[Any], str | None]] = MappingProxyType(
-    {
-        "flip": (HorizontalFlip, None),
-        "trivial_augment": (TrivialAugment, None),
-        "color_noise": (ColorNoise, "strength"),
-        "mixup": (Mixup, "alpha"),
-        "cutmix": (CutMix, "alpha"),
-        "random_crop": (RandomCrop, None),
-        "erasing": (RandomErasing, "probability"),
-    }
-)
-
-# Where torch has a fused SGD and AdamW.
-_FUSED_DEVICES = {"cpu", "cuda", "mps"}
-
-# 224 pixels are cut out of images of 256 (paper, section 4.1).
+# 224 pixels are cropped out of images of 256 (paper, section 4.1).
 PAPER_RESIZE_RATIO = 256 / 224
 
-# The paper divided the rate by ten, three times (section 5).
-_PLATEAU_FACTOR = 0.1
-_PLATEAU_DROPS = 3
+_BETWEEN = Range("a number above 0 and below 1", lambda x: 0 < x < 1)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that determines a run, but the data and the seed.
+    """All that determines a run, except the data and the seed.
 
     The defaults are what the recipes have in common.
 
     Args:
         name: what the recipe is called.
         architecture: name of the network, a key of ``ARCHITECTURES``.
-        initialization: as ``AlexNet``'s.
-        weights: file of torchvision's weights to start from (``from_torchvision``); None
-            starts from ``initialization``.
+        initialization: as in ``AlexNet``.
+        weights: file of torchvision's weights to start from (``from_torchvision``); None starts
+            from ``initialization``.
         freeze: names of layers that keep the weights they start with, for example ``("conv1",)``.
-        dropout: probability, as ``AlexNet``'s.
-        dropout_scaling: ``"training"`` or ``"test"``, as ``AlexNet``'s.
+        dropout: probability, as in ``AlexNet``.
+        dropout_scaling: ``"training"`` or ``"test"``, as in ``AlexNet``.
         image_size: side of the network's input, in pixels; None is the architecture's own.
-        resize_ratio: side that images are resized to before the crop, over the side that the
-            network sees of them, at least 1; the paper's 256 / 224.
-        edge: rows and columns of the input that are zeros, as ``Preprocess``'s.
-        normalization: ``"pixel_std"``, by the training set's mean and standard deviation over all
-            pixels; ``"per_image_std"``, by its mean and the mean of the images' own deviations, as
-            in much teaching code; ``"mean_only"``, the paper's: values from 0 to 255 less the mean;
-            ``"imagenet"``, by ImageNet's mean and standard deviation.
+        resize_ratio: side that images are resized to before the crop, over the side of the crop,
+            at least 1; the paper's 256 / 224.
+        edge: rows and columns of the input that are zeros, as in ``Preprocess``.
+        preprocessing: ``"standardize"``, values from 0 to 1 less the mean, divided by the standard
+            deviation; or ``"subtract_mean"``, the paper's: values from 0 to 255 less the mean.
+        stats: channel statistics of the training images: ``"pixel"``, with the standard deviation
+            over all pixels; ``"per_image"``, with the mean of the per-image standard deviations,
+            as in much teaching code. Or ``"imagenet"``, those of ImageNet.
         train_images: use only so many of the training images; None uses all.
-        validation_fraction: share of the training images kept for validation.
+        validation_fraction: fraction of the training images kept for validation.
         flip: mirror half of the images.
-        random_crop: cut out of a random place of the resized image, instead of its centre.
+        random_crop: crop the resized image at a random place, instead of its centre.
         color_noise: strength of ``ColorNoise``; 0 is none, the paper's 0.1.
         trivial_augment: one random operation on each image, ``TrivialAugment``.
         erasing: probability of ``RandomErasing``.
@@ -127,12 +82,12 @@ class Recipe:
         nesterov: Nesterov's momentum, where there is momentum; of ``"sgd"``.
         weight_decay: at least 0.
         decay_biases: whether biases decay as weights do.
-        bias_rate_factor: the biases' learning rate over the weights'; above 0.
+        bias_rate_factor: the learning rate of the biases over that of the weights; above 0.
         label_smoothing: from 0 to below 1.
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
         ema_decay: evaluate and keep an exponential moving average of the weights, of which each
-            step keeps this share; None keeps the weights themselves.
-        views: of each test image at the end, as ``evaluate``'s.
+            step keeps this fraction; None keeps the weights themselves.
+        views: of each test image at the end, as in ``evaluate``.
 
     Raises:
         ValueError: a field is unknown or out of its range.
@@ -148,36 +103,37 @@ class Recipe:
     initialization: Initialization = "kaiming"
     weights: str | None = None
     freeze: tuple[str, ...] = ()
-    dropout: float = 0.5
+    dropout: Annotated[float, PROBABILITY] = 0.5
     dropout_scaling: DropoutScaling = "training"
-    image_size: int | None = None
-    resize_ratio: float = 1.0
-    edge: int = 0
-    normalization: Normalization = "pixel_std"
-    train_images: int | None = None
-    validation_fraction: float = 0.1
+    image_size: Annotated[int | None, at_least(1)] = None
+    resize_ratio: Annotated[float, Range("a finite number of at least 1", lambda x: x >= 1)] = 1.0
+    edge: Annotated[int, at_least(0)] = 0
+    preprocessing: Literal["standardize", "subtract_mean"] = "standardize"
+    stats: Literal["pixel", "per_image", "imagenet"] = "pixel"
+    train_images: Annotated[int | None, at_least(1)] = None
+    validation_fraction: Annotated[float, FRACTION] = 0.1
     flip: bool = True
     random_crop: bool = False
-    color_noise: float = 0.0
+    color_noise: Annotated[float, AT_LEAST_ZERO] = 0.0
     trivial_augment: bool = False
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    batch_size: int = 128
-    epochs: int = 10
+    erasing: Annotated[float, PROBABILITY] = 0.0
+    mixup: Annotated[float, AT_LEAST_ZERO] = 0.0
+    cutmix: Annotated[float, AT_LEAST_ZERO] = 0.0
+    batch_size: Annotated[int, at_least(1)] = 128
+    epochs: Annotated[int, at_least(1)] = 10
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.03
+    learning_rate: Annotated[float, ABOVE_ZERO] = 0.03
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    warmup_fraction: float = 0.1
-    plateau_patience: int = 3
-    momentum: float = 0.9
+    warmup_fraction: Annotated[float, FRACTION] = 0.1
+    plateau_patience: Annotated[int, at_least(1)] = 3
+    momentum: Annotated[float, FRACTION] = 0.9
     nesterov: bool = True
-    weight_decay: float = 0.0005
+    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.0005
     decay_biases: bool = True
-    bias_rate_factor: float = 1.0
-    label_smoothing: float = 0.1
-    max_grad_norm: float | None = 5.0
-    ema_decay: float | None = None
+    bias_rate_factor: Annotated[float, ABOVE_ZERO] = 1.0
+    label_smoothing: Annotated[float, FRACTION] = 0.1
+    max_grad_norm: Annotated[float | None, ABOVE_ZERO] = 5.0
+    ema_decay: Annotated[float | None, _BETWEEN] = None
     views: Literal[1, 2, 10] = 1
 
     def __post_init__(self) -> None:
@@ -186,94 +142,37 @@ class Recipe:
                 f"architecture is the Architecture {self.architecture.name!r}; expected the name "
                 "of one, so that a recipe stays plain data"
             )
-        self._check_words()
-        self._check_integers()
-        self._check_numbers()
-        self._check_together()
-
-    def _check_words(self) -> None:
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known or type(value) not in map(type, known):
-                raise ValueError(
-                    f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}"
-                )
-        if self.weights is not None and not isinstance(self.weights, str):
-            raise ValueError(f"weights is {self.weights!r}; expected the name of a file, or None")
-        layers = [row.name for row in resolve_architecture(self.architecture).layers]
-        if not isinstance(self.freeze, tuple) or any(name not in layers for name in self.freeze):
+        check_fields(self)
+        table = resolve_architecture(self.architecture)
+        check_integer("image_size", self.image_size, table.smallest_image_size, optional=True)
+        layers = [row.name for row in table.layers]
+        if unknown := [name for name in self.freeze if name not in layers]:
+            raise ValueError(f"freeze has {unknown}; expected names among {', '.join(layers)}")
+        if self.edge >= self.input_size:
             raise ValueError(
-                f"freeze is {self.freeze!r}; expected a tuple of names among {', '.join(layers)}"
+                f"edge is {self.edge}; expected less than the image size, {self.input_size}"
             )
-
-    def _check_integers(self) -> None:
-        optional = {"image_size", "train_images"}
-        for name, least in (
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("plateau_patience", 1),
-            ("edge", 0),
-            ("image_size", resolve_architecture(self.architecture).smallest_image_size),
-            ("train_images", 1),
-        ):
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{name} is {value!r}; expected an integer of at least {least}"
-                    + (name in optional) * ", or None"
-                )
-
-    def _check_numbers(self) -> None:
-        share, positive = "a number from 0 to below 1", "above 0"
-        ranges: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-            ("warmup_fraction", share, lambda x: 0 <= x < 1),
-            ("momentum", share, lambda x: 0 <= x < 1),
-            ("label_smoothing", share, lambda x: 0 <= x < 1),
-            ("validation_fraction", share, lambda x: 0 <= x < 1),
-            ("dropout", "a probability from 0 to 1", lambda x: 0 <= x <= 1),
-            ("erasing", "a probability from 0 to 1", lambda x: 0 <= x <= 1),
-            ("resize_ratio", "at least 1", lambda x: x >= 1),
-            ("learning_rate", positive, lambda x: x > 0),
-            ("bias_rate_factor", positive, lambda x: x > 0),
-            ("weight_decay", "at least 0", lambda x: x >= 0),
-            ("color_noise", "at least 0", lambda x: x >= 0),
-            ("mixup", "at least 0", lambda x: x >= 0),
-            ("cutmix", "at least 0", lambda x: x >= 0),
-            ("max_grad_norm", "above 0, or None", lambda x: x > 0),
-            ("ema_decay", "a number between 0 and 1, or None", lambda x: 0 < x < 1),
-        )
-        for name, expected, fits in ranges:
-            value = getattr(self, name)
-            if value is None and expected.endswith("None"):
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and fits(value)):
-                raise ValueError(f"{name} is {value!r}; expected {expected}")
-
-    def _check_together(self) -> None:
-        if self.edge >= self.size_of_images():
-            raise ValueError(
-                f"edge is {self.edge}; expected less than the image size, {self.size_of_images()}"
-            )
-        if self.views == 10 and not self.room():
+        if self.views == 10 and self.resize == self.crop_size:
             raise ValueError(
                 f"views is 10, but resize_ratio is {self.resize_ratio}, so that the network sees "
                 "all of an image; expected a larger one, or views of 1 or 2"
             )
-        if self.weights is not None and self.dropout_scaling == "test":
-            raise ValueError(
-                f"dropout_scaling is 'test', but weights is {self.weights!r}: torchvision's, made "
-                "for 'training'; expected that"
-            )
+        for name, expected in (
+            ("architecture", "one_weird_trick"),
+            ("dropout_scaling", "training"),
+        ):
+            if self.weights is not None and getattr(self, name) != expected:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but weights is {self.weights!r}, which "
+                    f"are torchvision's; expected {expected!r}"
+                )
         if self.mixup and self.cutmix:
             raise ValueError(
                 f"mixup is {self.mixup} and cutmix is {self.cutmix}; expected one of them to be 0"
             )
         if self.schedule == "plateau" and not self.validation_fraction:
             raise ValueError(
-                "validation_fraction is 0, but the schedule 'plateau' goes by the validation "
+                "validation_fraction is 0, but the schedule 'plateau' depends on the validation "
                 "error; expected above 0"
             )
 
@@ -301,242 +200,142 @@ class Recipe:
         """
         known = [field.name for field in fields(cls)]
         if not isinstance(data, Mapping) or set(data) != set(known):
-            found = sorted(data) if isinstance(data, Mapping) else data
-            raise ValueError(f"data has {found}; expected a recipe's fields, {sorted(known)}")
-        return cls(**{**data, "freeze": tuple(data["freeze"])})
+            present = sorted(data) if isinstance(data, Mapping) else data
+            raise ValueError(f"data has {present}; expected a recipe's fields, {sorted(known)}")
+        freeze = data["freeze"]
+        return cls(**{**data, "freeze": tuple(freeze) if isinstance(freeze, list) else freeze})
 
-    def size_of_images(self) -> int:
+    @property
+    def input_size(self) -> int:
         """``image_size``, or the architecture's own where it is None; in pixels."""
         return self.image_size or resolve_architecture(self.architecture).image_size
 
-    def room(self) -> int:
-        """By how many pixels the resized image is larger than what the network sees of it."""
-        window = self.size_of_images() - self.edge
-        return round(self.resize_ratio * window) - window
+    @property
+    def crop_size(self) -> int:
+        """Side of the part of a resized image that the network sees, in pixels."""
+        return self.input_size - self.edge
 
-    def build_model(self, classes: tuple[str, ...], seed: int) -> AlexNet:
-        """The network for these classes, its weights drawn from ``seed``.
+    @property
+    def resize(self) -> int:
+        """Side that images are resized to before the crop, in pixels."""
+        return round(self.resize_ratio * self.crop_size)
 
-        Raises:
-            FileNotFoundError: there is no file ``weights``.
-            ValueError: ``weights`` are not those of this architecture.
-        """
-        if self.weights is None:
-            model = AlexNet(
-                len(classes),
-                architecture=self.architecture,
-                image_size=self.image_size,
-                dropout=self.dropout,
-                dropout_scaling=self.dropout_scaling,
-                initialization=self.initialization,
-                seed=seed,
-            )
-        elif self.architecture != "one_weird_trick":
+    def treatment(self, measure: Callable[[], PixelStatistics]) -> Treatment:
+        """All that happens to an image; ``measure`` gives the statistics of the training images."""
+        stats = IMAGENET_STATS if self.stats == "imagenet" else measure().channel_stats(self.stats)
+        scale, mean, std = 1.0, stats.mean, stats.std
+        if self.preprocessing == "subtract_mean":
+            red, green, blue = stats.mean
+            scale, mean, std = 255.0, (255 * red, 255 * green, 255 * blue), (1.0, 1.0, 1.0)
+        elif min(std) <= 0:
             raise ValueError(
-                f"weights is {self.weights!r}, but the architecture is {self.architecture!r}; "
-                "expected 'one_weird_trick', torchvision's"
+                f"the training images have the standard deviations {std}; expected all above 0"
             )
-        else:
-            model = from_torchvision(
-                self.weights,
-                len(classes),
-                image_size=self.image_size,
-                dropout=self.dropout,
-                seed=seed,
-            )
-        model.freeze(*self.freeze)
-        model.classes = classes
-        return model
-
-    def build_loaders(
-        self,
-        data: str | os.PathLike[str] | Dataset[Any],
-        seed: int,
-        *,
-        test: Dataset[Any] | None = None,
-        device: torch.device | str = "cpu",
-        num_workers: int = 0,
-    ) -> Loaders:
-        """Loaders of a folder (CIFAR-10 or images), ``"cifar10"``, ``"shapes"``, or any data set.
-
-        Args:
-            data: ``"shapes"``; ``"cifar10"``, which is kept in the folder ``data`` and downloaded
-                where it is missing; a folder with CIFAR-10's files or with images; or a map-style
-                data set of training images, as ``build_dataset_loaders`` takes it.
-            seed: of the parts, the order and the augmentation.
-            test: the test images that go with such a data set. Without test images, a fifth of all
-                are kept for testing.
-            device: where the batches are made.
-            num_workers: processes that decode image files.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: the data, or a field, cannot be used; the message says why.
-        """
-        cifar10 = False
-        if isinstance(data, str | os.PathLike):
-            if test is not None:
-                raise ValueError(
-                    f"test is given, but data is {data!r}; expected a data set as data"
-                )
-            cifar10 = data != "shapes" and is_cifar10(data)
-            parts = open_datasets(data)
-        else:
-            images = wrap_dataset(data)
-            parts = images, None, None if test is None else wrap_dataset(test, images.classes)
-        per_image = self.normalization == "per_image_std"
-        stats: Stats
-        if self.normalization == "imagenet":
-            stats = IMAGENET_STATS
-        elif cifar10:
-            stats = CIFAR10_STATS_PER_IMAGE if per_image else CIFAR10_STATS
-        else:
-            stats = "train_per_image" if per_image else "train"
-        window = self.size_of_images() - self.edge
-        loaders = build_loaders(
-            parts,
-            batch_size=self.batch_size,
-            image_size=window,
-            image_fit="crop",
-            stats=stats,
-            augmentation=None,
-            validation_fraction=self.validation_fraction,
-            test_fraction=0.2,
-            train_images=self.train_images,
-            resize=window + self.room(),
-            device=device,
-            num_workers=num_workers,
-            seed=seed,
+        preprocess = Preprocess(
+            self.resize, self.input_size, scale=scale, mean=mean, std=std, edge=self.edge
         )
-        preprocess = replace(loaders.preprocess, image_size=self.size_of_images(), edge=self.edge)
-        if self.normalization == "mean_only":
-            red, green, blue = (255 * mean for mean in preprocess.mean)
-            preprocess = replace(
-                preprocess, scale=255.0, mean=(red, green, blue), std=(1.0, 1.0, 1.0)
-            )
-        train = replace(loaders.train, augmentation=self._augmentation(loaders))
-        return loaders._replace(train=train).with_preprocess(preprocess)
-
-    def _augmentation(self, loaders: Loaders) -> tuple[AnyAugmentation, ...]:
-        chosen: list[AnyAugmentation] = []
-        for name, (kind, attribute) in _AUGMENTATION.items():
-            if value := getattr(self, name):
-                arguments = {} if attribute is None else {attribute: value}
-                if kind is ColorNoise:
-                    pixels = pixels_of(loaders.train.dataset)
-                    arguments["components"] = compute_color_components(pixels)
-                chosen.append(kind(**arguments))
-        return tuple(chosen)
-
-    def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimiser of a model's weights and biases, but those that are frozen.
-
-        Raises:
-            ValueError: all are frozen.
-        """
-        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not learning:
-            raise ValueError("all layers of the model are frozen; expected some to be trained")
-        # One pass over the weights instead of one for each operation.
-        fused = all(p.device.type in _FUSED_DEVICES for p in learning.values())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in learning.items() if not name.endswith("bias")]},
-            {
-                "params": [p for name, p in learning.items() if name.endswith("bias")],
-                "lr": self.bias_rate_factor * self.learning_rate,
-                "weight_decay": self.weight_decay if self.decay_biases else 0.0,
-            },
-        ]
-        groups = [group for group in groups if group["params"]]
-        if self.optimizer == "adamw":
-            return AdamW(
-                groups,
-                lr=self.learning_rate,
-                betas=(self.momentum, 0.999),
-                weight_decay=self.weight_decay,
-                fused=fused,
-            )
-        return SGD(
-            groups,
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov and self.momentum > 0,
-            fused=fused,
+        # In the order in which an image meets them.
+        random: tuple[Any, ...] = (
+            self.flip and augmentation.HorizontalFlip(),
+            self.trivial_augment and augmentation.TrivialAugment(),
+            self.color_noise
+            and augmentation.ColorNoise(measure().color_components, self.color_noise),
+            self.mixup and augmentation.Mixup(self.mixup),
+            self.cutmix and augmentation.CutMix(self.cutmix),
+            self.random_crop and augmentation.RandomCrop(),
+            self.erasing and augmentation.RandomErasing(self.erasing),
         )
-
-    def build_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        """The learning rate over a run of ``steps`` steps, stepped after each of them."""
-        # At least one step is left after the warm-up.
-        warmup = min(round(self.warmup_fraction * steps), steps - 1)
-        if self.schedule == "plateau":
-            # Of torch's schedulers, the kind that multiplies what it finds, so that the plateau's
-            # divisions stay.
-            return LinearLR(optimizer, 1 / max(warmup, 1), total_iters=max(warmup - 1, 1))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            if self.schedule == "constant":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-        return LambdaLR(optimizer, factor)
-
-    def build_plateau(self, optimizer: Optimizer) -> ReduceLROnPlateau | None:
-        """What divides the learning rate, given each epoch's validation error; or None."""
-        if self.schedule != "plateau":
-            return None
-        return ReduceLROnPlateau(
-            optimizer,
-            factor=_PLATEAU_FACTOR,
-            patience=self.plateau_patience - 1,
-            threshold=0.0,
-            # A warm-up that has begun keeps the full rate under another name.
-            min_lr=[
-                group.get("initial_lr", group["lr"]) * _PLATEAU_FACTOR**_PLATEAU_DROPS
-                for group in optimizer.param_groups
-            ],
-            eps=0.0,
-        )
+        return Treatment(preprocess, tuple(filter(None, random)), stats)
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy with the recipe's label smoothing, the mean over the batch."""
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def contradictions(self, loaders: Loaders) -> dict[str, tuple[Any, Any]]:
-        """The fields in which loaders differ from the recipe: what they have, and what it has."""
-        images = len(loaders.train.dataset)
-        if loaders.validation is not None:
-            images += len(loaders.validation.dataset)
-        preprocess = loaders.preprocess
-        found: dict[str, Any] = {
-            "train_images": images,
-            "image_size": preprocess.image_size,
-            "edge": preprocess.edge,
-            "resize_ratio": preprocess.resize / preprocess.window,
-            "normalization": "pixel_std" if preprocess.scale == 1 else "mean_only",
-            "batch_size": loaders.train.batch_size,
-        }
-        for name, (kind, attribute) in _AUGMENTATION.items():
-            given = [each for each in loaders.train.augmentation if isinstance(each, kind)]
-            if attribute is None:
-                found[name] = bool(given)
-            else:
-                found[name] = getattr(given[0], attribute) if given else 0.0
-        expected = {name: getattr(self, name) for name in found}
-        expected["train_images"] = self.train_images or images
-        expected["image_size"] = self.size_of_images()
-        # Of rounded sizes, and of what a preprocess does not tell, the recipe's word is taken.
-        if preprocess.resize - preprocess.window == self.room():
-            expected["resize_ratio"] = found["resize_ratio"]
-        if "mean_only" not in (self.normalization, found["normalization"]):
-            expected["normalization"] = found["normalization"]
-        return {
-            name: (value, expected[name])
-            for name, value in found.items()
-            if value != expected[name]
-        }
+
+# What the search settled (`benchmarks/search.py`, docs/training.md).
+_MODERN = Recipe(
+    "modern",
+    resize_ratio=PAPER_RESIZE_RATIO,
+    random_crop=True,
+    batch_size=64,
+    epochs=10,
+    learning_rate=0.02,
+    warmup_fraction=0.1,
+    label_smoothing=0.1,
+    max_grad_norm=5.0,
+)
+
+# Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
+# released code, layer definitions of network 145.
+_PAPER = Recipe(
+    "paper",
+    initialization="released_code",
+    dropout_scaling="test",
+    resize_ratio=PAPER_RESIZE_RATIO,
+    edge=3,
+    preprocessing="subtract_mean",
+    flip=True,
+    random_crop=True,
+    color_noise=0.1,
+    batch_size=128,
+    epochs=90,
+    learning_rate=0.01,
+    schedule="plateau",
+    warmup_fraction=0.0,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.0005,
+    decay_biases=False,
+    bias_rate_factor=2.0,
+    label_smoothing=0.0,
+    max_grad_norm=None,
+    views=10,
+)
+
+# The blog post's settings: all 50,000 images are trained on, and nothing is held back.
+_TUTORIAL = Recipe(
+    "tutorial",
+    architecture="single_tower",
+    initialization="torch",
+    stats="per_image",
+    validation_fraction=0.0,
+    flip=False,
+    batch_size=128,
+    epochs=10,
+    learning_rate=0.0001,
+    schedule="constant",
+    warmup_fraction=0.0,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.0005,
+    label_smoothing=0.0,
+    max_grad_norm=None,
+)
+
+_FINETUNE = Recipe(
+    "finetune",
+    architecture="one_weird_trick",
+    weights="alexnet-owt-7be5be79.pth",
+    freeze=("conv1",),
+    stats="imagenet",
+    resize_ratio=PAPER_RESIZE_RATIO,
+    random_crop=True,
+    batch_size=64,
+    epochs=4,
+    learning_rate=0.002,
+    warmup_fraction=0.1,
+    label_smoothing=0.1,
+    max_grad_norm=5.0,
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {recipe.name: recipe for recipe in (_MODERN, _PAPER, _TUTORIAL, _FINETUNE)}
+)
+
+# What `alexnet-lib demo` changes in `modern` to learn the built-in set in a minute.
+DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
+    {"image_size": 67, "batch_size": 64, "epochs": 3, "learning_rate": 0.025}
+)
 
 
 def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -562,8 +361,8 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no run's recipe, or that of a run whose model or loaders ``fit``
-            was given.
+        ValueError: the file is not the recipe of a run, or that of a run whose model or loaders
+            ``fit`` was given.
     """
     file = Path(path)
     file = file / "recipe.json" if file.is_dir() else file
@@ -578,89 +377,3 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
             "do not repeat it"
         )
     return recipe, seed
-
-
-# The blog post's settings: all 50,000 images are trained on, and nothing is held back.
-_TUTORIAL = Recipe(
-    "tutorial",
-    architecture="single_tower",
-    initialization="torch",
-    normalization="per_image_std",
-    validation_fraction=0.0,
-    flip=False,
-    batch_size=128,
-    epochs=10,
-    learning_rate=0.0001,
-    schedule="constant",
-    warmup_fraction=0.0,
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=0.0005,
-    label_smoothing=0.0,
-    max_grad_norm=None,
-)
-
-# Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
-# released code, layer definitions of network 145.
-_PAPER = Recipe(
-    "paper",
-    initialization="released_code",
-    dropout_scaling="test",
-    resize_ratio=PAPER_RESIZE_RATIO,
-    edge=3,
-    normalization="mean_only",
-    flip=True,
-    random_crop=True,
-    color_noise=0.1,
-    batch_size=128,
-    epochs=90,
-    learning_rate=0.01,
-    schedule="plateau",
-    warmup_fraction=0.0,
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=0.0005,
-    decay_biases=False,
-    bias_rate_factor=2.0,
-    label_smoothing=0.0,
-    max_grad_norm=None,
-    views=10,
-)
-
-# What the search settled (`benchmarks/search.py`, docs/training.md).
-_MODERN = Recipe(
-    "modern",
-    resize_ratio=PAPER_RESIZE_RATIO,
-    random_crop=True,
-    batch_size=64,
-    epochs=10,
-    learning_rate=0.02,
-    warmup_fraction=0.1,
-    label_smoothing=0.1,
-    max_grad_norm=5.0,
-)
-
-_FINETUNE = Recipe(
-    "finetune",
-    architecture="one_weird_trick",
-    weights="alexnet-owt-7be5be79.pth",
-    freeze=("conv1",),
-    normalization="imagenet",
-    resize_ratio=PAPER_RESIZE_RATIO,
-    random_crop=True,
-    batch_size=64,
-    epochs=4,
-    learning_rate=0.002,
-    warmup_fraction=0.1,
-    label_smoothing=0.1,
-    max_grad_norm=5.0,
-)
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {recipe.name: recipe for recipe in (_TUTORIAL, _PAPER, _MODERN, _FINETUNE)}
-)
-
-# What `alexnet-lib demo` changes in `modern` to learn the built-in set in a minute.
-DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
-    {"image_size": 67, "batch_size": 64, "epochs": 3, "learning_rate": 0.025}
-)

@@ -1,0 +1,33 @@
+"""What is printed: tables in columns, durations, and lines beside a progress bar."""
+
+import sys
+from collections.abc import Collection, Iterable, Sequence
+
+
+def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """The lines of a table; the columns of these numbers, from 0, are aligned to the right."""
+    rows = [*rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def format_duration(seconds: float) -> str:
+    """For example ``"72 s"``, ``"50 min"``, ``"1.5 h"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def say(line: str) -> None:
+    """Prints a line on the standard error stream; a progress bar moves down below it."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(line, file=sys.stderr)

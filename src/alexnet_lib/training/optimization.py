@@ -1,0 +1,117 @@
+"""A recipe's step: its optimiser, and its learning rate over a run."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
+
+from alexnet_lib.devices import RunOptions, resolve_precision
+from alexnet_lib.training.loop import TrainingStep
+from alexnet_lib.training.recipes import Recipe
+
+# Where torch has a fused SGD and AdamW.
+_FUSED_DEVICES = {"cpu", "cuda", "mps"}
+
+# The paper divided the rate by ten, three times (section 5).
+_PLATEAU_FACTOR = 0.1
+_PLATEAU_DROPS = 3
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    """The optimiser of a recipe for a model's weights and biases, except those that are frozen.
+
+    Raises:
+        ValueError: all are frozen.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("all layers of the model are frozen; expected some to be trained")
+    # One pass over the weights instead of one for each operation.
+    fused = all(p.device.type in _FUSED_DEVICES for p in trained.values())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained.items() if not name.endswith("bias")]},
+        {
+            "params": [p for name, p in trained.items() if name.endswith("bias")],
+            "lr": recipe.bias_rate_factor * recipe.learning_rate,
+            "weight_decay": recipe.weight_decay if recipe.decay_biases else 0.0,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return AdamW(
+            groups,
+            lr=recipe.learning_rate,
+            betas=(recipe.momentum, 0.999),
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+    return SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        fused=fused,
+    )
+
+
+def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate of a recipe over a run of ``steps`` steps, stepped after each of them."""
+    # At least one step is left after the warm-up.
+    warmup = min(round(recipe.warmup_fraction * steps), steps - 1)
+    if recipe.schedule == "plateau":
+        # Of torch's schedulers, the kind that multiplies the current rate, so that the divisions of
+        # the plateau stay.
+        return LinearLR(optimizer, 1 / max(warmup, 1), total_iters=max(warmup - 1, 1))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if recipe.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def build_plateau(recipe: Recipe, optimizer: Optimizer) -> ReduceLROnPlateau | None:
+    """What divides the learning rate, given the validation error of each epoch; or None."""
+    if recipe.schedule != "plateau":
+        return None
+    return ReduceLROnPlateau(
+        optimizer,
+        factor=_PLATEAU_FACTOR,
+        patience=recipe.plateau_patience - 1,
+        threshold=0.0,
+        # A warm-up that has begun keeps the full rate under another name.
+        min_lr=[
+            group.get("initial_lr", group["lr"]) * _PLATEAU_FACTOR**_PLATEAU_DROPS
+            for group in optimizer.param_groups
+        ],
+        eps=0.0,
+    )
+
+
+def build_step(
+    recipe: Recipe, model: nn.Module, options: RunOptions, *, steps: int | None = None
+) -> TrainingStep:
+    """The training step of a recipe; its learning rate follows the schedule of a run of ``steps``.
+
+    Without ``steps``, the learning rate stays at its highest. ``options`` are resolved ones.
+    """
+    optimizer = build_optimizer(recipe, model)
+    device = torch.device(options.device)
+    # The compiled form of a module is a module, whatever torch's annotation says.
+    trained: nn.Module = torch.compile(model) if options.compile else model  # type: ignore[assignment]
+    return TrainingStep(
+        trained,
+        optimizer,
+        device,
+        resolve_precision(options.precision, device),
+        recipe.criterion,
+        None if steps is None else build_schedule(recipe, optimizer, steps),
+        recipe.max_grad_norm,
+    )

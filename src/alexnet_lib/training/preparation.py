@@ -1,0 +1,116 @@
+"""From data and a recipe to what a run needs: loaders, and a network on its device."""
+
+from typing import Any
+
+from alexnet_lib.data.loaders import Loaders, assemble_loaders
+from alexnet_lib.data.sources import Data, open_parts
+from alexnet_lib.devices import RunOptions
+from alexnet_lib.interop.torchvision import from_torchvision
+from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.recipes import Recipe, resolve_recipe
+
+
+def prepare_loaders(
+    data: Data | Loaders,
+    recipe: str | Recipe = "modern",
+    *,
+    seed: int = 0,
+    options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
+) -> Loaders:
+    """The loaders of a run: its images, with the treatment of a recipe.
+
+    Args:
+        data: as in ``fit``, with its errors. ``Loaders`` are returned as they are.
+        recipe: as in ``fit``.
+        seed: of the parts, the order and the augmentation.
+        options: device, dtype and memory format of the batches; processes that decode files.
+
+    Example:
+        >>> from alexnet_lib import prepare_loaders
+        >>> loaders = prepare_loaders("shapes", "paper")
+        >>> loaders.preprocess.resize, loaders.preprocess.image_size
+        (256, 227)
+    """
+    recipe = resolve_recipe(recipe)
+    if isinstance(data, Loaders):
+        loaders = data
+    else:
+        options = options.resolved()
+        loaders = assemble_loaders(
+            open_parts(data),
+            recipe.treatment,
+            train_images=recipe.train_images,
+            validation_fraction=recipe.validation_fraction,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            num_workers=options.num_workers,
+            placement=options.placement,
+        )
+    if recipe.schedule == "plateau" and loaders.validation is None:
+        raise ValueError(
+            "data has no validation images, but the recipe's schedule 'plateau' depends on their "
+            "error"
+        )
+    return loaders
+
+
+def prepare_model(
+    loaders: Loaders,
+    recipe: str | Recipe = "modern",
+    *,
+    model: AlexNet | None = None,
+    seed: int = 0,
+    options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
+) -> AlexNet:
+    """The network of a run, on its device, with the frozen layers of a recipe.
+
+    Args:
+        loaders: of the images that it is for; it takes their classes and their preprocessing.
+        recipe: as in ``fit``.
+        model: a network to go on with; None builds that of the recipe.
+        seed: of the initial weights.
+        options: device and memory format.
+
+    Raises:
+        FileNotFoundError: there is no file with the recipe's ``weights``.
+        TypeError: the model is not an ``AlexNet``.
+        ValueError: the model is not for these images; the message says why.
+
+    Example:
+        >>> from alexnet_lib import prepare_loaders, prepare_model
+        >>> loaders = prepare_loaders("shapes")
+        >>> prepare_model(loaders).classes[:3]
+        ('bar', 'bowtie', 'circle')
+    """
+    recipe = resolve_recipe(recipe)
+    if model is None:
+        arguments: Any = {
+            "image_size": loaders.image_size,
+            "dropout": recipe.dropout,
+            "seed": seed,
+        }
+        if recipe.weights is not None:
+            model = from_torchvision(recipe.weights, len(loaders.classes), **arguments)
+        else:
+            model = AlexNet(
+                len(loaders.classes),
+                architecture=recipe.architecture,
+                dropout_scaling=recipe.dropout_scaling,
+                initialization=recipe.initialization,
+                **arguments,
+            )
+    if not isinstance(model, AlexNet):
+        raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
+    if model.num_classes != len(loaders.classes):
+        raise ValueError(
+            f"model has {model.num_classes} classes; expected {len(loaders.classes)}, those of data"
+        )
+    if model.image_size != loaders.image_size and not model.architecture.takes_any_size:
+        raise ValueError(
+            f"model has image_size {model.image_size}; expected {loaders.image_size}, as data has: "
+            "pass overrides={'image_size': ...}"
+        )
+    model.freeze(*recipe.freeze)
+    model.classes, model.preprocess = loaders.classes, loaders.preprocess
+    placement = options.resolved().placement
+    return model.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload,no-any-return]

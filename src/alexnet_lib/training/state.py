@@ -1,0 +1,230 @@
+"""A run in progress: all that changes from step to step, in one object that can say its state."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.devices import RunOptions, derived_seed, seed_generators
+from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.loop import evaluate, moved_batches
+from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals
+from alexnet_lib.training.optimization import build_plateau, build_step
+from alexnet_lib.training.recipes import Recipe
+
+
+class TrainingRun:
+    """A run in progress, from its first step to its last.
+
+    The random numbers of a step are a function of (seed, epoch, step), so a run that is set to the
+    state of another continues as that one would have, bit for bit.
+
+    Args:
+        recipe: of the run.
+        loaders: as ``prepare_loaders`` returns them.
+        model: as ``prepare_model`` returns it; its weights are trained.
+        seed: of the dropout.
+        options: resolved ones.
+
+    Attributes:
+        epoch: finished epochs.
+        totals: sums over the images of the epoch in progress; ``totals.steps`` are its steps.
+        history: a record for each finished epoch.
+        result: the network that is evaluated and kept: the model, or the average of its weights.
+        best_weights: the weights of the best validation accuracy (without a validation part, of
+            the last epoch), or None.
+    """
+
+    def __init__(
+        self, recipe: Recipe, loaders: Loaders, model: AlexNet, *, seed: int, options: RunOptions
+    ) -> None:
+        self.recipe, self.loaders, self.model, self.seed = recipe, loaders, model, seed
+        self.options = options
+        self._step = build_step(recipe, model, options, steps=self.steps_in_all)
+        self._device = self._step.device
+        self.optimizer, self.schedule = self._step.optimizer, self._step.batch_scheduler
+        self.plateau = build_plateau(recipe, self.optimizer)
+        self.average = None
+        if recipe.ema_decay is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        self.result: AlexNet = model if self.average is None else self.average.module  # type: ignore[assignment]
+        self.epoch = 0
+        self.history: list[EpochRecord] = []
+        self.best_epoch = 0
+        self.best_accuracy: float | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.totals = Totals(self._device)
+        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Steps of a whole epoch."""
+        return len(self.loaders.train)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps of the whole run."""
+        return self.recipe.epochs * self.steps_in_epoch
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken so far."""
+        return self.epoch * self.steps_in_epoch + self.totals.steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are finished."""
+        return self.epoch == self.recipe.epochs
+
+    def take_step(self) -> None:
+        """Trains on the next batch of the epoch."""
+        step = self.totals.steps
+        if not step:
+            self.totals = Totals(self._device)  # whose clock starts with the epoch's first step
+        # Not step 0, which has the numbers of the epoch's order.
+        seed_generators(derived_seed(self.seed, self.epoch, step + 1), self._device)
+        if self._batches is None:
+            batches = self.loaders.train.batches(self.epoch, start=step)
+            self._batches = moved_batches(batches, self._device)
+            self.model.train()
+        self._step(*next(self._batches), self.totals)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def finish_epoch(self) -> EpochRecord:
+        """Evaluates on the validation images, after the last step of an epoch.
+
+        Raises:
+            FloatingPointError: a loss or a weight is NaN or infinite.
+        """
+        metrics = self.totals.compute()
+        # The loss of the last step was computed before that step changed the weights.
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise FloatingPointError(
+                "the last step made weights NaN or infinite: lower the learning rate, or clip "
+                "with max_grad_norm"
+            )
+        rate, validation, accuracy = self.optimizer.param_groups[0]["lr"], None, None
+        if self.loaders.validation is not None:
+            validation = self.evaluate(self.result, "validation")
+            accuracy = validation.accuracy
+            if self.plateau is not None:
+                self.plateau.step(1 - accuracy)
+        self.epoch += 1
+        record = EpochRecord(self.epoch, rate, metrics, validation)
+        self.history.append(record)
+        if accuracy is None or self.best_accuracy is None or accuracy > self.best_accuracy:
+            self.best_epoch, self.best_accuracy = self.epoch, accuracy
+            self.best_weights = {
+                name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()
+            }
+        self._begin_epoch()
+        return record
+
+    def evaluate(
+        self, model: AlexNet, part: Literal["validation", "test"], *, views: int = 1
+    ) -> EvalMetrics:
+        """Evaluates a network on a part of the data.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        loader = getattr(self.loaders, part)
+        epoch = loader.epoch
+        metrics = evaluate(
+            model,
+            loader,
+            precision=self._step.precision,
+            views=views,
+            # Without a terminal the line of the epoch, which has these numbers, is enough.
+            progress=self.options.progress and sys.stderr.isatty(),
+        )
+        # The same images each time, whatever is random in a given loader or in its data set.
+        loader.set_epoch(epoch)
+        if not math.isfinite(metrics.loss):
+            raise FloatingPointError(
+                f"the loss on the {part} images is not finite (NaN or infinite): lower the "
+                "learning rate, or clip with max_grad_norm"
+            )
+        return metrics
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The state of the run, also in the middle of an epoch: a copy.
+
+        Returns:
+            Plain data that JSON can hold, and tensors by name.
+        """
+        tensors: dict[str, Tensor] = {}
+        parts = {name: getattr(self, name) for name in _PARTS}
+        state = {
+            **{name: part and part.state_dict() for name, part in parts.items()},
+            **{name: getattr(self, name) for name in _PLAIN},
+            "totals": self.totals.state(),
+            "history": [asdict(record) for record in self.history],
+        }
+        return _pack(state, tensors), tensors
+
+    def set_state(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Continues from the state of a run of the same recipe, data, seed and options."""
+        state = _unpack(data, tensors)
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        for name in _PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
+        for parameter, buffers in self.optimizer.state.items():
+            for name, tensor in buffers.items():
+                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                    # Fused optimisers expect the memory format of the parameter.
+                    buffers[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        self._begin_epoch()
+        self.totals.set_state(state["totals"])
+        self.history = [EpochRecord.from_state(record) for record in state["history"]]
+
+
+# The attributes of a run that make up its state, besides totals and history.
+_PARTS = ("model", "optimizer", "schedule", "plateau", "average")
+_PLAIN = ("epoch", "best_epoch", "best_accuracy", "best_weights")
+
+# What stands in plain data for a tensor, for a number that JSON has not, and for a dictionary whose
+# keys are not strings.
+_TENSOR, _NUMBER, _ITEMS = "$tensor", "$number", "$items"
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """A value as plain data; its tensors are copied into ``tensors``, by their path in it."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        return {_TENSOR: name}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: str(value)}
+    if isinstance(value, Mapping):
+        packed = {key: _pack(item, tensors, f"{name}/{key}") for key, item in value.items()}
+        strings = all(isinstance(key, str) for key in packed)
+        return packed if strings else {_ITEMS: [*packed.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, tensors, f"{name}/{i}") for i, item in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]].clone()
+        if _NUMBER in value:
+            return float(value[_NUMBER])
+        items = value[_ITEMS] if _ITEMS in value else value.items()
+        return {key: _unpack(item, tensors) for key, item in items}
+    return [_unpack(item, tensors) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,497 @@
+"""The promises of the random treatments by themselves: what is drawn, and what it does."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers import COMPONENTS, of_dtype, random_batch, seeded
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from alexnet_lib.data.augmentation import (
+    Augmentation,
+    ColorNoise,
+    CutMix,
+    HorizontalFlip,
+    Mixing,
+    Mixup,
+    RandomCrop,
+    RandomErasing,
+    TrivialAugment,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+CHANGES = (
+    HorizontalFlip(),
+    ColorNoise(COMPONENTS),
+    TrivialAugment(),
+    RandomErasing(),
+)
+
+
+MIXTURES = (Mixup(), CutMix())
+
+
+def name_of(value) -> str:
+    return type(value).__name__
+
+
+any_augmentation = pytest.mark.parametrize(
+    "augmentation", [*CHANGES, RandomCrop(), *MIXTURES], ids=name_of
+)
+
+
+any_change = pytest.mark.parametrize("augmentation", CHANGES, ids=name_of)
+
+
+any_mixture = pytest.mark.parametrize("augmentation", MIXTURES, ids=name_of)
+
+
+def suited(augmentation: Augmentation, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as what the augmentation is applied to."""
+    return images if augmentation.on != "input" else images / 255 + 1
+
+
+@any_augmentation
+def test_draws_are_a_row_for_each_image_and_follow_the_generator(augmentation):
+    draws = [augmentation.draw(100, seeded(seed)) for seed in (1, 1, 2)]
+    assert len(draws[0]) == 100
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@any_augmentation
+def test_draws_differ_from_image_to_image_and_from_call_to_call(augmentation):
+    generator = seeded()
+    first, second = augmentation.draw(100, generator), augmentation.draw(100, generator)
+    assert len(first.unique(dim=0)) > 1
+    assert not torch.equal(first, second)
+
+
+@any_augmentation
+def test_draws_leave_the_global_generators_alone(augmentation):
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
+    augmentation.draw(100, seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpys)
+
+
+@any_change
+@given(part=st.integers(0, 12), seed=seeds)
+def test_a_batchs_result_is_that_of_its_parts(augmentation, part, seed):
+    images = suited(augmentation, random_batch(12, 7, 5, seed))
+    draws = augmentation.draw(12, seeded(seed))
+    parts = [
+        augmentation.apply(images[:part], draws[:part]),
+        augmentation.apply(images[part:], draws[part:]),
+    ]
+    assert torch.equal(augmentation.apply(images, draws), torch.cat(parts))
+
+
+@any_mixture
+@given(part=st.integers(1, 11), seed=seeds)
+def test_a_mixtures_result_is_that_of_its_parts(augmentation, part, seed):
+    images = random_batch(13, 7, 5, seed)
+    draws = augmentation.draw(12, seeded(seed))
+    mixed, kept = augmentation.mix(images, draws)
+    one = augmentation.mix(images[: part + 1], draws[:part])
+    other = augmentation.mix(images[part:], draws[part:])
+    assert torch.equal(mixed, torch.cat([one[0], other[0]]))
+    assert torch.equal(kept, torch.cat([one[1], other[1]]))
+
+
+@any_change
+def test_an_augmentation_leaves_the_images_it_is_given_as_they_were(augmentation):
+    images = suited(augmentation, random_batch(12, 7, 5))
+    before = images.clone()
+    augmentation.apply(images, augmentation.draw(12, seeded()))
+    assert torch.equal(images, before)
+
+
+@any_mixture
+def test_a_mixture_leaves_the_images_it_is_given_as_they_were(augmentation):
+    images = random_batch(13, 7, 5)
+    before = images.clone()
+    augmentation.mix(images, augmentation.draw(12, seeded()))
+    assert torch.equal(images, before)
+
+
+@any_change
+def test_a_change_of_images_is_an_augmentation_and_no_mixing(augmentation):
+    assert isinstance(augmentation, Augmentation)
+    assert not isinstance(augmentation, Mixing)
+
+
+@any_mixture
+def test_a_mixture_is_a_mixing_and_no_augmentation(augmentation):
+    assert isinstance(augmentation, Mixing)
+    assert not isinstance(augmentation, Augmentation)
+
+
+# RandomCrop
+
+
+@given(seed=seeds, margin=st.integers(0, 40))
+def test_corners_lie_from_0_to_the_margin(seed, margin):
+    crop = RandomCrop()
+    corners = crop.corners(crop.draw(200, seeded(seed)), margin)
+    assert corners.shape == (200, 2)
+    assert corners.min() >= 0
+    assert corners.max() <= margin
+
+
+@given(margin=st.integers(0, 1000))
+def test_the_smallest_and_the_largest_draw_give_the_first_and_the_last_corner(margin):
+    # The largest number below 1 that torch.rand gives.
+    draws = torch.tensor([[0.0, 1 - 2**-24]])
+    assert RandomCrop().corners(draws, margin).tolist() == [[0, margin]]
+
+
+def test_all_places_are_reached_about_equally():
+    crop = RandomCrop()
+    corners = crop.corners(crop.draw(36_000, seeded()), margin=5)
+    counts = (6 * corners[:, 0] + corners[:, 1]).bincount(minlength=36)
+    # 1000 expected: five standard deviations.
+    assert (counts - 1000).abs().max() < 160
+
+
+# HorizontalFlip
+
+
+images_to_flip = torch.rand(500, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_flip_is_its_own_inverse(seed):
+    flip = HorizontalFlip()
+    draws = flip.draw(500, torch.Generator().manual_seed(seed))
+    once = flip.apply(images_to_flip, draws)
+    assert torch.equal(flip.apply(once, draws), images_to_flip)
+
+
+def test_a_flip_mirrors_left_to_right_the_images_drawn_and_no_others():
+    draws = torch.tensor([True, False])
+    flipped = HorizontalFlip().apply(images_to_flip[:2], draws)
+    assert torch.equal(flipped[0], images_to_flip[0].flip(-1))
+    assert torch.equal(flipped[1], images_to_flip[1])
+
+
+def test_about_half_the_images_are_flipped():
+    draws = HorizontalFlip().draw(10_000, torch.Generator().manual_seed(0))
+    assert draws.shape == (10_000,)
+    # Five standard deviations of a fair coin's 10,000 throws.
+    assert abs(draws.sum().item() - 5_000) < 250
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_certain_flip_is_certain(probability):
+    draws = HorizontalFlip(probability).draw(10_000, torch.Generator().manual_seed(0))
+    assert (draws == bool(probability)).all()
+
+
+# ColorNoise
+
+
+@given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
+def test_color_noise_adds_one_colour_to_all_pixels_of_an_image(seed, dtype):
+    noise = ColorNoise(COMPONENTS)
+    images = of_dtype(random_batch(5, 4, 6, seed), dtype)
+    draws = noise.draw(5, seeded(seed))
+    result = noise.apply(images, draws)
+    assert result.dtype == torch.float32
+    added = result - (images / 255 if dtype == torch.uint8 else images)
+    expected = draws[:, :, None, None].expand(5, 3, 4, 6)
+    torch.testing.assert_close(added, expected, rtol=0, atol=1e-6)
+
+
+def test_color_noise_of_strength_0_changes_nothing():
+    images = random_batch(5, 4, 6)
+    noise = ColorNoise(COMPONENTS, strength=0.0)
+    assert torch.equal(noise.apply(images, noise.draw(5, seeded())), images / 255)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_the_colours_have_the_components_covariance_times_the_strength_squared(strength):
+    draws = ColorNoise(COMPONENTS, strength).draw(50_000, seeded()).double().numpy()
+    directions, std = np.array(COMPONENTS.directions), np.array(COMPONENTS.std)
+    expected = strength**2 * directions.T @ np.diag(std**2) @ directions
+    # Five standard deviations of the largest entry's estimate.
+    tolerance = 5 * (2 / 50_000) ** 0.5 * strength**2 * std[0] ** 2
+    np.testing.assert_allclose(np.cov(draws.T), expected, rtol=0, atol=tolerance)
+    assert np.abs(draws.mean(0)).max() < 5 * strength * std[0] / 50_000**0.5
+
+
+def test_the_noise_along_each_component_has_its_own_deviation():
+    draws = ColorNoise(COMPONENTS).draw(50_000, seeded())
+    along = draws @ torch.tensor(COMPONENTS.directions).T
+    expected = 0.1 * torch.tensor(COMPONENTS.std)
+    torch.testing.assert_close(along.std(0), expected, rtol=0.02, atol=0)
+
+
+def test_color_noise_may_leave_the_range_from_0_to_1():
+    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    result = ColorNoise(COMPONENTS).apply(images, torch.tensor([[0.5, -1.5, 0.0]]))
+    assert result[0, :, 0, 0].tolist() == [1.5, -0.5, 1.0]
+
+
+# TrivialAugment
+
+
+def test_trivial_augment_is_torchvisions_image_by_image():
+    images = random_batch(60, 12, 10)
+    augment = TrivialAugment()
+    draws = augment.draw(60, seeded())
+    expected = []
+    for image, seed in zip(images, draws.tolist(), strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            expected.append(v2.TrivialAugmentWide()(image))
+    result = augment.apply(images, draws)
+    assert torch.equal(result, torch.stack(expected))
+    assert result.dtype == torch.uint8
+    assert not torch.equal(result, images)
+
+
+def test_trivial_augment_takes_floating_images_as_bytes():
+    images = random_batch(20, 8, 8)
+    augment = TrivialAugment()
+    draws = augment.draw(20, seeded())
+    # To the nearest one.
+    for apart in (-0.4, 0.0, 0.4):
+        result = augment.apply((images + apart) / 255, draws)
+        assert result.dtype == torch.uint8
+        assert torch.equal(result, augment.apply(images, draws))
+
+
+def test_trivial_augment_cuts_off_what_lies_outside_0_to_1():
+    images = torch.where(random_batch(20, 8, 8) < 128, -0.5, 1.5)
+    augment = TrivialAugment()
+    draws = augment.draw(20, seeded())
+    cut = (255 * images.clamp(0, 1)).byte()
+    assert torch.equal(augment.apply(images, draws), augment.apply(cut, draws))
+
+
+def test_trivial_augment_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    augment = TrivialAugment()
+    augment.apply(random_batch(8, 6, 6), augment.draw(8, seeded()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# RandomErasing
+
+
+def erased_pixels(images: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """Which pixels (batch, h, w) were erased; that all others are as they were."""
+    gone = (result == 0).all(1)
+    assert torch.equal(result, images * ~gone[:, None])
+    return gone
+
+
+def positive_images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=seeded(seed)) + 1
+
+
+@given(seed=seeds, height=st.integers(1, 20), width=st.integers(1, 20))
+def test_what_is_erased_is_one_rectangle_of_zeros_and_nothing_else_changes(seed, height, width):
+    erasing = RandomErasing(probability=1.0)
+    images = positive_images(6, height, width, seed)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(6, seeded(seed))))
+    for pixels in gone:
+        rows, columns = pixels.any(1), pixels.any(0)
+        assert torch.equal(pixels, rows[:, None] & columns)
+        for line in (rows, columns):
+            places = line.nonzero()[:, 0]
+            assert places.numel() == 0 or places[-1] - places[0] + 1 == len(places)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_erasing_keeps_dtype_and_memory_format(dtype, memory_format):
+    erasing = RandomErasing(probability=1.0)
+    images = positive_images(6, 8, 8).to(dtype, memory_format=memory_format)
+    result = erasing.apply(images, erasing.draw(6, seeded()))
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=memory_format)
+    assert erased_pixels(images, result).any()
+
+
+def test_about_half_the_images_are_erased():
+    erasing = RandomErasing()
+    images = torch.ones(10_000, 3, 8, 8)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(10_000, seeded())))
+    assert abs(gone.any(2).any(1).sum().item() - 5_000) < 250
+
+
+def test_erasing_is_as_certain_as_its_probability():
+    images = positive_images(1000, 20, 20)
+    for probability in (0.0, 1.0):
+        erasing = RandomErasing(probability)
+        gone = erased_pixels(images, erasing.apply(images, erasing.draw(1000, seeded())))
+        assert (gone.any(2).any(1) == bool(probability)).all()
+
+
+def erased_sides(area, ratio, side: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heights and widths of 500 rectangles, in pixels."""
+    erasing = RandomErasing(1.0, area, ratio)
+    images = torch.ones(500, 3, side, side)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(500, seeded())))
+    return gone.any(2).sum(1), gone.any(1).sum(1)
+
+
+def test_the_erased_share_is_spread_over_its_bounds():
+    height, width = erased_sides((0.1, 0.3), (0.9, 1.1))
+    share = height * width / 100**2
+    # A rounded side is half a pixel off.
+    assert 0.09 < share.min() < 0.11
+    assert 0.29 < share.max() < 0.31
+    assert share.mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_height_over_width_is_spread_over_its_bounds_and_as_often_above_1_as_below():
+    height, width = erased_sides((0.1, 0.1), (0.5, 2.0))
+    ratio = height / width
+    assert 0.47 < ratio.min() < 0.53
+    assert 1.9 < ratio.max() < 2.1
+    assert ratio.log().mean().abs() < 0.1
+
+
+def test_a_side_longer_than_the_images_is_cut():
+    height, width = erased_sides((0.5, 0.5), (4.0, 4.0), side=20)
+    assert set(height.tolist()) == {20}
+    assert set(width.tolist()) == {7}
+
+
+def test_rectangles_reach_every_pixel():
+    erasing = RandomErasing(probability=1.0)
+    images = torch.ones(5000, 3, 16, 24)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(5000, seeded())))
+    assert gone.any(0).all()
+
+
+# Mixup and CutMix
+
+
+@given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
+def test_mixup_is_the_share_of_an_image_and_the_rest_of_the_next(seed, dtype):
+    mixup = Mixup(alpha=1.0)
+    images = of_dtype(random_batch(7, 4, 5, seed), dtype)
+    draws = mixup.draw(6, seeded(seed))
+    mixed, kept = mixup.mix(images, draws)
+    unit = images / 255 if dtype == torch.uint8 else images
+    share = kept[:, None, None, None]
+    assert mixed.dtype == torch.float32
+    assert torch.equal(kept, draws)
+    torch.testing.assert_close(mixed, share * unit[:-1] + (1 - share) * unit[1:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kept", "place"), [(1.0, 0), (0.0, 1)])
+def test_mixup_of_all_or_nothing_is_one_of_the_two_images(kept, place):
+    images = random_batch(2, 4, 5)
+    mixed, _ = Mixup().mix(images, torch.tensor([kept]))
+    assert torch.equal(mixed[0], images[place] / 255)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_the_shares_have_the_beta_distributions_moments(alpha):
+    shares = Mixup(alpha).draw(20_000, seeded()).double()
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.015)
+    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+
+
+@given(
+    seed=seeds,
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+)
+def test_cutmix_pastes_one_rectangle_and_returns_the_share_of_the_pixels_kept(
+    seed, dtype, height, width
+):
+    # All pixels of image i are 10 i, so that a pixel says where it is from.
+    numbers = 10 * torch.arange(7, dtype=torch.uint8)
+    images = of_dtype(numbers[:, None, None, None].expand(7, 3, height, width), dtype)
+    cutmix = CutMix()
+    mixed, kept = cutmix.mix(images, cutmix.draw(6, seeded(seed)))
+    assert mixed.dtype == dtype
+    pasted = (mixed == images[1:]).all(1)
+    assert torch.equal(mixed, torch.where(pasted[:, None], images[1:], images[:-1]))
+    for pixels, share in zip(pasted, kept.tolist(), strict=True):
+        rows, columns = pixels.any(1), pixels.any(0)
+        assert torch.equal(pixels, rows[:, None] & columns)
+        assert share == pytest.approx(1 - pixels.float().mean().item(), abs=1e-6)
+
+
+def test_cutmix_pastes_the_next_images_pixels_at_their_own_places():
+    images = random_batch(2, 8, 8)
+    # A square of half the side, in the middle.
+    mixed, kept = CutMix().mix(images, torch.tensor([[0.5, 0.5, 0.5]]))
+    expected = images[0].clone()
+    expected[:, 2:6, 2:6] = images[1, :, 2:6, 2:6]
+    assert torch.equal(mixed[0], expected)
+    assert kept.tolist() == [0.75]
+
+
+def test_a_rectangle_over_the_edge_is_cut_and_the_share_is_that_of_the_pixels_kept():
+    mixed, kept = CutMix().mix(random_batch(2, 8, 8), torch.tensor([[0.0, 0.5, 0.5]]))
+    assert kept.tolist() == [1 - 2 * 4 / 64]
+    assert len(mixed) == 1
+
+
+def test_cutmixs_rectangles_follow_the_beta_distribution_and_have_their_centres_everywhere():
+    draws = CutMix(alpha=1.0).draw(20_000, seeded()).double()
+    assert ((draws >= 0) & (draws <= 1)).all()
+    area = draws[:, 2].square()
+    for uniform in (draws[:, 0], draws[:, 1], area):
+        assert uniform.mean().item() == pytest.approx(0.5, abs=0.015)
+        assert uniform.var().item() == pytest.approx(1 / 12, rel=0.05)
+
+
+# Wrong input
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", [HorizontalFlip, RandomErasing])
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
+def test_an_impossible_probability_is_refused(kind, probability):
+    text = f"probability is {probability}; expected a probability from 0 to 1"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        kind(probability)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("area", [(0.0, 0.3), (0.3, 0.2), (0.1, 1.1), (float("nan"), 0.5)])
+def test_an_impossible_area_is_refused(area):
+    text = f"area is {area!r}; expected two increasing fractions up to 1"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        RandomErasing(area=area)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("ratio", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))])
+def test_an_impossible_ratio_is_refused(ratio):
+    text = f"ratio is {ratio!r}; expected two increasing numbers above 0"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        RandomErasing(ratio=ratio)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("strength", [-0.1, float("inf"), float("nan")])
+def test_an_impossible_strength_is_refused(strength):
+    text = f"strength is {strength}; expected a finite number of at least 0"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        ColorNoise(COMPONENTS, strength)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", [Mixup, CutMix])
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_impossible_alpha_is_refused(kind, alpha):
+    text = f"alpha is {alpha}; expected a finite number above 0"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        kind(alpha)

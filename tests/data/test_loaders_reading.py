@@ -1,0 +1,506 @@
+"""The promises of the loaders for images that are not in memory: files, data sets, processes."""
+
+import gc
+import multiprocessing
+import os
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    COMPONENTS,
+    assert_same_pass,
+    in_memory,
+    random_batch,
+    random_pixels,
+    read_lazily,
+    whole_pass,
+)
+from PIL import Image
+from torch.utils.data import Dataset
+
+from alexnet_lib.data import images as image_sets
+from alexnet_lib.data.augmentation import (
+    ColorNoise,
+    CutMix,
+    HorizontalFlip,
+    Mixup,
+    RandomCrop,
+    RandomErasing,
+    TrivialAugment,
+)
+from alexnet_lib.data.images import ImageFiles, ImageTensors
+from alexnet_lib.data.loaders import BatchLoader, Treatment, assemble_loaders, build_loaders
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.sources import open_parts, wrap_dataset
+from alexnet_lib.data.statistics import (
+    ChannelStats,
+    compute_channel_stats,
+    compute_color_components,
+)
+from alexnet_lib.devices import Placement
+
+STATS = ChannelStats((0.49, 0.48, 0.45), (0.25, 0.24, 0.26), 1)
+AS_IT_IS = Preprocess(resize=4, image_size=4)
+
+# Of photos that are resized to 40: smaller, of this size, cropped alone, larger.
+SIZES = (
+    *((30, 30), (30, 30), (24, 36), (30, 41), (40, 40)),
+    *((40, 55), (60, 60), (60, 60), (41, 80), (90, 50), (35, 90)),
+)
+RESIZE = 40
+
+AUGMENTATIONS = (
+    (),
+    (HorizontalFlip(), RandomCrop(), ColorNoise(COMPONENTS), TrivialAugment(), RandomErasing()),
+    (HorizontalFlip(), ColorNoise(COMPONENTS), Mixup()),
+    (HorizontalFlip(), CutMix(), RandomCrop()),
+)
+any_augmentation = pytest.mark.parametrize(
+    "augmentation",
+    AUGMENTATIONS,
+    ids=["+".join(type(one).__name__ for one in several) or "none" for several in AUGMENTATIONS],
+)
+any_fit = pytest.mark.parametrize("image_fit", ["crop", "squash"])
+with_or_without_workers = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> ImageFiles:
+    """A file of each of the sizes."""
+    files = []
+    for number, (height, width) in enumerate(SIZES):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(random_pixels(height, width, seed=number)).save(files[-1])
+    return ImageFiles(tuple(files), torch.arange(len(SIZES)) % 3, ("a", "b", "c"))
+
+
+def loader_of(photos: ImageFiles, image_fit="crop", **options) -> BatchLoader:
+    preprocess = Preprocess(RESIZE, 33, image_fit, mean=STATS.mean, std=STATS.std)
+    return BatchLoader(photos, preprocess, **{"batch_size": 3, "shuffle": True, **options})
+
+
+class Recorded(Dataset):
+    """Numbered images of 4 x 4 pixels; records which of them are read, in this process."""
+
+    def __init__(self, count: int = 20) -> None:
+        self.count, self.read = count, []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.read.append(index)
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), index % 2
+
+
+class ReadingProcess(Dataset):
+    """Images whose colour is the number of the process that reads them."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        colour = torch.tensor([os.getpid() >> shift & 255 for shift in (0, 8, 16)])
+        return colour.to(torch.uint8)[:, None, None].expand(3, 4, 4), 0
+
+
+class Drawn(Dataset):
+    """Images of random colours: red is torch's, green NumPy's and blue Python's."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        colour = torch.tensor([torch.rand(()), np.random.random(), random.random()])
+        return colour[:, None, None].expand(3, 4, 4), index % 2
+
+
+def lazily(data: Dataset, **options) -> BatchLoader:
+    """A loader of a data set, whose labels are asked for here."""
+    options = {"batch_size": 2, "shuffle": True, **options}
+    return BatchLoader(wrap_dataset(data, "ab"), AS_IT_IS, **options)
+
+
+# The treatment
+
+
+@any_fit
+@pytest.mark.parametrize("batch_size", [1, 4, len(SIZES)])
+def test_a_photo_gives_the_same_input_by_itself_and_through_a_loader(photos, image_fit, batch_size):
+    loader = loader_of(photos, image_fit, batch_size=batch_size, shuffle=False)
+    for file, image in zip(photos.files, whole_pass(loader), strict=True):
+        with Image.open(file) as photo:
+            alone = loader.preprocess(photo)
+        torch.testing.assert_close(image, alone, rtol=0, atol=1e-5)
+
+
+@any_fit
+@pytest.mark.parametrize(("height", "width"), sorted(set(SIZES)))
+def test_images_in_memory_give_the_same_input_as_files(tmp_path, height, width, image_fit):
+    pixels = random_batch(3, height, width)
+    files = tuple(tmp_path / f"{number}.png" for number in range(3))
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image.movedim(0, -1).numpy()).save(file)
+    held = in_memory(pixels)
+    augmentation = (HorizontalFlip(), ColorNoise(COMPONENTS), Mixup(1.0), TrivialAugment())
+    loader = loader_of(ImageFiles(files, held.labels, held.classes), image_fit, batch_size=2)
+    loader = replace(loader, augmentation=augmentation)
+    for mine, other in zip(loader, replace(loader, dataset=held), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+@any_augmentation
+@any_fit
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_photos_batch_decides_nothing_about_its_treatment(
+    photos, image_fit, augmentation, batch_size
+):
+    loader = loader_of(photos, image_fit, augmentation=augmentation, batch_size=len(SIZES))
+    ((expected, labels),) = loader
+    batches = [*replace(loader, batch_size=batch_size)]
+    images = torch.cat([images for images, _ in batches])
+    torch.testing.assert_close(torch.cat([labels for _, labels in batches]), labels)
+    # Rounding to bytes, which TrivialAugment does, can fall to either side of a half.
+    apart = (images - expected).abs()
+    assert (apart > 1e-5).float().mean() < 1e-4
+    assert apart.max() < 1e-5 or TrivialAugment() in augmentation
+
+
+# The processes
+
+
+@any_augmentation
+def test_the_number_of_workers_changes_no_bit(photos, augmentation):
+    loader = loader_of(photos, augmentation=augmentation)
+    for num_workers in (1, 2):
+        workers = replace(loader, num_workers=num_workers)
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            assert_same_pass(workers, loader)
+
+
+def test_photos_come_from_the_workers_as_bytes_and_no_larger_than_they_are_needed(
+    photos, monkeypatch
+):
+    arrived = []
+    real = BatchLoader._batch
+    monkeypatch.setattr(
+        BatchLoader,
+        "_batch",
+        lambda self, raw, *rest: arrived.extend(raw) or real(self, raw, *rest),
+    )
+    whole_pass(loader_of(photos, batch_size=1, shuffle=False, num_workers=2))
+    whole_pass(loader_of(photos, batch_size=len(SIZES), shuffle=False, num_workers=2))
+    assert {images.dtype for images in arrived} == {torch.uint8}
+    shapes = [tuple(images.shape[-2:]) for images in arrived]
+    smaller = [size if min(size) < RESIZE else (RESIZE, RESIZE) for size in SIZES]
+    assert shapes == 2 * smaller
+
+
+def processes_of(loader: BatchLoader) -> set[int]:
+    """The numbers of the processes that read the images of a pass."""
+    colours = (255 * whole_pass(loader)[:, :, 0, 0]).round().int()
+    return {red + (green << 8) + (blue << 16) for red, green, blue in colours.tolist()}
+
+
+def test_without_workers_images_are_read_in_this_process():
+    assert processes_of(lazily(ReadingProcess())) == {os.getpid()}
+
+
+def test_the_processes_are_the_same_in_every_epoch_and_end_with_their_loader():
+    loader = lazily(ReadingProcess(), num_workers=2)
+    first = processes_of(loader)
+    assert len(first) == 2
+    assert os.getpid() not in first
+    next(iter(loader))  # and after a pass that was broken off
+    assert processes_of(loader) == first
+    assert first <= {child.pid for child in multiprocessing.active_children()}
+    del loader
+    gc.collect()
+    assert not first & {child.pid for child in multiprocessing.active_children()}
+
+
+@with_or_without_workers
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_pass_that_was_broken_off_is_followed_by_a_complete_one(photos, num_workers, steps):
+    loader = loader_of(photos, num_workers=num_workers, augmentation=(HorizontalFlip(),))
+    expected = [whole_pass(replace(loader, num_workers=0))]
+    for _ in range(2):
+        for step, _ in enumerate(loader, 1):
+            if step == steps:
+                break
+    assert loader.epoch == 0
+    assert torch.equal(whole_pass(loader), expected[0])
+    assert loader.epoch == 1
+
+
+@with_or_without_workers
+def test_two_passes_at_the_same_time_are_both_right(photos, num_workers):
+    loader = loader_of(photos, num_workers=num_workers, augmentation=(HorizontalFlip(),))
+    expected = whole_pass(replace(loader, num_workers=0))
+    for batches in zip(*zip(loader, loader, strict=True), strict=True):
+        assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+    assert loader.epoch == 1
+    assert torch.equal(whole_pass(loader), torch.cat([images for images, _ in loader.batches(1)]))
+
+
+@with_or_without_workers
+def test_a_pass_within_a_pass_is_right_and_disturbs_it_in_nothing(photos, num_workers):
+    loader = loader_of(photos, num_workers=num_workers)
+    expected = whole_pass(replace(loader, num_workers=0))
+    outer = []
+    for step, (images, _) in enumerate(loader):
+        outer.append(images)
+        if step == 1:
+            inner = torch.cat([images for images, _ in loader.batches(0)])
+    assert torch.equal(torch.cat(outer), expected)
+    assert torch.equal(inner, expected)
+
+
+@pytest.mark.bad_input
+@with_or_without_workers
+def test_a_damaged_photo_is_named_and_does_no_harm_to_the_next_pass(photos, num_workers):
+    photos.files[5].write_bytes(photos.files[5].read_bytes()[:60])
+    loader = loader_of(photos, num_workers=num_workers, batch_size=1, shuffle=False)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"5\.png cannot be read as an image"):
+            whole_pass(loader)
+    before = torch.cat([image for _, (image, _) in zip(range(5), loader, strict=False)])
+    assert torch.equal(before, whole_pass(replace(loader, dataset=photos.subset(torch.arange(5)))))
+
+
+# Random data sets
+
+
+def states() -> tuple:
+    _, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), keys.tolist(), rest, random.getstate()
+
+
+@with_or_without_workers
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_a_pass_leaves_the_global_generators_alone(kind, num_workers):
+    before = states()
+    for augmentation in AUGMENTATIONS:
+        loader = BatchLoader(
+            kind(random_batch(12, 8, 8)),
+            Preprocess(8, 7),
+            batch_size=4,
+            augmentation=augmentation,
+            num_workers=num_workers,
+            shuffle=True,
+        )
+        whole_pass(loader)
+        next(iter(loader))
+    assert states() == before
+
+
+@with_or_without_workers
+def test_a_random_data_set_leaves_the_global_generators_alone(num_workers):
+    loader = lazily(Drawn(), num_workers=num_workers)
+    before = states()
+    whole_pass(loader)
+    next(iter(loader))
+    assert states() == before
+
+
+def test_a_random_data_sets_pictures_depend_on_seed_epoch_and_position_alone():
+    loader = lazily(Drawn())
+    first, second = whole_pass(loader), whole_pass(loader)
+    for other in (replace(loader, num_workers=2), replace(loader, batch_size=5)):
+        torch.manual_seed(1)
+        np.random.seed(2)
+        random.seed(3)
+        assert torch.equal(whole_pass(other), first)
+        assert torch.equal(whole_pass(other), second)
+    assert not torch.equal(whole_pass(replace(loader, seed=1)), first)
+
+
+@with_or_without_workers
+def test_a_random_data_sets_pictures_are_others_in_each_epoch_and_at_each_position(num_workers):
+    loader = lazily(Drawn(), num_workers=num_workers, shuffle=False)
+    colours = [whole_pass(loader)[:, :, 0, 0] for _ in range(2)]
+    for channel in torch.cat(colours).T:
+        assert len(channel.unique()) == 2 * len(Drawn())
+
+
+# A pass from any batch on
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+@with_or_without_workers
+@any_augmentation
+def test_batches_are_the_epochs_from_any_one_on(photos, augmentation, num_workers, start):
+    loader = loader_of(photos, augmentation=augmentation, num_workers=num_workers)
+    whole = replace(loader, num_workers=0)
+    whole.set_epoch(2)
+    expected = [*whole][start:]
+    batches = [*loader.batches(2, start)]
+    assert len(batches) == len(expected) == 4 - start
+    for (images, labels), (other_images, other_labels) in zip(batches, expected, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_batches_change_nothing_in_the_loader(kind):
+    loader = BatchLoader(kind(random_batch(20, 4, 4)), AS_IT_IS, batch_size=6, shuffle=True)
+    expected = [whole_pass(loader) for _ in range(3)]
+    loader.set_epoch(1)
+    list(loader.batches(2))
+    list(loader.batches(0, 2))
+    next(loader.batches(5))
+    assert loader.epoch == 1
+    assert torch.equal(whole_pass(loader), expected[1])
+    assert torch.equal(whole_pass(loader), expected[2])
+
+
+@pytest.mark.parametrize("augmentation", [(), (HorizontalFlip(), RandomCrop())])
+def test_no_image_before_the_first_batch_asked_for_is_read(augmentation):
+    data = Recorded(20)
+    loader = lazily(data, batch_size=3, augmentation=augmentation)
+    data.read.clear()
+    list(loader.batches(1))
+    order = [*data.read]
+    data.read.clear()
+    list(loader.batches(1, 4))
+    assert data.read == order[12:]
+    data.read.clear()
+    list(loader.batches(1, 7))
+    assert not data.read
+
+
+# The way of an image, from its file to the loaders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photos of different sizes in two classes, for training, validation and testing."""
+    for part, count in (("train", 5), ("val", 2), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random_pixels(*SIZES[number * 2], seed=number)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """How often each file was decoded."""
+    counts: Counter[Path] = Counter()
+    real = image_sets.image_to_tensor
+
+    def counting(image, *arguments):
+        if isinstance(image, Image.Image):
+            counts[Path(image.filename)] += 1
+        return real(image, *arguments)
+
+    monkeypatch.setattr(image_sets, "image_to_tensor", counting)
+    return counts
+
+
+@pytest.fixture
+def constructed(monkeypatch: pytest.MonkeyPatch) -> list[BatchLoader]:
+    """The loaders that are constructed."""
+    loaders = []
+    real = BatchLoader.__post_init__
+    monkeypatch.setattr(
+        BatchLoader, "__post_init__", lambda self: loaders.append(self) or real(self)
+    )
+    return loaders
+
+
+def once_each(files: tuple[Path, ...]) -> dict[Path, int]:
+    return dict.fromkeys(files, 1)
+
+
+@pytest.mark.parametrize("stats", ["pixel", "per_image"])
+def test_each_training_photo_is_decoded_once_before_the_first_batch(
+    folder, decoded, constructed, stats
+):
+    loaders = build_loaders(folder, image_size=33, resize=RESIZE, stats=stats)
+    assert isinstance(loaders.train.dataset, ImageFiles)
+    assert decoded == once_each(loaders.train.dataset.files)
+    assert len(decoded) == 10
+    assert constructed == list(loaders)
+
+
+def test_photos_are_split_before_they_are_measured(folder, decoded, constructed):
+    loaders = build_loaders(folder / "train", image_size=33, test_fraction=0.2)
+    assert [len(part.dataset) for part in loaders] == [7, 1, 2]
+    assert decoded == once_each(loaders.train.dataset.files)
+    assert loaders.stats == compute_channel_stats(loaders.train.dataset)
+    assert constructed == list(loaders)
+
+
+def test_known_statistics_decode_no_photo(folder, decoded, constructed):
+    build_loaders(folder, image_size=33, stats=STATS)
+    assert not decoded
+    assert len(constructed) == 3
+
+
+def test_a_treatment_may_ask_for_the_measurement_several_times_or_not_at_all(
+    folder, decoded, constructed
+):
+    def assembled(choose_treatment):
+        return assemble_loaders(
+            open_parts(folder),
+            choose_treatment,
+            train_images=None,
+            validation_fraction=0.1,
+            batch_size=4,
+            seed=3,
+            num_workers=0,
+            placement=Placement(),
+        )
+
+    def measuring(measure):
+        first = measure()
+        noise = ColorNoise(measure().color_components)
+        stats = first.channel_stats("pixel")
+        preprocess = Preprocess(RESIZE, 33, mean=stats.mean, std=stats.std)
+        assert measure() is first
+        return Treatment(preprocess, (noise,), stats)
+
+    loaders = assembled(measuring)
+    assert decoded == once_each(loaders.train.dataset.files)
+    assert constructed == list(loaders)
+    assert loaders.train.augmentation[0].components == compute_color_components(
+        loaders.train.dataset
+    )
+    assert loaders.validation.augmentation == loaders.test.augmentation == ()
+    assert [part.shuffle for part in loaders] == [True, False, False]
+    assert {part.preprocess for part in loaders} == {loaders.preprocess}
+    assert {(part.batch_size, part.seed) for part in loaders} == {(4, 3)}
+    decoded.clear()
+    constructed.clear()
+    assembled(lambda measure: Treatment(AS_IT_IS))
+    assert not decoded
+    assert len(constructed) == 3
+
+
+def test_a_pass_decodes_each_photo_once(folder, decoded):
+    loaders = build_loaders(folder, image_size=33, stats=STATS, batch_size=3)
+    list(loaders.train)
+    assert decoded == once_each(loaders.train.dataset.files)
+
+
+def test_small_photos_of_one_size_are_decoded_once_for_all_epochs(tmp_path, decoded):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            pixels = random_pixels(8, 8, seed=number)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    loaders = build_loaders(tmp_path, image_size=8)
+    assert isinstance(loaders.train.dataset, ImageTensors)
+    for _ in range(2):
+        for part in loaders:
+            list(part) if part else None
+    assert set(decoded.values()) == {1}
+    assert len(decoded) == 8

@@ -1,0 +1,113 @@
+"""Runs that are stopped and continued; as a script, from files, in a process of its own.
+
+    python continued.py FOLDER
+
+continues each run whose state is in the folder to its end, and writes the state that it then has.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_recipe, use_tiny
+from torch import Tensor
+
+from alexnet_lib import prepare_loaders, prepare_model
+from alexnet_lib.devices import RunOptions
+from alexnet_lib.kernels import cpu
+from alexnet_lib.training.state import TrainingRun
+
+State = tuple[dict[str, Any], dict[str, Tensor]]
+
+# What each recipe changes in the tiny one.
+RECIPES = MappingProxyType(
+    {
+        # Its rate is so small that no image changes its class: the first epoch stays the best, and
+        # every later one is a plateau. The warm-up ends in the second epoch.
+        "sgd": {
+            "epochs": 4,
+            "dropout": 0.5,
+            "learning_rate": 1e-4,
+            "schedule": "plateau",
+            "plateau_patience": 1,
+            "warmup_fraction": 0.4,
+            "bias_rate_factor": 2.0,
+            "resize_ratio": 1.5,
+            "random_crop": True,
+            "color_noise": 0.1,
+        },
+        "adamw": {
+            "epochs": 4,
+            "dropout": 0.5,
+            "optimizer": "adamw",
+            "learning_rate": 0.01,
+            "ema_decay": 0.7,
+            "mixup": 0.4,
+            "erasing": 0.5,
+            "max_grad_norm": 1.0,
+        },
+    }
+)
+OPTIONS = MappingProxyType(
+    {
+        "float32": RunOptions("cpu", "float32", "contiguous", progress=False),
+        "bfloat16": RunOptions("cpu", "bfloat16", "channels_last", progress=False),
+    }
+)
+# A recipe and how it is carried out.
+RUNS = tuple(f"{recipe} {options}" for recipe in RECIPES for options in OPTIONS)
+
+
+def begin(name: str, *, seed: int = 3) -> TrainingRun:
+    """The run of this name, before its first step."""
+    recipe_name, options_name = name.split()
+    recipe, options = tiny_recipe(**RECIPES[recipe_name]), OPTIONS[options_name]
+    cpu.load()  # as in fit: compiled from the first step on, whatever ran before
+    loaders = prepare_loaders("shapes", recipe, seed=seed, options=options)
+    model = prepare_model(loaders, recipe, seed=seed, options=options)
+    return TrainingRun(recipe, loaders, model, seed=seed, options=options)
+
+
+def go_on(run: TrainingRun, steps: int | None = None) -> TrainingRun:
+    """Takes so many steps, or all that are left; an epoch is finished before the next begins."""
+    while not run.finished and steps != 0:
+        if run.totals.steps == run.steps_in_epoch:
+            run.finish_epoch()
+            continue
+        run.take_step()
+        steps = None if steps is None else steps - 1
+    return run
+
+
+def write(state: State, folder: Path, name: str) -> None:
+    """The state in files of the formats that anybody can read."""
+    data, tensors = state
+    text = json.dumps(data, allow_nan=False)
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def read(folder: Path, name: str) -> State:
+    """The state that ``write`` wrote."""
+    data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return data, load_file(folder / f"{name}.safetensors")
+
+
+def main(folder: Path, threads: int) -> None:
+    """Continues what is in the folder."""
+    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny(patch)
+        for name in RUNS:
+            run = begin(name)
+            run.set_state(*read(folder, f"stopped {name}"))
+            write(go_on(run).state(), folder, f"ended {name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

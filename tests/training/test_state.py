@@ -1,0 +1,265 @@
+"""The promises of a run's state: whole, a copy, and enough to go on bit for bit elsewhere."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import continued
+import pytest
+import torch
+from continued import OPTIONS, RUNS, State, begin, go_on
+from tiny import QUIET, Noisy, tiny_recipe, use_tiny, weights_of
+from torch import Tensor
+
+from alexnet_lib import prepare_loaders, prepare_model
+from alexnet_lib.training.state import TrainingRun
+
+# In the middle of the second of four epochs, which have four steps each.
+STOP = 5
+
+
+def run_of(data="shapes", *, seed: int = 0, **changes) -> TrainingRun:
+    recipe = tiny_recipe(**{"epochs": 2, **changes})
+    options = QUIET.resolved()
+    loaders = prepare_loaders(data, recipe, seed=seed, options=options)
+    model = prepare_model(loaders, recipe, seed=seed, options=options)
+    return TrainingRun(recipe, loaders, model, seed=seed, options=options)
+
+
+def without_times(data: Any) -> Any:
+    """A state's plain data but for what the clock says."""
+    if isinstance(data, dict):
+        times = {"seconds", "images_per_second"}
+        return {name: without_times(value) for name, value in data.items() if name not in times}
+    return [*map(without_times, data)] if isinstance(data, list | tuple) else data
+
+
+def assert_same(found: State, expected: State) -> None:
+    """Two states agree, bit for bit, but for the times."""
+    assert without_times(found[0]) == without_times(expected[0])
+    assert found[1].keys() == expected[1].keys()
+    for name, tensor in expected[1].items():
+        assert found[1][name].dtype == tensor.dtype, name
+        assert torch.equal(found[1][name], tensor), name
+
+
+def tensors_of(state: State, part: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state[1].items() if name.startswith(f"/{part}/")}
+
+
+# Going on elsewhere
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Path:
+    """A folder with the states of runs that were stopped here and ended in another process."""
+    folder = tmp_path_factory.mktemp("states")
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny(patch)
+        for name in RUNS:
+            continued.write(go_on(begin(name), STOP).state(), folder, f"stopped {name}")
+    tests = Path(continued.__file__).parent
+    command = [sys.executable, continued.__file__, str(folder), str(torch.get_num_threads())]
+    path = os.pathsep.join([str(tests), str(tests.parent), *filter(None, sys.path)])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_in_another_process_bit_for_bit(name, elsewhere):
+    whole = go_on(begin(name))
+    ended = continued.read(elsewhere, f"ended {name}")
+    assert_same(ended, whole.state())
+    # Not all of it is the same anyway: the part that was trained elsewhere has changed something.
+    stopped = continued.read(elsewhere, f"stopped {name}")
+    assert stopped[0]["epoch"] == 1
+    assert stopped[0]["totals"]["steps"] == 1
+    for layer in ("features.conv1.weight", "classifier.fc2.bias"):
+        assert not torch.equal(stopped[1][f"/model/{layer}"], ended[1][f"/model/{layer}"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_epoch_that_was_finished_before_keeps_its_record_with_its_times(name, elsewhere):
+    stopped, ended = (continued.read(elsewhere, f"{when} {name}") for when in ("stopped", "ended"))
+    assert len(stopped[0]["history"]) == 1
+    assert ended[0]["history"][0] == stopped[0]["history"][0]
+    assert [record["epoch"] for record in ended[0]["history"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_plateau_and_the_best_epoch_are_remembered_elsewhere(options, elsewhere):
+    stopped, ended = (
+        continued.read(elsewhere, f"{when} sgd {options}") for when in ("stopped", "ended")
+    )
+    rates = [record["learning_rate"] for record in ended[0]["history"]]
+    # Four of the six steps of the warm-up are done in the first epoch, and three divisions come.
+    assert rates == pytest.approx([1e-4 * 5 / 6, 1e-4, 1e-5, 1e-6])
+    assert ended[0]["best_epoch"] == 1
+    best = tensors_of(ended, "best_weights")
+    assert best.keys() == tensors_of(stopped, "best_weights").keys()
+    assert all(torch.equal(tensor, stopped[1][name]) for name, tensor in best.items())
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
+def test_what_the_optimiser_keeps_of_a_weight_is_in_the_weights_memory_format(recipe, elsewhere):
+    name = f"{recipe} bfloat16"
+    run = begin(name)
+    run.set_state(*continued.read(elsewhere, f"stopped {name}"))
+    weight = run.model.features.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    kept = [tensor for tensor in run.optimizer.state[weight].values() if tensor.ndim == 4]
+    assert len(kept) == {"sgd": 1, "adamw": 2}[recipe]
+    assert [tensor.stride() for tensor in kept] == [weight.stride()] * len(kept)
+
+
+# Going on here
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 7, 8], ids="after {} steps".format)
+@pytest.mark.parametrize("finished", [False, True], ids=["", "epoch finished"])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "ema_decay": 0.5}], ids=str)
+def test_a_run_goes_on_from_its_state_wherever_it_was_taken(steps, finished, changes):
+    whole = go_on(run_of(**changes))
+    stopped = go_on(run_of(**changes), steps)
+    if finished and stopped.totals.steps == stopped.steps_in_epoch:
+        stopped.finish_epoch()
+    fresh = run_of(**changes)
+    fresh.set_state(*stopped.state())
+    assert fresh.steps_done == steps
+    assert_same(go_on(fresh).state(), whole.state())
+
+
+def test_a_run_without_validation_goes_on_from_its_state():
+    changes = {"validation_fraction": 0.0}
+    fresh, whole = run_of(**changes), go_on(run_of(**changes))
+    fresh.set_state(*go_on(run_of(**changes), STOP).state())
+    assert fresh.history[0].validation is None
+    assert_same(go_on(fresh).state(), whole.state())
+
+
+def test_a_run_of_a_random_data_set_goes_on_from_its_state():
+    fresh, whole = run_of(Noisy()), go_on(run_of(Noisy()))
+    fresh.set_state(*go_on(run_of(Noisy()), STOP).state())
+    assert_same(go_on(fresh).state(), whole.state())
+
+
+def test_a_run_that_is_under_way_is_set_back_to_a_state():
+    run = run_of()
+    state = go_on(run, 2).state()
+    end = go_on(run).state()
+    run.set_state(*state)
+    assert (run.steps_done, run.history, run.best_weights) == (2, [], None)
+    assert_same(go_on(run).state(), end)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_state_is_a_copy_that_training_on_does_not_change(name):
+    run = go_on(begin(name), STOP)
+    state = run.state()
+    before = copy.deepcopy(state)
+    go_on(run)
+    assert state[0] == before[0]
+    assert_same(state, before)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_state_that_was_set_is_not_changed_by_training_on(name):
+    state = go_on(begin(name), STOP).state()
+    before = copy.deepcopy(state)
+    ends = []
+    for _ in range(2):
+        run = begin(name)
+        run.set_state(*state)
+        ends.append(go_on(run).state())
+    assert_same(state, before)
+    assert_same(*ends)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_taking_the_state_does_not_disturb_the_run(name):
+    watched = begin(name)
+    while not watched.finished:
+        watched.state()
+        go_on(watched, 1)
+        watched.state()
+        if watched.totals.steps == watched.steps_in_epoch:
+            watched.finish_epoch()
+    assert_same(watched.state(), go_on(begin(name)).state())
+
+
+def test_of_a_state_plain_data_and_tensors_belong_together():
+    data, tensors = go_on(run_of(), STOP).state()
+
+    def names(value) -> list[str]:
+        if isinstance(value, dict):
+            found = [name for item in value.values() for name in names(item)]
+            return [*found, value["$tensor"]] if "$tensor" in value else found
+        if isinstance(value, list | tuple):
+            return [name for item in value for name in names(item)]
+        return []
+
+    assert sorted(names(data)) == sorted(tensors)
+    assert {tensor.is_contiguous() for tensor in tensors.values()} == {True}
+
+
+# The steps themselves
+
+
+@pytest.mark.parametrize("draws", [1, 7])
+def test_what_a_step_draws_does_not_depend_on_what_others_drew_before(draws):
+    alone, disturbed = run_of(dropout=0.5), run_of(dropout=0.5)
+    for _ in range(3):
+        alone.take_step()
+        torch.rand(draws)
+        disturbed.take_step()
+        assert torch.equal(weights_of(alone.model), weights_of(disturbed.model))
+
+
+def masks_of_steps(run: TrainingRun, steps: int) -> list[list[bool]]:
+    """Which of the first image's activations dropout keeps in each step."""
+    masks = []
+    handle = run.model.classifier.drop2.register_forward_hook(
+        lambda _, inputs, output: masks.append((output[0] != 0).tolist())
+    )
+    with torch.no_grad():
+        run.model.features.conv1.bias.fill_(10.0)  # so that no ReLU gives 0
+    for _ in range(steps):
+        run.take_step()
+    handle.remove()
+    return masks
+
+
+def test_dropout_is_drawn_by_the_seed_the_epoch_and_the_step():
+    run, same, other = (run_of(seed=seed, epochs=2, learning_rate=1e-9) for seed in (1, 1, 2))
+    first = masks_of_steps(run, 4)
+    run.finish_epoch()
+    second = masks_of_steps(run, 4)
+    drawn = [*first, *second]
+    assert all(drawn.count(mask) == 1 for mask in drawn)
+    assert masks_of_steps(same, 4) == first
+    assert not any(mask in drawn for mask in masks_of_steps(other, 4))
+
+
+def test_steps_and_epochs_are_counted():
+    run = run_of()
+    seen = []
+    while not run.finished:
+        for _ in range(run.steps_in_epoch):
+            run.take_step()
+            seen.append(run.steps_done)
+        run.finish_epoch()
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (run.steps_in_epoch, run.steps_in_all, run.epoch) == (4, 8, 2)
+
+
+def test_the_best_weights_are_not_changed_by_training_on():
+    run = go_on(run_of(epochs=3), 4)
+    run.finish_epoch()
+    before = {name: tensor.clone() for name, tensor in run.best_weights.items()}
+    kept = run.best_weights
+    go_on(run, 3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
