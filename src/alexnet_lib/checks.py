@@ -50,8 +50,8 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 def check_fields(instance: Any) -> None:
     """Raises a ``ValueError`` unless each field of a dataclass has the type and range it declares.
 
-    Fields are ``Literal``, ``bool``, ``int``, ``float``, ``str`` or ``tuple[str, ...]``, each also
-    with None.
+    Fields are ``Literal``; or ``bool``, ``int``, ``float``, ``str`` or ``tuple[str, ...]``, these
+    also with None.
     """
     for name, hint in get_type_hints(type(instance), include_extras=True).items():
         kind, allowed = get_args(hint) if get_origin(hint) is Annotated else (hint, None)

@@ -435,7 +435,7 @@ def test_the_seed_decides_the_parts(number):
 
 
 def test_a_fraction_of_0_means_no_part():
-    train, validation, test = parts_of(lazy(60), validation_fraction=0, test_fraction=0.0)
+    train, validation, test = parts_of(lazy(60), validation_fraction=0.0, test_fraction=0.0)
     assert (validation, test) == (None, None)
     assert positions(train) == set(range(60))
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import Items, random_pixels
+from helpers import Items, first_channels, in_memory, random_pixels, read_lazily
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +15,7 @@ from alexnet_lib.data.statistics import (
     ChannelStats,
     compute_channel_stats,
     compute_color_components,
+    measure_pixels,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -25,10 +26,6 @@ def random_images(seed: int, count: int = 7) -> np.ndarray:
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 200, (count, 1, 1, 3))
     return np.uint8(colours + rng.integers(0, 56, (count, 6, 5, 3)))
-
-
-def first_channels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).movedim(-1, 1)
 
 
 def assert_close(stats: ChannelStats, other: ChannelStats, rel: float = 1e-12) -> None:
@@ -287,6 +284,89 @@ def test_images_of_one_colour_have_components_without_deviation():
     np.testing.assert_allclose(directions @ directions.T, np.eye(3), rtol=0, atol=1e-12)
 
 
+# All at once
+
+
+class Recorded(Items):
+    """A data set that records which of its items are read."""
+
+    def __init__(self, items: list) -> None:
+        super().__init__(items)
+        self.read = []
+
+    def __getitem__(self, index: int):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def images_of_sizes(seed: int, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """uint8 images, each one around its own colour."""
+    rng = np.random.default_rng(seed)
+    return [
+        np.uint8(rng.integers(0, 200, 3) + rng.integers(0, 56, (height, width, 3)))
+        for height, width in sizes
+    ]
+
+
+@given(
+    seed=seeds,
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(2, 9)), min_size=1, max_size=8),
+)
+def test_one_pass_measures_what_numpy_does_of_all_pixels_and_of_each_image(seed, sizes):
+    images = images_of_sizes(seed, sizes)
+    data = Recorded([*map(first_channels, images)])
+    measured = measure_pixels(data, progress=False)
+    assert data.read == list(range(len(images)))
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
+    own = [(image / 255).std((0, 1), ddof=1) for image in images]
+    assert measured.mean == pytest.approx(pixels.mean(0), rel=1e-12)
+    assert measured.std == pytest.approx(pixels.std(0), rel=1e-12)
+    assert measured.per_image_std == pytest.approx(np.mean(own, 0), rel=1e-12)
+    components = measured.color_components
+    directions, variances = directions_of(components), np.square(components.std)
+    again = directions.T @ np.diag(variances) @ directions
+    np.testing.assert_allclose(again, np.cov(pixels.T, ddof=0), rtol=0, atol=1e-14)
+    assert measured.count == components.count == len(images)
+
+
+def test_the_statistics_and_the_components_are_those_of_the_one_pass():
+    images = random_images(3)
+    measured = measure_pixels(images)
+    for std in ("pixel", "per_image"):
+        assert measured.channel_stats(std) == compute_channel_stats(images, std=std)
+    assert measured.color_components == compute_color_components(images)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        measure_pixels,
+        compute_channel_stats,
+        lambda images, **options: compute_channel_stats(images, std="per_image", **options),
+        compute_color_components,
+    ],
+    ids=["all", "pixel", "per image", "components"],
+)
+def test_every_image_is_read_exactly_once(measure):
+    data = Recorded(list(random_images(0, count=9)))
+    measure(data, progress=False)
+    assert data.read == list(range(9))
+
+
+@pytest.mark.parametrize("kind", [in_memory, read_lazily])
+def test_sets_of_the_library_are_measured_as_their_images(kind):
+    images = random_images(4, count=300)
+    assert_close(compute_channel_stats(kind(first_channels(images))), compute_channel_stats(images))
+
+
+def test_an_image_of_one_pixel_leaves_the_other_statistics():
+    images = images_of_sizes(0, [(4, 5), (1, 1)])
+    measured = measure_pixels(Items(images))
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
+    assert measured.per_image_std is None
+    assert measured.channel_stats("pixel").std == pytest.approx(pixels.std(0), rel=1e-12)
+
+
 # Wrong input
 
 
@@ -348,13 +428,13 @@ def test_a_wrong_type_is_refused_and_named(images, text):
 
 @pytest.mark.bad_input
 def test_one_pixel_has_no_deviation_of_its_own():
-    with pytest.raises(ValueError, match="images have one pixel each"):
+    with pytest.raises(ValueError, match="an image has one pixel, which has no standard dev"):
         compute_channel_stats(torch.zeros(5, 3, 1, 1), std="per_image")
 
 
 @pytest.mark.bad_input
 def test_an_unknown_deviation_is_refused():
-    with pytest.raises(ValueError, match="std is 'image'; expected 'pixel' or 'per_image'"):
+    with pytest.raises(ValueError, match="std is 'image'; expected one of 'pixel', 'per_image'"):
         compute_channel_stats(torch.zeros(5, 3, 4, 4), std="image")
 
 

@@ -1,4 +1,4 @@
-"""The promises of the compiled kernels: when they are compiled, what happens where they cannot be."""
+"""The promises of the kernels: when they are compiled, what happens where they cannot be."""
 
 import ctypes
 import os

@@ -82,13 +82,26 @@ def test_groups_are_torchs_layer_on_each_group_by_itself(size, constants, groups
     assert_equal_up_to_rounding(LocalResponseNorm(size, groups=groups, **constants)(x), expected)
 
 
+def assert_is_rounded(implementation, actual, wide):
+    """A result in a short dtype against the one in float32."""
+    if implementation == "compiled" and actual.dtype == torch.float16:
+        # The kernels do not take float16: the two were computed in different orders, and may lie on
+        # either side of the middle between two neighbours.
+        tolerance = TOLERANCE[torch.float32] * (1 + wide.abs().max().item())
+        torch.testing.assert_close(actual.float(), wide, rtol=2**-11, atol=tolerance)
+    else:
+        assert torch.equal(actual, wide.to(actual.dtype))
+
+
 @given(sizes, constants, shapes(), short_dtypes, seeds)
-def test_a_short_dtype_gives_the_float32_result_rounded(size, constants, shape, dtype, seed):
+def test_a_short_dtype_gives_the_float32_result_rounded(
+    implementation, size, constants, shape, dtype, seed
+):
     x = random_tensor(shape, dtype, seed)
     norm = LocalResponseNorm(size, **constants)
     actual = norm(x)
     assert actual.dtype == dtype
-    assert torch.equal(actual, norm(x.float()).to(dtype))
+    assert_is_rounded(implementation, actual, norm(x.float()))
 
 
 def test_squares_that_float16_cannot_hold_do_no_harm():
@@ -98,7 +111,7 @@ def test_squares_that_float16_cannot_hold_do_no_harm():
 
 @given(sizes, constants, shapes(), short_dtypes, seeds)
 def test_a_short_dtypes_gradient_is_the_float32_gradient_rounded(
-    size, constants, shape, dtype, seed
+    implementation, size, constants, shape, dtype, seed
 ):
     x = random_tensor(shape, dtype, seed).requires_grad_()
     weights = random_tensor(shape, dtype, seed + 1)
@@ -107,7 +120,7 @@ def test_a_short_dtypes_gradient_is_the_float32_gradient_rounded(
     wide = x.detach().float().requires_grad_()
     (expected,) = torch.autograd.grad(norm(wide), wide, weights.float())
     assert actual.dtype == dtype
-    assert torch.equal(actual, expected.to(dtype))
+    assert_is_rounded(implementation, actual, expected)
 
 
 @given(sizes, constants, st.integers(1, 3), seeds)

@@ -27,21 +27,18 @@ class Augmentation(Protocol):
     """A random change of a single training image.
 
     Attributes:
-        on: what it changes. ``"resized"``: the image of ``resize`` x ``resize`` pixels, before the
-            crop. ``"pixels"``: the same, for a change such as a flip, which loaders may apply
-            before the resize if the image has fewer pixels then. Both get uint8, or floating from 0
-            to 1. ``"input"``: the network's input, after crop and normalisation.
+        on: ``"resized"`` changes the image of ``resize`` x ``resize`` pixels before the crop;
+            ``"pixels"`` the same, or the image before the resize, if it is smaller; both get uint8,
+            or floating from 0 to 1. ``"input"`` changes the normalised input of the network.
     """
 
     on: ClassVar[On]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
-        ...
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """The changed images, ``(batch, 3, H, W)``, given their rows of ``draw``."""
-        ...
 
 
 @runtime_checkable
@@ -50,11 +47,9 @@ class Mixing(Protocol):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
-        ...
 
     def mix(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """``(batch + 1, 3, H, W)`` images, each but the last mixed with the next; their weights."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,8 @@ class HorizontalFlip:
 class RandomCrop:
     """Crops the resized image at a random position (paper, section 4.1).
 
-    The range of positions is the loader's: ``resize`` minus the side of the crop. The paper's 224
-    of 256 pixels have 33 x 33 positions. Cropping is part of the resize, and costs no time.
+    The range of positions is ``resize`` minus the side of the crop: the paper's 224 of 256 pixels
+    have 33 x 33 positions. Cropping is part of the resize, and costs no time.
     """
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
@@ -133,8 +128,7 @@ class ColorNoise:
 class TrivialAugment:
     """One random operation of random strength on each image: Müller and Hutter, arXiv 2103.10158.
 
-    torchvision's ``TrivialAugmentWide``, image by image, for small images on the CPU: 128 of
-    CIFAR-10 take about 20 ms.
+    torchvision's ``TrivialAugmentWide``, one by one on the CPU: 128 images of CIFAR-10 take 20 ms.
     """
 
     on: ClassVar[On] = "resized"
@@ -167,8 +161,7 @@ class RandomErasing:
 
     Args:
         probability: from 0 to 1.
-        area: smallest and largest erased fraction of the image, before a side that is longer than
-            the image's is cut.
+        area: smallest and largest erased fraction of the image; sides that are longer are cut.
         ratio: smallest and largest height / width.
 
     Example:
@@ -205,9 +198,8 @@ class RandomErasing:
         area = self.area[0] + area * (self.area[1] - self.area[0])
         low, high = map(math.log, self.ratio)
         ratio = (low + ratio * (high - low)).exp()
-        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
-        sides = sides * (erased < self.probability)[:, None]
-        return torch.cat([top[:, None], left[:, None], sides], dim=1)
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(max=1)
+        return torch.stack([top, left, *(sides * (erased < self.probability))], dim=1)
 
     def apply(self, images: FloatImages, draws: Float[Tensor, "batch 4"]) -> FloatImages:
         """The images, some of them with a rectangle of zeros."""
@@ -215,10 +207,10 @@ class RandomErasing:
         sides = (draws[:, 2:] * size).round()
         starts = ((size - sides + 1) * draws[:, :2]).floor()
         erased = images.clone()
+        boxes = torch.cat([starts, starts + sides], dim=1).long().tolist()
         # One by one: a mask of all images takes three times as long on the CPU.
-        corners, sizes = starts.long().tolist(), sides.long().tolist()
-        for image, (top, left), (height, width) in zip(erased, corners, sizes, strict=True):
-            image[:, top : top + height, left : left + width] = 0
+        for image, (top, left, bottom, right) in zip(erased, boxes, strict=True):
+            image[:, top:bottom, left:right] = 0
         return erased
 
 
@@ -255,9 +247,8 @@ class CutMix:
     the border, without a change of the labels.
 
     Args:
-        alpha: an image's weight in its mixture is drawn from Beta(alpha, alpha); above 0. A
-            rectangle that crosses the border is cut, and the weight is the fraction of the image's
-            remaining pixels.
+        alpha: an image's weight in its mixture is drawn from Beta(alpha, alpha); above 0. If the
+            border cuts a rectangle, the weight is the fraction of the remaining pixels.
     """
 
     alpha: float = 1.0

@@ -23,9 +23,8 @@ def cifar10(
 ) -> tuple[ImageTensors, ImageTensors]:
     """CIFAR-10's 50,000 training and 10,000 test images, MD5-checked.
 
-    ``root`` is the folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or that
-    they are downloaded to. Without ``download``, a missing file is a ``FileNotFoundError``, and a
-    damaged one a ``ValueError``.
+    ``root`` is the folder of ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``. Without
+    ``download``, a missing file is a ``FileNotFoundError``, and a damaged one a ``ValueError``.
     """
     folder = Path(root)
     if folder.name == CIFAR10.base_folder:
@@ -59,8 +58,7 @@ def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = 
         The folder ``cifar-10-batches-py`` in ``root``.
 
     Raises:
-        OSError: every address failed, or the disk is full; the message says how to place the
-            file by hand.
+        OSError: every address failed (the message tells the manual way), or the disk is full.
     """
     folder = Path(root)
     if _bad_files(folder):
@@ -90,11 +88,10 @@ def _bad_files(folder: Path) -> list[Path]:
 def _unpack(folder: Path) -> None:
     """Unpacks the archive, if there is one; an error names what is then missing or damaged."""
     archive = folder / CIFAR10.filename
-    if check_integrity(archive, CIFAR10.tgz_md5):
+    intact = check_integrity(archive, CIFAR10.tgz_md5)
+    if intact:
         extract_archive(str(archive), str(folder))
-        bad = _bad_files(folder)
-    else:
-        bad = [archive] if archive.is_file() else _bad_files(folder)
+    bad = _bad_files(folder) if intact or not archive.is_file() else [archive]
     command = f"alexnet-lib download cifar10 --root {folder}"
     if damaged := ", ".join(str(file) for file in bad if file.is_file()):
         raise ValueError(
@@ -106,7 +103,6 @@ def _unpack(folder: Path) -> None:
 
 def is_cifar10(data: str | os.PathLike[str]) -> bool:
     """Whether data are CIFAR-10: by its name, or a folder with its files or their archive."""
-    folder = Path(data)
-    batches, archive = str(CIFAR10.base_folder), str(CIFAR10.filename)
-    is_batches = folder.name == batches or (folder / batches).is_dir()
-    return data == "cifar10" or is_batches or (folder / archive).is_file()
+    folder, batches = Path(data), str(CIFAR10.base_folder)
+    has_files = (folder / batches).is_dir() or (folder / CIFAR10.filename).is_file()
+    return data == "cifar10" or folder.name == batches or has_files

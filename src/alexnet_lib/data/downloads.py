@@ -21,11 +21,7 @@ _REQUESTS_PER_URL = 5
 
 
 class DownloadError(OSError):
-    """No url gave the file.
-
-    Attributes:
-        reasons: why each url failed, in the order in which they were tried.
-    """
+    """No url gave the file; ``reasons`` says why each one failed, in the order of the urls."""
 
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__(reasons)
@@ -54,9 +50,9 @@ def download_file(
 ) -> Path:
     """Downloads a file to ``path`` and checks it; does nothing if it is there already.
 
-    Bytes are kept in ``path`` + ".part" until the file is complete and its MD5 is right, so the
-    next url, or the next call, resumes an interrupted download. A file at ``path`` with another MD5
-    is replaced only by a verified one. Two processes must not download to one path at a time.
+    Bytes are kept in ``path`` + ".part" until the file is complete and its MD5 is right: the next
+    url, or the next call, resumes. A file at ``path`` with another MD5 is replaced only by a
+    verified one. Two processes must not download to one path at the same time.
 
     Args:
         urls: http or https addresses of identical copies, tried in order.
@@ -142,9 +138,32 @@ def _fetch(
         if size is not None and end != size:
             raise _RequestError(f"has {end:,} bytes instead of {size:,}")
         title = f"{part.stem} from {urlsplit(url).hostname}"
-        have = _receive(response, part, start, end, title, timeout, progress)
+        hidden = None if progress else True  # None: where there is no terminal
+        bar = tqdm(desc=title, total=end, initial=start, unit="B", unit_scale=True, disable=hidden)
+        plain = progress and bar.disable
+        if plain:
+            amount = "size unknown" if end is None else f"{end / 1e6:.1f} MB"
+            resumed = f", resumed at {start / 1e6:.1f} MB" if start else ""
+            print(f"Downloading {title} ({amount}{resumed})", file=sys.stderr)
+        have, began = start, time.perf_counter()
+        with bar, part.open("ab" if start else "wb") as file:
+            # Without a Content-Length nothing else would bound what is written.
+            while end is None or have < end:
+                # The error of a connection is the url's; the error of a write is not.
+                with _connection_errors(timeout):
+                    # read() would lose the bytes before a stall or a cut.
+                    chunk = response.read1(_CHUNK_BYTES)
+                if not chunk:
+                    break
+                file.write(chunk)
+                bar.update(len(chunk))
+                have += len(chunk)
     if end is not None and have < end:
         raise _RequestError(f"connection closed after {have:,} of {end:,} bytes")
+    if plain and end in {None, have}:
+        seconds = time.perf_counter() - began
+        speed = (have - start) / 1e6 / max(seconds, 1e-6)
+        print(f"Downloaded {part.stem} in {seconds:.1f} s ({speed:.1f} MB/s)", file=sys.stderr)
     if size not in {None, have} or not _has_md5(part, md5):
         part.unlink()
         # In a resumed file the earlier bytes may be the wrong ones, and this url correct.
@@ -164,44 +183,6 @@ def _open(url: str, part: Path, held: int, timeout: float) -> HTTPResponse:
             reason = f"HTTP {error.code} {error.reason}"
             raise _RequestError(reason, from_zero=too_long) from None
     return response
-
-
-def _receive(
-    response: HTTPResponse,
-    part: Path,
-    start: int,
-    end: int | None,
-    title: str,
-    timeout: float,
-    progress: bool,
-) -> int:
-    """Writes the body to ``part`` as it arrives; returns the length that ``part`` then has."""
-    have = start
-    began = time.perf_counter()
-    hidden = None if progress else True  # None: where there is no terminal
-    bar = tqdm(desc=title, total=end, initial=start, unit="B", unit_scale=True, disable=hidden)
-    with bar, part.open("ab" if start else "wb") as file:
-        plain = progress and bar.disable
-        if plain:
-            amount = "size unknown" if end is None else f"{end / 1e6:.1f} MB"
-            resumed = f", resumed at {start / 1e6:.1f} MB" if start else ""
-            print(f"Downloading {title} ({amount}{resumed})", file=sys.stderr)
-        # Without a Content-Length nothing else would bound what is written.
-        while end is None or have < end:
-            # The error of a connection is the url's; the error of a write is not.
-            with _connection_errors(timeout):
-                # read() would lose the bytes before a stall or a cut.
-                chunk = response.read1(_CHUNK_BYTES)
-            if not chunk:
-                break
-            file.write(chunk)
-            bar.update(len(chunk))
-            have += len(chunk)
-    if plain and end in {None, have}:
-        seconds = time.perf_counter() - began
-        speed = (have - start) / 1e6 / max(seconds, 1e-6)
-        print(f"Downloaded {part.stem} in {seconds:.1f} s ({speed:.1f} MB/s)", file=sys.stderr)
-    return have
 
 
 @contextmanager

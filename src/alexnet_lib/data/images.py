@@ -1,9 +1,4 @@
-"""Images of any kind as tensors, and sets of them: in memory, as files, from other data sets.
-
-Every set has ``labels`` (int64), ``classes`` (names in the order of the labels), a length,
-``subset``, and yields ``(image, label)`` with the image as a tensor ``(3, H, W)``, uint8 or
-floating from 0 to 1.
-"""
+"""Images of any kind as tensors, and sets of them: in memory, as files, from other data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -28,11 +23,8 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
     PIL images have any 8-bit mode or 16-bit grey: EXIF rotation is applied, grey and palette become
     RGB, an alpha channel is dropped. Arrays are ``(H, W, 3)`` or ``(N, H, W, 3)``, tensors
     ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 from 0 to 255 or floating from 0 to 1; they keep their
-    dtype and their memory. ``argument`` is the name of the image in errors.
-
-    Raises:
-        ValueError: a wrong rank, channel count, dtype or range.
-        TypeError: neither a PIL image nor an array nor a tensor.
+    dtype and their memory. ``argument`` is the name of the image in errors: a ``TypeError`` for
+    another type, or a ``ValueError`` for a wrong rank, channel count, dtype or range.
     """
     if isinstance(image, Image.Image):
         return _pil_to_tensor(image, argument)
@@ -51,10 +43,8 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
     if tensor.ndim not in {3, 4} or shape[channel_axis] != 3 or 0 in shape[-3:]:
         raise ValueError(f"{argument} is {kind} of shape {shape}; expected {layout}")
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise ValueError(
-            f"{argument} has dtype {tensor.dtype}; expected uint8 from 0 to 255 or floats from 0 "
-            "to 1"
-        )
+        expected = "uint8 from 0 to 255 or floats from 0 to 1"
+        raise ValueError(f"{argument} has dtype {tensor.dtype}; expected {expected}")
     if tensor.is_floating_point() and tensor.numel():
         low, high = (value.item() for value in torch.aminmax(tensor.detach()))
         if not (low >= 0 and high <= 1):
@@ -86,12 +76,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
-    """What the loaders need of a data set.
-
-    Attributes:
-        labels: int64 ``(N,)``, from 0 to ``len(classes) - 1``.
-        classes: their names, in the order of the labels.
-    """
+    """Images with int64 ``labels`` from 0 to ``len(classes) - 1``, and the names of the classes."""
 
     labels: Tensor
     classes: tuple[str, ...]

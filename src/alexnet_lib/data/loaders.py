@@ -36,6 +36,7 @@ from alexnet_lib.devices import Placement, derived_seed, generator_for, resolve_
 AnyAugmentation = Augmentation | RandomCrop | Mixing
 Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
 Stats = ChannelStats | StatsKind
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -51,22 +52,20 @@ class BatchLoader:
     """Batches of normalised images and their labels, on a device.
 
     Yields ``(images, labels)``: floating ``(batch, 3, image_size, image_size)`` and int64
-    ``(batch,)``; with an augmentation that mixes images, labels are the weights of the classes,
-    float32 ``(batch, classes)``. The last batch may be smaller. The interface is that of torch's
-    ``DataLoader``. Each complete pass increments the epoch, which changes the order and the
-    augmentation; an interrupted pass changes nothing.
+    ``(batch,)``, or float32 ``(batch, classes)``, the weights of the classes, if an augmentation
+    mixes images. The last batch may be smaller. Each complete pass increments the epoch, which
+    changes the order and the augmentation; an interrupted pass changes nothing.
 
     Args:
         dataset: the images, their labels and the names of the classes.
         preprocess: the fixed treatment.
         batch_size: images in a batch, at least 1.
         shuffle: a new random order in each epoch, instead of the data set's.
-        augmentation: the random treatments, in the order in which they are applied, except that
-            those of the network's input come last; at most one ``RandomCrop`` and one ``Mixing``.
+        augmentation: the random treatments in their order, except that those of the network's
+            input come last; at most one ``RandomCrop`` and one ``Mixing``.
         seed: of the order and the augmentation.
         placement: device, dtype and memory format of the images.
-        num_workers: processes that decode image files, kept as long as the loader; 0 decodes in
-            this one. Images in memory need none.
+        num_workers: processes of the loader that read images not in memory; 0 reads in this one.
         stats: the channel statistics that ``preprocess`` normalises with, if known.
 
     Raises:
@@ -114,12 +113,12 @@ class BatchLoader:
         """Sets the epoch of the next pass, counted from 0."""
         self._state.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         epoch = self.epoch
         yield from self.batches(epoch)
         self.set_epoch(epoch + 1)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, without reading those before it.
 
         They do not depend on earlier passes, and do not change the epoch of the next pass.
@@ -132,9 +131,7 @@ class BatchLoader:
         for images, labels in self._batches(self.epoch, 0, whole):
             yield self.preprocess.views(images, number), labels
 
-    def _batches(
-        self, epoch: int, start: int, preprocess: Preprocess
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int, start: int, preprocess: Preprocess) -> Iterator[Batch]:
         generator = generator_for(self.seed, epoch)
         count = len(self.dataset)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -145,19 +142,16 @@ class BatchLoader:
             # An image is mixed with the next one of the epoch, which may be in the next batch.
             positions = [torch.cat([batch, (batch[-1:] + 1) % count]) for batch in positions]
         raw_batches = self._raw_batches([(order[batch], seeds[batch]) for batch in positions])
-        device = self.placement.device
         for batch, (raw, labels) in zip(positions, raw_batches, strict=True):
-            yield self._batch(
-                [image.to(device, non_blocking=True) for image in raw],
-                labels.to(device, non_blocking=True),
-                [drawn[batch] for drawn in draws],
-                preprocess,
-            )
+            yield self._batch(raw, labels, [drawn[batch] for drawn in draws], preprocess)
 
     def _batch(
         self, raw: list[Tensor], labels: Tensor, draws: list[Tensor], preprocess: Preprocess
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Batch:
         """The treatment of one batch; ``raw`` is one tensor, or one for each image."""
+        placement = self.placement
+        raw = [image.to(placement.device, non_blocking=True) for image in raw]
+        labels = labels.to(placement.device, non_blocking=True)
         if len(raw) > 1 or not preprocess.only_enlarges(*raw[0].shape[-2:]):
             raw = [preprocess.resized(image) for image in raw]
         images = raw[0] if len(raw) == 1 else torch.stack([*map(to_unit, raw)])
@@ -166,6 +160,10 @@ class BatchLoader:
             if isinstance(augmentation, RandomCrop):
                 corners = augmentation.corners(drawn, preprocess.margin)
             elif isinstance(augmentation, Mixing):
+                if not isinstance(self.dataset, ImageTensors):
+                    # Other batches may have images of other sizes, and the rounding of a rectangle
+                    # must not depend on the batch.
+                    images = preprocess.resized(images)
                 images, kept = augmentation.mix(images, drawn[:-1])
                 weights = F.one_hot(labels, len(self.dataset.classes)).float()
                 labels = torch.lerp(weights[1:], weights[:-1], kept.to(weights.device)[:, None])
@@ -174,16 +172,13 @@ class BatchLoader:
                     images = preprocess.resized(images)
                 images = augmentation.apply(images, drawn[: len(images)])
         corners = None if corners is None else corners[: len(images)]
-        placement = self.placement
         inputs = preprocess.network_input(images, placement.dtype, placement.memory_format, corners)
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, Augmentation) and augmentation.on == "input":
                 inputs = augmentation.apply(inputs, drawn[: len(inputs)])
         return inputs, labels
 
-    def _raw_batches(
-        self, batches: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _raw_batches(self, batches: list[Batch]) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Images before augmentation, uint8 or floating from 0 to 1, and their labels."""
         if isinstance(self.dataset, ImageTensors):
             for indices, _ in batches:
@@ -194,15 +189,15 @@ class BatchLoader:
         reader, self._state.reader = self._state.reader, None
         if reader is None:
             reader = DataLoader(
-                _Shrunk(self.dataset, self.preprocess),
-                batch_sampler=[],
+                _Batches(self.dataset, self.preprocess),
+                batch_size=None,
+                sampler=[],
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
                 pin_memory=self.placement.device.type == "cuda",
-                collate_fn=_collate,
                 generator=torch.Generator(),  # so that nothing is drawn from the global one
             )
-        sampler: Any = reader.batch_sampler
+        sampler: Any = reader.sampler
         sampler[:] = [[*zip(i.tolist(), seeds.tolist(), strict=True)] for i, seeds in batches]
         try:
             yield from reader
@@ -211,25 +206,22 @@ class BatchLoader:
 
 
 @dataclass(frozen=True, eq=False)
-class _Shrunk(Dataset[tuple[Tensor, int]]):
-    """The images of a set, resized if that makes them smaller, by (index, seed)."""
+class _Batches(Dataset[tuple[list[Tensor], Tensor]]):
+    """Batches of a set by (index, seed), with images resized if that makes them smaller."""
 
     dataset: ImageSet
     preprocess: Preprocess
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        index, seed = item
-        user_code = isinstance(self.dataset, WrappedDataset)  # which may be random
-        with _global_generators(seed) if user_code else nullcontext():
-            image, label = self.dataset[index]
-        return self.preprocess.shrunk(image), label
-
-
-def _collate(items: list[tuple[Tensor, int]]) -> tuple[list[Tensor], Tensor]:
-    images = [image for image, _ in items]
-    alike = len({(image.shape, image.dtype) for image in images}) == 1
-    labels = torch.tensor([label for _, label in items])
-    return [torch.stack(images)] if alike else images, labels
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
+        images, labels = [], []
+        for index, seed in batch:
+            user_code = isinstance(self.dataset, WrappedDataset)  # which may be random
+            with _global_generators(seed) if user_code else nullcontext():
+                image, label = self.dataset[index]
+            images.append(self.preprocess.shrunk(image))
+            labels.append(label)
+        alike = len({(image.shape, image.dtype) for image in images}) == 1
+        return [torch.stack(images)] if alike else images, torch.tensor(labels)
 
 
 @contextmanager
@@ -287,17 +279,13 @@ class Loaders(NamedTuple):
         Raises:
             ValueError: there is no such device on this machine.
         """
-        old = self.train.placement
-        placement = Placement(
-            resolve_device(device), dtype or old.dtype, memory_format or old.memory_format
-        )
-        train, validation, test = (
-            part
-            and replace(part, dataset=_moved(part.dataset, placement.device), placement=placement)
-            for part in self
-        )
-        assert train is not None
-        return Loaders(train, validation, test)
+        device, old = resolve_device(device), self.train.placement
+        placement = Placement(device, dtype or old.dtype, memory_format or old.memory_format)
+
+        def moved(part: BatchLoader) -> BatchLoader:
+            return replace(part, dataset=_moved(part.dataset, device), placement=placement)
+
+        return Loaders(moved(self.train), *(part and moved(part) for part in self[1:]))
 
 
 def _moved(data: ImageSet, device: torch.device) -> ImageSet:
@@ -319,26 +307,18 @@ def assemble_loaders(
     parts: Parts,
     choose_treatment: Callable[[Callable[[], PixelStatistics]], Treatment],
     *,
-    train_images: int | None,
-    validation_fraction: float,
-    test_fraction: float = 0.2,
     batch_size: int,
     seed: int,
     num_workers: int,
     placement: Placement,
+    **sizes: Any,
 ) -> Loaders:
     """Split, statistics, treatment and loaders, for all callers.
 
     ``choose_treatment`` is called once, with a function that measures the training images on its
-    first call. The other arguments are those of ``build_loaders``.
+    first call. The other arguments are those of ``build_loaders``; ``sizes`` those of ``split``.
     """
-    parts = split(
-        parts,
-        train_images=train_images,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-    )
+    parts = split(parts, seed=seed, **sizes)
 
     @functools.cache
     def measure() -> PixelStatistics:
@@ -358,10 +338,11 @@ def assemble_loaders(
         num_workers=num_workers,
         stats=treatment.stats,
     )
-    evaluation = replace(train, shuffle=False, augmentation=())
     validation, test = (
-        None if data is None else replace(evaluation, dataset=_moved(data, placement.device))
-        for data in (parts.validation, parts.test)
+        None
+        if data is None
+        else replace(train, dataset=_moved(data, placement.device), shuffle=False, augmentation=())
+        for data in parts[1:]
     )
     return Loaders(train, validation, test)
 
@@ -389,7 +370,8 @@ def build_loaders(
     class, or only the folders of the classes, which are then split. ``val/`` is the test set,
     unless there is also a ``test/``. A data set is map-style and yields (image, label): PIL images,
     arrays ``(H, W, 3)`` or tensors ``(3, H, W)``, uint8 or floating from 0 to 1, and integers from
-    0. The small images of a torchvision data set without a transform are decoded once.
+    0. Small images of one size, in a folder or in a torchvision data set without a transform, are
+    decoded once and kept in memory.
 
     Args:
         data: ``"shapes"``, the built-in synthetic images; ``"cifar10"``, in the folder ``data``,
@@ -397,26 +379,18 @@ def build_loaders(
             a data set of training images; or a pair of data sets, training and test images.
         batch_size: images in a batch, at least 1.
         image_size: side of the network's input, in pixels.
-        resize: side of the images before the crop of ``image_size``, in pixels; None is
-            ``image_size``.
-        image_fit: how an image becomes square: ``"crop"`` scales the shorter side and crops the
-            centre, ``"squash"`` scales both sides.
-        stats: channel statistics for the normalisation: ``"pixel"`` measures mean and standard
-            deviation over all pixels of the training part, ``"per_image"`` its mean and the mean
-            of the per-image standard deviations; both read every image once. Or a
-            ``ChannelStats``.
+        resize: side of the images before the crop, in pixels; None is ``image_size``.
+        image_fit: ``"crop"`` scales the shorter side and crops, ``"squash"`` scales both sides.
+        stats: a ``ChannelStats`` for the normalisation, or ``"pixel"`` or ``"per_image"`` to
+            measure the training images, as ``compute_channel_stats`` does.
         augmentation: random treatments of the training images, one or several, or None.
-        validation_fraction: fraction of the training images for validation, if there is no
-            validation part, from 0 (none) to below 1; stratified, drawn by ``seed``.
-        test_fraction: fraction of all images for testing, if there is no test part, from 0 (none)
-            to below 1; stratified, drawn by ``seed``.
-        train_images: number of training images to use (with the validation part), stratified,
-            drawn by ``seed``; None uses all.
-        classes: names of the classes of a data set; None takes its ``classes``, or the numbers of
-            the labels.
+        validation_fraction: fraction of the training images for a missing validation part, from 0
+            to below 1; stratified, as are the test part and ``train_images``.
+        test_fraction: fraction of all images for a missing test part, from 0 to below 1.
+        train_images: number of training images to use, with those for validation; None uses all.
+        classes: names of the classes of a data set; None takes its ``classes``, or their numbers.
         device: of the batches.
-        num_workers: processes that decode image files, or read the data set; 0 reads in this one.
-            Small images of one size are kept in memory and need none.
+        num_workers: processes that read images that are not in memory; 0 reads in this one.
         seed: of the parts, the order and the augmentation.
 
     Returns:
@@ -435,30 +409,21 @@ def build_loaders(
         >>> images, labels = next(iter(loaders.train))
         >>> images.shape, loaders.classes[:3]
         (torch.Size([64, 3, 67, 67]), ('bar', 'bowtie', 'circle'))
-
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> data = TensorDataset(torch.rand(40, 3, 8, 8), torch.arange(40) % 4)
-        >>> loaders = build_loaders(data, image_size=67, batch_size=16)
-        >>> [len(labels) for images, labels in loaders.train]
-        [16, 13]
     """
     preprocess = Preprocess(image_size if resize is None else resize, image_size, image_fit)
     if not isinstance(stats, ChannelStats) and stats not in get_args(StatsKind):
         raise ValueError(f"stats is {stats!r}; expected a ChannelStats, 'pixel' or 'per_image'")
-    if augmentation is None:
-        augmentation = ()
-    elif not isinstance(augmentation, Sequence):
-        augmentation = (augmentation,)
+    if not isinstance(augmentation, Sequence):
+        augmentation = () if augmentation is None else (augmentation,)
 
     def choose_treatment(measure: Callable[[], PixelStatistics]) -> Treatment:
-        channels = stats if isinstance(stats, ChannelStats) else measure().channel_stats(stats)
-        if min(channels.std) <= 0:
+        values = stats if isinstance(stats, ChannelStats) else measure().channel_stats(stats)
+        if min(values.std) <= 0:
             raise ValueError(
-                f"stats has the standard deviations {channels.std}; expected all above 0"
+                f"stats has the standard deviations {values.std}; expected all above 0"
             )
-        normalised = replace(preprocess, mean=channels.mean, std=channels.std)
-        return Treatment(normalised, tuple(augmentation), channels)
+        normalised = replace(preprocess, mean=values.mean, std=values.std)
+        return Treatment(normalised, tuple(augmentation), values)
 
     return assemble_loaders(
         open_parts(data, classes=classes),

@@ -16,18 +16,15 @@ from alexnet_lib.data.images import ImageLike, image_to_tensor, to_unit
 from alexnet_lib.kernels import cpu
 
 ImageFit = Literal["crop", "squash"]
-
-# Numbers of views of an image over which an evaluation can average.
-VIEWS = (1, 2, 10)
+VIEWS = (1, 2, 10)  # numbers of views of an image, over which an evaluation can average
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """The way from an image to the network's input, in training, in testing and for one photo.
 
-    Resize, centre crop, then ``(scale * image - mean) / std`` with image values from 0 to 1. The
-    resize is bilinear with antialiasing, torchvision's default; an 8-bit image that becomes smaller
-    is rounded to 8 bits again, as in torchvision and Pillow.
+    Resize, centre crop, then ``(scale * image - mean) / std`` with image values from 0 to 1. As in
+    torchvision, the resize is bilinear with antialiasing, and 8-bit images that shrink are rounded.
 
     Args:
         resize: side of the resized square image, in pixels; at least ``image_size - edge``.
@@ -68,10 +65,8 @@ class Preprocess:
                 f"edge is {self.edge}; expected less than image_size, {self.image_size}"
             )
         if self.resize < self.crop_size:
-            raise ValueError(
-                f"resize is {self.resize}; expected at least {self.crop_size}, what the network "
-                "sees"
-            )
+            expected = f"at least {self.crop_size}, what the network sees"
+            raise ValueError(f"resize is {self.resize}; expected {expected}")
         check_choice("image_fit", self.image_fit, get_args(ImageFit))
         check_number("scale", self.scale, ABOVE_ZERO)
         for name in ("mean", "std"):
@@ -95,13 +90,11 @@ class Preprocess:
         """The network's input for one image, or for a batch of images of one size.
 
         Args:
-            image: a PIL image; an array ``(H, W, 3)`` or ``(N, H, W, 3)``; or a tensor
-                ``(3, H, W)`` or ``(N, 3, H, W)``. Arrays and tensors are uint8 from 0 to 255, or
-                floating from 0 to 1.
+            image: a PIL image; an array ``(H, W, 3)`` or ``(N, H, W, 3)`` or a tensor ``(3, H, W)``
+                or ``(N, 3, H, W)``, uint8 from 0 to 255, or floating from 0 to 1.
 
         Returns:
-            float32 ``(3, image_size, image_size)``, or ``(N, 3, image_size, image_size)`` for a
-            batch, on the image's device.
+            float32 ``(3, image_size, image_size)``, or a batch of them, on the image's device.
 
         Raises:
             ValueError: a wrong rank, channel count, dtype or range.
@@ -126,12 +119,8 @@ class Preprocess:
             corners: row and column of the upper left corner of each crop in the resized images of
                 a batch, from 0 to ``margin``; None is the centre.
 
-        Returns:
-            ``(3, image_size, image_size)``, or a batch of them, on the device of ``images``.
-
         Raises:
-            ValueError: a wrong rank or channel count, images without pixels, or corners outside of
-                their range.
+            ValueError: a wrong rank or channel count, no pixels, or corners out of their range.
         """
         if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in images.shape[-2:]:
             raise ValueError(
@@ -147,11 +136,10 @@ class Preprocess:
         batch = images if images.ndim == 4 else images[None]
         if not self.only_enlarges(*batch.shape[-2:]):
             batch = self.resized(batch)
+        center = torch.full((len(batch), 2), self.margin // 2, device=batch.device)
         result = cpu.enlarge(
             batch,
-            batch.new_full((len(batch), 2), self.margin // 2, dtype=torch.int64)
-            if corners is None
-            else corners,
+            center if corners is None else corners,
             resize=self.resize,
             crop=self.crop_size,
             size=self.image_size,
@@ -179,8 +167,7 @@ class Preprocess:
 
         Args:
             images: normalised, of ``resize`` x ``resize`` pixels.
-            number: 1, the centre; 2, the centre and its mirror image; 10, the four corners and the
-                centre, each also mirrored.
+            number: 1, the centre; 2, also its mirror image; 10, also the four corners and theirs.
 
         Yields:
             One view of all images at a time.
@@ -209,30 +196,20 @@ class Preprocess:
         """The crops of images of ``resize`` x ``resize`` pixels."""
         if corners is None:
             return _center_crop(images, self.crop_size)
-        index, channel, offset = (
-            torch.arange(count, device=images.device)
-            for count in (*images.shape[:2], self.crop_size)
-        )
-        rows, columns = (corners.to(images.device)[:, :, None] + offset).unbind(1)
-        return images[
-            index[:, None, None, None],
-            channel[:, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
+        crops = images.unfold(2, self.crop_size, 1).unfold(3, self.crop_size, 1)
+        top, left = corners.to(images.device).T
+        return crops[torch.arange(len(images), device=images.device), :, top, left]
 
     def shrunk(self, image: Shaped[Tensor, "3 h w"]) -> Shaped[Tensor, "3 h2 w2"]:
         """The image, resized unless the resize makes it larger."""
         shorter, longer = sorted(image.shape[-2:])
-        cropped = self.image_fit == "crop"
-        enlarged = shorter < self.resize if cropped else longer <= self.resize
+        enlarged = shorter < self.resize if self.image_fit == "crop" else longer <= self.resize
         return image if enlarged else self.resized(image)
 
     def resized(self, images: Shaped[Tensor, "*batch 3 h w"]) -> Shaped[Tensor, "*batch 3 r r"]:
         """Images, uint8 or floating, of ``resize`` x ``resize`` pixels.
 
-        They are float32 if images were scaled, or uint8 if 8-bit images became smaller; images
-        that are only cropped keep their dtype.
+        Scaled images are float32, or uint8 if 8-bit images shrink; others keep their dtype.
         """
         height, width = images.shape[-2:]
         size = [self.resize, self.resize]

@@ -15,6 +15,8 @@ import torch
 from alexnet_lib.data.images import ImageTensors
 
 _Floats = npt.NDArray[Any]  # float32
+_Bytes = npt.NDArray[np.uint8]
+_Labels = npt.NDArray[np.int64]
 
 
 def _box(x: _Floats, y: _Floats, half_width: float, half_height: float) -> Any:
@@ -51,19 +53,14 @@ _FIGURES: dict[str, Callable[[_Floats, _Floats], _Floats]] = {
 SHAPES_CLASSES: tuple[str, ...] = tuple(_FIGURES)
 SHAPES_TRAIN_IMAGES = 6_000
 SHAPES_TEST_IMAGES = 2_000
-
-# Bounds the working memory: 256 images of 32 x 32 make an array of 3 MB in float32.
-_BLOCK = 256
+_BLOCK = 256  # images at a time, to bound the working memory: 3 MB in float32 for 32 x 32 pixels
 
 
-def draw_shapes(
-    count: int, seed: int, *, size: int = 32
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """``count`` images of one figure each, and their labels.
+def draw_shapes(count: int, seed: int, *, size: int = 32) -> tuple[_Bytes, _Labels]:
+    """``count`` images of one figure each, and their labels, determined by the arguments.
 
     Images are uint8 ``(count, size, size, 3)``, labels int64 ``(count,)``, indices of
-    ``SHAPES_CLASSES`` in random order, whose counts differ by at most one. The same arguments give
-    the same arrays.
+    ``SHAPES_CLASSES`` in random order, whose counts differ by at most one.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count, dtype=np.int64) % len(SHAPES_CLASSES))
@@ -74,9 +71,7 @@ def draw_shapes(
     return images, labels
 
 
-def _draw_block(
-    labels: npt.NDArray[np.int64], rng: np.random.Generator, size: int
-) -> npt.NDArray[np.uint8]:
+def _draw_block(labels: _Labels, rng: np.random.Generator, size: int) -> _Bytes:
     def uniform(low: float, high: float, channels: int = 1) -> _Floats:
         return rng.uniform(low, high, (len(labels), 1, 1, channels)).astype(np.float32)
 

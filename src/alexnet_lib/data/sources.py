@@ -1,11 +1,11 @@
-"""Data as people name it, opened and split: folders of images, CIFAR-10, the shapes, data sets."""
+"""Image folders, CIFAR-10, the shapes and users' data sets: opened, and split into parts."""
 
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,21 +24,17 @@ from alexnet_lib.data.images import (
 from alexnet_lib.data.shapes import shapes
 from alexnet_lib.devices import generator_for
 
-# Images up to this side, in pixels, all of one size, are kept decoded in memory.
+# Images of one size, with sides up to this number of pixels, are decoded once and kept in memory.
 SMALL_IMAGE = 96
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-# What file managers and archivers leave behind.
-_LITTER = frozenset({".DS_Store", "Thumbs.db", ".ipynb_checkpoints", "__MACOSX", "desktop.ini"})
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Files of file managers and archivers.
+_LITTER = (".DS_Store", "Thumbs.db", ".ipynb_checkpoints", "__MACOSX", "desktop.ini")
 _VALIDATION_NAMES = ("val", "valid", "validation")
-
-_T = TypeVar("_T")
 
 
 class Parts(NamedTuple):
-    """The three parts of a data set; ``validation`` or ``test`` is None where there is none."""
+    """The three parts of a data set; ``validation`` or ``test`` is None if it does not exist."""
 
     train: ImageSet
     validation: ImageSet | None
@@ -50,28 +46,28 @@ Data = str | os.PathLike[str] | Dataset[Any] | tuple[Dataset[Any], Dataset[Any] 
 
 
 def open_parts(data: Data, *, classes: Iterable[str] | None = None) -> Parts:
-    """The images that ``data`` names, as ``build_loaders`` says, with its errors."""
+    """The images of ``data``; arguments and errors are those of ``build_loaders``."""
     # Loads torchvision, which the network and the shapes do without.
     from alexnet_lib.data.cifar10 import cifar10, is_cifar10
 
     if not isinstance(data, str | os.PathLike | Parts):
         train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
         train_set = wrap_dataset(train, classes)
-        return Parts(
-            train_set, None, None if test is None else wrap_dataset(test, train_set.classes)
-        )
+        test_set = None if test is None else wrap_dataset(test, train_set.classes)
+        return Parts(train_set, None, test_set)
     if classes is not None:
         raise ValueError(f"classes is given, but data is {data!r}; expected a data set as data")
     if isinstance(data, Parts):
         return data
     if data == "shapes":
-        train_set, test_set = shapes()
+        train, test = shapes()
+    elif data == "cifar10":
+        train, test = cifar10("data")
     elif is_cifar10(data):
-        named = data == "cifar10"
-        train_set, test_set = cifar10("data" if named else data, download=named)
+        train, test = cifar10(data, download=False)
     else:
         return image_folder(data)
-    return Parts(train_set, None, test_set)
+    return Parts(train, None, test)
 
 
 def split(
@@ -79,15 +75,12 @@ def split(
     *,
     train_images: int | None,
     validation_fraction: float,
-    test_fraction: float,
+    test_fraction: float = 0.2,
     seed: int,
 ) -> Parts:
-    """The parts, with the missing ones drawn from the training images: stratified, by ``seed``.
+    """The parts; missing ones are drawn from the training images, stratified.
 
-    The arguments are those of ``build_loaders``.
-
-    Raises:
-        ValueError: an argument is out of its range, or no images are left to train on.
+    Arguments and errors are those of ``build_loaders``.
     """
     check_number("validation_fraction", validation_fraction, FRACTION)
     check_number("test_fraction", test_fraction, FRACTION)
@@ -103,7 +96,7 @@ def split(
                 f"{len(train):,}, the training images there are"
             )
         _, train = _split_off(train, train_images, generator)
-    if validation is None and validation_fraction:
+    if validation is None and validation_fraction and len(train):
         train, validation = _split_off(train, round(validation_fraction * len(train)), generator)
     if not len(train):
         raise ValueError(
@@ -114,13 +107,12 @@ def split(
 
 
 def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
-    """The rest, and ``count`` images drawn in the classes' proportions; both in their old order."""
+    """The rest, and ``count`` images drawn in the classes' proportions, both in their old order."""
     sizes = torch.bincount(data.labels, minlength=len(data.classes))
-    # Largest remainders, so that the classes' counts add up to `count` exactly; in integers and
-    # stably sorted, so that they are the same on every machine.
+    # Largest remainders, so that the classes' counts add up to `count`; in integers and with a
+    # stable sort, so that they are the same on every machine.
     counts = sizes * count // len(data)
-    remainders = sizes * count % len(data)
-    largest = remainders.argsort(descending=True, stable=True)
+    largest = (sizes * count % len(data)).argsort(descending=True, stable=True)
     counts[largest[: count - int(counts.sum())]] += 1
     order = torch.randperm(len(data), generator=generator)
     order = order[data.labels[order].argsort(stable=True)]
@@ -131,77 +123,57 @@ def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[
 
 
 def image_folder(root: str | os.PathLike[str]) -> Parts:
-    """The images of a folder, as ``build_loaders`` reads it.
+    """The images of a folder; errors are those of ``build_loaders``.
 
-    Beside a ``test/``, ``val/`` is the validation part; without one, it is the test part, as with
-    ImageNet. What file managers leave (``.DS_Store``, ``Thumbs.db``, ``__MACOSX`` ...) is ignored.
-
-    Raises:
-        FileNotFoundError: ``root`` does not exist.
-        ValueError: there are no images, fewer than two classes, classes in one part only, or
-            files that are not images; the message names them.
+    With a ``test/``, ``val/`` is the validation part; without, it is the test part, as for
+    ImageNet. Files of file managers (``.DS_Store``, ``Thumbs.db``, ``__MACOSX`` ...) are ignored.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    train = folder / "train"
-    if not train.is_dir():
+    if not (folder / "train").is_dir():
         return Parts(_class_folders(folder), None, None)
-    test: Path | None = folder / "test"
-    validation = next((folder / n for n in _VALIDATION_NAMES if (folder / n).is_dir()), None)
-    if not (folder / "test").is_dir():
-        test, validation = validation, None
-    train_set = _class_folders(train)
-    validation_set, test_set = (
-        None if part is None else _class_folders(part, train_set.classes)
-        for part in (validation, test)
-    )
-    return Parts(train_set, validation_set, test_set)
+    train = _class_folders(folder / "train")
+    validation = [name for name in _VALIDATION_NAMES if (folder / name).is_dir()][:1]
+    test = ["test"] if (folder / "test").is_dir() else []
+    parts = [_class_folders(folder / name, train.classes) for name in validation + test]
+    return Parts(train, parts[0] if len(parts) == 2 else None, parts[-1] if parts else None)
 
 
 def _class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """The images of a folder of class folders; ``classes`` where the training set has set them."""
-    names = sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_litter(entry)
-    )
+    """The images of a folder of class folders; ``classes`` are those of the training set."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_litter(path))
     classes = classes or tuple(names)
     if unknown := sorted(set(names) - set(classes)):
         raise ValueError(f"{folder} has the folders {unknown}, which are no training classes")
-    files: list[Path] = []
-    labels: list[int] = []
-    strange: list[Path] = []
-    empty: list[str] = []
-    for label, name in enumerate(classes):
-        inside = [
-            file
-            for file in sorted((folder / name).rglob("*"))
-            if file.is_file()
-            and not any(map(_is_litter, (file, *file.relative_to(folder).parents)))
-        ]
-        images = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
-        strange += [file for file in inside if file.suffix.lower() not in IMAGE_SUFFIXES]
-        if not images:
-            empty.append(name)
-        files += images
-        labels += [label] * len(images)
+    labelled = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((folder / name).rglob("*"))
+        if file.is_file() and not any(map(_is_litter, (file, *file.relative_to(folder).parents)))
+    ]
+    others = [file for file, _ in labelled if file.suffix.lower() not in IMAGE_SUFFIXES]
+    images = [pair for pair in labelled if pair[0].suffix.lower() in IMAGE_SUFFIXES]
+    files, labels = [file for file, _ in images], [label for _, label in images]
+    empty = [classes[label] for label in sorted({*range(len(classes))} - {*labels})]
     if not files:
         raise ValueError(f"{folder} has no images in class folders; expected CLASS/IMAGE.jpg")
     if len(classes) < 2:
         raise ValueError(f"{folder} has one class, {classes[0]!r}; expected at least two")
     if empty:
         raise ValueError(f"{folder} has no images for the classes {empty}")
-    if strange:
+    if others:
         warnings.warn(
-            f"{len(strange)} files in {folder} are ignored, because their names do not end like "
-            f"those of images; {strange[0]} is the first",
+            f"{len(others)} files in {folder} are ignored, because their names do not end like "
+            f"those of images; {others[0]} is the first",
             stacklevel=3,
         )
     source = ImageFiles(tuple(files), torch.tensor(labels), classes)
-    sizes = _each_file(_image_size, source.files, folder)
+    sizes = _read_all(_image_size, files, folder)
     if len(set(sizes)) > 1 or max(sizes[0]) > SMALL_IMAGE:
         return source
-    pixels = _each_file(read_image, source.files, folder)
-    if len({image.shape for image in pixels}) > 1:  # EXIF has turned some of them
+    pixels = _read_all(read_image, files, folder)
+    if len({image.shape for image in pixels}) > 1:  # EXIF has rotated some of them
         return source
     return ImageTensors(torch.stack(pixels), source.labels, classes)
 
@@ -211,13 +183,13 @@ def _is_litter(path: Path) -> bool:
 
 
 def _image_size(file: Path) -> tuple[int, int]:
-    """Width and height, from the file's head alone."""
+    """Width and height, from the file's header."""
     with open_image(file) as image:
         return image.size
 
 
-def _each_file(read: Callable[[Path], _T], files: Sequence[Path], folder: Path) -> list[_T]:
-    """``read`` of each file; all that cannot be read are named in one error."""
+def _read_all(read: Callable[[Path], Any], files: Sequence[Path], folder: Path) -> list[Any]:
+    """``read`` of each file; one error names all files that cannot be read."""
     results, problems = [], []
     for file in tqdm(files, f"reading {folder}", disable=None, leave=False):
         try:
@@ -231,14 +203,10 @@ def _each_file(read: Callable[[Path], _T], files: Sequence[Path], folder: Path) 
 
 
 def wrap_dataset(dataset: Dataset[Any], classes: Iterable[str] | None = None) -> ImageSet:
-    """Any map-style data set of (image, label), as the loaders need it.
+    """A user's map-style data set of (image, label); errors are those of ``build_loaders``.
 
-    A torchvision data set without a transform, whose images are small and of one size, is decoded
-    once. Any other is read anew in each epoch, since what it yields may be random.
-
-    Raises:
-        TypeError: the data set has no length, an item is not a pair, or a label not an integer.
-        ValueError: it is empty, or a label has no class.
+    The images of a torchvision data set without a transform are decoded once, if they are small and
+    of one size. Other items are read in each epoch, because they may be random.
     """
     indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
     if not indexed or not hasattr(dataset, "__len__"):
@@ -248,44 +216,39 @@ def wrap_dataset(dataset: Dataset[Any], classes: Iterable[str] | None = None) ->
         )
     if not len(dataset):
         raise ValueError("data is an empty data set; expected at least one image")
-    labels = torch.tensor(_labels_of(dataset))
-    given = getattr(dataset, "classes", None) if classes is None else classes
-    names = tuple(map(str, range(int(labels.max()) + 1) if given is None else given))
+    labels = torch.tensor([_checked_label(*pair) for pair in enumerate(_labels(dataset))])
+    names = getattr(dataset, "classes", None) if classes is None else classes
+    names = tuple(map(str, range(int(labels.max()) + 1) if names is None else names))
     wrapped = WrappedDataset(dataset, torch.arange(len(labels)), labels, names)
     if getattr(dataset, "transforms", dataset) is not None:
         return wrapped
     images: list[Tensor] = []
-    bar = tqdm(range(len(wrapped)), "reading", disable=None, leave=False)
-    for i in bar:
+    for i in tqdm(range(len(wrapped)), "reading", disable=None, leave=False):
         image, _ = wrapped[i]
-        if image.dtype != torch.uint8 or max(image.shape) > SMALL_IMAGE:
-            return wrapped
-        if images and image.shape != images[0].shape:
+        same_shape = not images or image.shape == images[0].shape
+        if image.dtype != torch.uint8 or max(image.shape) > SMALL_IMAGE or not same_shape:
             return wrapped
         images.append(image)
     return ImageTensors(torch.stack(images), labels, names)
 
 
-def _labels_of(dataset: Any) -> list[int]:
+def _labels(dataset: Any) -> Iterator[Any]:
     targets = getattr(dataset, "targets", None)
-    # torchvision's targets are what they were before a target_transform.
-    untouched = getattr(dataset, "target_transform", None) is None
-    if targets is not None and len(targets) == len(dataset) and untouched:
-        targets = targets.tolist() if hasattr(targets, "tolist") else targets
-        return [_label(target, i) for i, target in enumerate(targets)]
-    labels = []
-    bar = tqdm(range(len(dataset)), "labels", disable=None, leave=False)
-    for i in bar:
+    # torchvision's targets do not include a target_transform.
+    untransformed = getattr(dataset, "target_transform", None) is None
+    if targets is not None and len(targets) == len(dataset) and untransformed:
+        yield from targets.tolist() if hasattr(targets, "tolist") else targets
+        return
+    for i in tqdm(range(len(dataset)), "labels", disable=None, leave=False):
         item = dataset[i]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise TypeError(
                 f"item {i} of data is a {type(item).__name__}; expected a pair (image, label)"
             )
-        labels.append(_label(item[1], i))
-    return labels
+        yield item[1]
 
 
-def _label(value: Any, index: int) -> int:
+def _checked_label(index: int, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:

@@ -16,17 +16,12 @@ from alexnet_lib.data.images import ImageTensors, image_to_tensor
 Images = np.ndarray | Tensor | Dataset[Any] | DataLoader[Any]
 StatsKind = Literal["pixel", "per_image"]
 Triple = tuple[float, float, float]
-
-# Images of a tensor or an array are summed this many at a time, to bound the float64 copies.
-_BLOCK = 256
+_BLOCK = 256  # images of an array or a tensor at a time, to bound the float64 copies
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Mean and standard deviation of the red, green and blue channel of ``count`` images.
-
-    They are for values from 0 to 1.
-    """
+    """Mean and standard deviation of red, green and blue in ``count`` images, from 0 to 1."""
 
     mean: Triple
     std: Triple
@@ -51,8 +46,7 @@ class ColorComponents:
     """Principal components of the pixel colours of ``count`` images, the largest first.
 
     ``directions[i]`` is the i-th unit vector (red, green, blue) and ``std[i]`` the standard
-    deviation of the pixels along it, for values from 0 to 1: the square root of the covariance's
-    eigenvalue.
+    deviation of the pixels along it (the root of the eigenvalue), for values from 0 to 1.
     """
 
     std: Triple
@@ -73,8 +67,8 @@ def compute_channel_stats(
     Args:
         images: an array ``(N, H, W, 3)`` or ``(H, W, 3)``; a tensor ``(N, 3, H, W)``; or a
             ``Dataset`` or ``DataLoader`` that yields such images, or PIL images, alone or as the
-            first of a pair (image, label). uint8 from 0 to 255, or floating from 0 to 1. In
-            ``mean`` and ``std="pixel"``, an image has the weight of its number of pixels.
+            first of a pair (image, label). uint8 from 0 to 255, or floating from 0 to 1. Except
+            in ``std="per_image"``, an image has the weight of its number of pixels.
         std: ``"pixel"`` or ``"per_image"``.
         progress: show a bar in a terminal, if the images come one by one.
 
@@ -185,9 +179,9 @@ def measure_pixels(images: Images, *, progress: bool = True) -> PixelStatistics:
         raise ValueError("images is empty; expected at least one image")
     covariance = products / pixels
     return PixelStatistics(
-        mean=_triple(mean),
-        std=_triple(covariance.diag().sqrt()),
-        per_image_std=_triple(deviations / count) if smallest > 1 else None,
+        mean=tuple(mean.tolist()),
+        std=tuple(covariance.diag().sqrt().tolist()),
+        per_image_std=tuple((deviations / count).tolist()) if smallest > 1 else None,
         color_components=_color_components(covariance, count),
         count=count,
     )
@@ -200,13 +194,8 @@ def _color_components(covariance: Tensor, count: int) -> ColorComponents:
     directions = directions * largest.sign()
     # Rounding can leave the eigenvalue of a flat direction a little below 0.
     std = eigenvalues.flip(0).clamp(min=0).sqrt()
-    first, second, third = map(_triple, directions)
-    return ColorComponents(_triple(std), (first, second, third), count)
-
-
-def _triple(values: Tensor) -> Triple:
-    red, green, blue = values.tolist()
-    return red, green, blue
+    first, second, third = map(tuple, directions.tolist())
+    return ColorComponents(tuple(std.tolist()), (first, second, third), count)
 
 
 def _blocks(images: Any, *, progress: bool) -> Iterator[Tensor]:
