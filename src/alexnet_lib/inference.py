@@ -58,9 +58,6 @@ def predict(
         preprocess: treatment of an image, not used for a loader; None is ``model.preprocess``.
         classes: names of the classes; None is ``model.classes``, else their numbers.
 
-    Returns:
-        A ``Prediction`` for each image, in order.
-
     Raises:
         ValueError: no ``preprocess`` is known; an image cannot be read (it is named) or is out of
             its range; the number of class names is wrong.

@@ -517,7 +517,7 @@ CONV, FLATTEN, CLASSES = Conv("conv", 4, kernel=3), Flatten("flatten"), Linear("
         ),
         (
             (CONV, FLATTEN, MaxPool("pool"), CLASSES),
-            "has ['pool'] after its Flatten; only Linear, ReLU and Dropout can stand there",
+            "has ['pool'] after its Flatten; only Linear, ReLU and Dropout can be there",
         ),
         *(
             (layers, "must end with its only Linear(name, None), the layer of the classes")

@@ -141,8 +141,8 @@ def diagnose(
 ) -> Diagnosis:
     """Looks at one training step of a recipe, tries it on one batch, and says what looks wrong.
 
-    The batch is the training images' first, without augmentation. The try is the recipe's own
-    training, schedule included, on that batch alone: what can learn brings its loss down fast.
+    The batch is the first of the training images, without augmentation. The try is the recipe's
+    training, schedule included, on that batch alone: a healthy recipe lowers its loss quickly.
 
     Args:
         data: as in ``fit``.
@@ -152,9 +152,6 @@ def diagnose(
         steps: of the try, at least 1.
         seed: as in ``fit``.
         options: device and precision.
-
-    Returns:
-        The measurements and the findings.
 
     Raises:
         ValueError: an argument is out of its range.

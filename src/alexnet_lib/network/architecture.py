@@ -12,11 +12,11 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from alexnet_lib.checks import check_integer
 
@@ -63,11 +63,11 @@ class LRN:
 
     Args:
         name: name of the layer.
-        size: number n of channels in the window.
+        size: number n of neighbouring channels.
         alpha: the paper's alpha, divided by ``size`` when applied, as the released code does.
         beta: exponent.
         k: additive constant.
-        groups: the window stays inside each of this many groups of channels.
+        groups: groups of channels that are not neighbours of each other.
     """
 
     name: str
@@ -128,10 +128,7 @@ class Linear:
 
 Layer = Conv | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout | Linear
 
-_LAYER_KINDS: dict[str, Callable[..., Layer]] = {
-    kind.__name__: kind
-    for kind in (Conv, ReLU, LRN, MaxPool, AdaptiveAvgPool, Flatten, Dropout, Linear)
-}
+_LAYER_KINDS = {kind.__name__: kind for kind in get_args(Layer)}
 
 
 @dataclass(frozen=True)
@@ -177,12 +174,8 @@ class Architecture:
         elif any(isinstance(x, AdaptiveAvgPool) for x in features[:-1]):
             problem = "has an AdaptiveAvgPool that does not stand directly before its Flatten"
         elif wrong := [x.name for x in classifier if not isinstance(x, Linear | ReLU | Dropout)]:
-            problem = (
-                f"has {wrong} after its Flatten; only Linear, ReLU and Dropout can stand there"
-            )
-        elif [x.name for x in classifier if isinstance(x, Linear) and x.features is None] != (
-            names[-1:]
-        ):
+            problem = f"has {wrong} after its Flatten; only Linear, ReLU and Dropout can be there"
+        elif [x.name for x in classifier if getattr(x, "features", 0) is None] != names[-1:]:
             problem = "must end with its only Linear(name, None), the layer of the classes"
         if problem:
             raise ValueError(f"layers {problem}")
@@ -359,10 +352,9 @@ def conv_output_size(
 
     .. math:: \left\lfloor \frac{size + 2\,padding - kernel}{stride} \right\rfloor + 1
 
-    With ``ceil_mode`` the quotient is rounded up, as the authors' released code does
-    (``layer.py``, ``modulesX``): the last window may run over the right and lower edge, where it
-    reads zeros. This is why the paper speaks of 224 pixels and its figure of a 55x55 map: 224
-    rounded up is 227 rounded down.
+    With ``ceil_mode`` the quotient is rounded up, as in the released code (``layer.py``,
+    ``modulesX``): the last window may reach over the right and lower edge, where it reads zeros.
+    So the paper's 224 pixels give the 55x55 map of its figure, as 227 do when rounded down.
 
     Args:
         size: side of the input, in pixels, at least 1.
@@ -371,9 +363,6 @@ def conv_output_size(
         padding: pixels added on each side, at least 0.
         ceil_mode: round up instead of down. (torch's pooling layers leave out a last window that
             would start in the padding; the authors' formula, given here, does not.)
-
-    Returns:
-        The side of the output, in pixels, at least 1.
 
     Raises:
         ValueError: an argument is out of its range, or no window fits.
@@ -387,29 +376,23 @@ def conv_output_size(
         >>> conv_output_size(224, kernel=11, stride=4, ceil_mode=True)
         55
     """
-    for argument, value, least in (
-        ("size", size, 1),
-        ("kernel", kernel, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-    ):
-        check_integer(argument, value, least)
-    room = size + 2 * padding - kernel
-    if room < 0:
+    for argument, value in (("size", size), ("kernel", kernel), ("stride", stride)):
+        check_integer(argument, value, 1)
+    check_integer("padding", padding, 0)
+    margin = size + 2 * padding - kernel
+    if margin < 0:
         raise ValueError(
             f"kernel is {kernel}, larger than the padded input: "
             f"size {size} + 2 * padding {padding} = {size + 2 * padding}"
         )
-    steps = -(-room // stride) if ceil_mode else room // stride
-    return steps + 1
+    return (-(-margin // stride) if ceil_mode else margin // stride) + 1
 
 
 def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple[int, int]]:
     """Every (stride, padding) with which a kernel turns ``size`` pixels into ``output_size``.
 
-    This is how one recovers what the paper leaves unsaid, for example that conv3 has stride 1 and
-    padding 1. Paddings from 0 to ``kernel - 1`` are tried (with more, a window would lie in the
-    padding alone) and strides from 1 to ``size`` (with more, a step would leave the image).
+    It recovers what the paper does not say, for example that conv3 has stride 1 and padding 1.
+    Paddings from 0 to ``kernel - 1`` are tried, and strides from 1 to ``size``.
 
     Args:
         size: side of the input, in pixels, at least 1.
@@ -517,8 +500,7 @@ def feature_map_shapes(
         num_classes: number of outputs of the last layer, at least 1.
 
     Returns:
-        (channels, height, width) for feature maps, (features,) after the flattening; no batch
-        dimension.
+        (channels, height, width) for feature maps, (features,) after the flattening; no batch.
 
     Raises:
         ValueError: an unknown architecture, or an image too small for it.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.files import replacing
@@ -40,8 +41,8 @@ def save_checkpoint(
 
     Raises:
         TypeError: the model is not an ``AlexNet``.
-        ValueError: the path's ending, or the number of class names, is wrong; the model has been
-            changed, so that its architecture does not describe its weights any more.
+        ValueError: the path's ending or the number of class names is wrong, or the model has been
+            changed and its architecture does not describe its weights any more.
         OSError: the file cannot be written.
 
     Example:
@@ -59,19 +60,17 @@ def save_checkpoint(
         raise ValueError(f"path is {str(file)!r}; expected a name that ends in .safetensors")
     if not isinstance(model, AlexNet):
         raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
-    if not hasattr(model.classifier[-1], "out_features"):
-        raise ValueError(
-            f"model ends with {model.classifier[-1]}; expected a Linear layer of the classes"
-        )
-    weights = model.state_dict()
-    num_classes = model.num_classes
+    last = model.classifier[-1]
+    if not hasattr(last, "out_features"):
+        raise ValueError(f"model ends with {last}; expected a Linear layer of the classes")
+    weights, num_classes = model.state_dict(), model.num_classes
     with torch.device("meta"):
         described = AlexNet(
             num_classes, architecture=model.architecture, image_size=model.image_size
-        ).state_dict()
+        )
     _check_weights(
-        {name: tuple(tensor.shape) for name, tensor in weights.items()},
-        {name: tuple(tensor.shape) for name, tensor in described.items()},
+        described,
+        weights,
         "model has been changed, and its architecture does not describe its weights any more",
     )
     names = model.classes if classes is None else tuple(map(str, classes))
@@ -133,24 +132,20 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} was not written by save_checkpoint: {error!r}") from error
-    _check_weights(
-        {name: tuple(tensor.shape) for name, tensor in weights.items()},
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        f"{file} holds other weights than its architecture has",
-    )
+    _check_weights(model, weights, f"{file} holds other weights than its architecture has")
     model.load_state_dict(weights, assign=True)
     model.requires_grad_()
     return model.to(device).eval()
 
 
-def _check_weights(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], problem: str
-) -> None:
-    differing = sorted(
-        name for name in {*found, *expected} if found.get(name) != expected.get(name)
+def _check_weights(model: AlexNet, weights: Mapping[str, Tensor], problem: str) -> None:
+    """Raises a ``ValueError`` unless the weights have the names and shapes of a model's."""
+    expected, actual = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for state in (model.state_dict(), weights)
     )
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"{problem}: {name} has shape {found.get(name)}, expected {expected.get(name)}"
-        )
+    for name in sorted({*actual, *expected}):
+        if actual.get(name) != expected.get(name):
+            raise ValueError(
+                f"{problem}: {name} has shape {actual.get(name)}, expected {expected.get(name)}"
+            )

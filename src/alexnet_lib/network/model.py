@@ -6,14 +6,14 @@ of the initialisations: the paper, section 5; the released code's layer definiti
 """
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from alexnet_lib.checks import PROBABILITY, check_choice, check_number
 from alexnet_lib.network import architecture as tables
 from alexnet_lib.network.architecture import (
     DEFAULT_CLASSES,
@@ -86,6 +86,8 @@ class AlexNet(nn.Module):
     """
 
     avgpool: nn.Module | None
+    flatten: nn.Module
+    classifier: nn.Sequential
 
     def __init__(
         self,
@@ -99,34 +101,31 @@ class AlexNet(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is {dropout!r}; expected a probability from 0 to 1")
-        if dropout_scaling not in get_args(DropoutScaling):
-            raise ValueError(
-                f"dropout_scaling is {dropout_scaling!r}; expected 'training' or 'test'"
-            )
+        check_number("dropout", dropout, PROBABILITY)
+        check_choice("dropout_scaling", dropout_scaling, get_args(DropoutScaling))
+        check_choice("initialization", initialization, get_args(Initialization))
         self.architecture = resolve_architecture(architecture)
         self.image_size = self.architecture.image_size if image_size is None else image_size
         self.dropout, self.dropout_scaling = dropout, dropout_scaling
         self.classes: tuple[str, ...] | None = None
         self.preprocess: Preprocess | None = None
-        infos = layer_infos(self.architecture, self.image_size, num_classes)
-        modules = {info.layer.name: _module(info, dropout, dropout_scaling) for info in infos}
-        part = self.features = nn.Sequential()
         self.avgpool = None
-        for info in infos:
-            name = info.layer.name
-            match info.layer:
-                case tables.AdaptiveAvgPool():
-                    self.avgpool = modules[name]
-                case tables.Flatten():
-                    self.flatten = modules[name]
-                    part = self.classifier = nn.Sequential()
-                case _:
-                    part.add_module(name, modules[name])
-        initialize(
-            ((info.layer, modules[info.layer.name]) for info in infos), initialization, seed=seed
-        )
+        part = self.features = nn.Sequential()
+        generator = None
+        for info in layer_infos(self.architecture, self.image_size, num_classes):
+            row, module = info.layer, _module(info, dropout, dropout_scaling)
+            if isinstance(row, tables.AdaptiveAvgPool):
+                self.avgpool = module
+            elif isinstance(row, tables.Flatten):
+                self.flatten = module
+                part = self.classifier = nn.Sequential()
+            else:
+                part.add_module(row.name, module)
+            if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+                assert isinstance(row, tables.Conv | tables.Linear)
+                if seed is not None and generator is None:
+                    generator = torch.Generator(module.weight.device).manual_seed(seed)
+                initialize(row, module, initialization, generator)
 
     @property
     def num_classes(self) -> int:
@@ -171,9 +170,8 @@ class AlexNet(nn.Module):
         """
         any_size = self.architecture.takes_any_size
         least = self.architecture.smallest_image_size if any_size else self.image_size
-        weight = self.features[0].weight
-        x = _checked_images(images, weight, least, any_size)  # type: ignore[arg-type]
-        x = self.features(x)
+        weight: Any = self.features[0].weight
+        x = self.features(_checked_images(images, weight, least, any_size))
         if self.avgpool is not None:
             x = self.avgpool(x)
         logits: Tensor = self.classifier(self.flatten(x))
@@ -198,11 +196,7 @@ def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> 
     if images.ndim != 4 or shape[1] != tables.IMAGE_CHANNELS:
         hint = ": pass images.permute(0, 3, 1, 2)" if images.ndim == 4 and shape[3] == 3 else ""
         raise ValueError(f"images has shape {shape}; expected {expected}{hint}")
-    if larger:
-        fits = shape[2] >= size and shape[3] >= size
-    else:
-        fits = shape[2] == size and shape[3] == size
-    if not fits:
+    if min(shape[2:]) < size or (max(shape[2:]) > size and not larger):
         raise ValueError(
             f"images has shape {shape}; expected {expected}: resize the images, "
             "or build the model with AlexNet(image_size=...)"
@@ -235,76 +229,54 @@ def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) ->
     """The torch module of one row of the table, its weights not yet initialised."""
     device = torch.get_default_device()
     channels = info.input_shape[0]
+    module: nn.Module
     match info.layer:
-        case tables.Conv() as conv:
-            module: nn.Module = skip_init(
-                nn.Conv2d,
-                channels,
-                conv.channels,
-                conv.kernel,
-                stride=conv.stride,
-                padding=conv.padding,
-                groups=conv.groups,
-                device=device,
-            )
+        case tables.Conv(_, out, kernel, stride, padding, groups):
+            shape = (channels, out, kernel, stride, padding)
+            module = skip_init(nn.Conv2d, *shape, groups=groups, device=device)
         case tables.Linear():
             module = skip_init(nn.Linear, channels, info.output_shape[0], device=device)
         case tables.ReLU():
             module = nn.ReLU()
-        case tables.LRN() as norm:
-            module = LocalResponseNorm(norm.size, norm.alpha, norm.beta, norm.k, groups=norm.groups)
-        case tables.MaxPool() as pool:
-            module = nn.MaxPool2d(pool.kernel, pool.stride)
-        case tables.AdaptiveAvgPool() as pool:
-            module = nn.AdaptiveAvgPool2d(pool.output_size)
+        case tables.LRN(_, size, alpha, beta, k, groups):
+            module = LocalResponseNorm(size, alpha, beta, k, groups=groups)
+        case tables.MaxPool(_, kernel, stride):
+            module = nn.MaxPool2d(kernel, stride)
+        case tables.AdaptiveAvgPool(_, output_size):
+            module = nn.AdaptiveAvgPool2d(output_size)
         case tables.Flatten():
             module = nn.Flatten()
         case tables.Dropout():
-            scaled = dropout_scaling == "test"
-            module = PaperDropout(dropout) if scaled else nn.Dropout(dropout)
+            module = PaperDropout(dropout) if dropout_scaling == "test" else nn.Dropout(dropout)
     return module
 
 
 @torch.no_grad()
 def initialize(
-    layers: Iterable[tuple[tables.Layer, nn.Module]],
+    row: tables.Conv | tables.Linear,
+    module: nn.Conv2d | nn.Linear,
     initialization: Initialization,
-    *,
-    seed: int | None = None,
+    generator: torch.Generator | None,
 ) -> None:
-    """Sets the weights and biases of modules, each given with its row of the table, in order."""
-    if initialization not in get_args(Initialization):
-        raise ValueError(
-            f"initialization is {initialization!r}; "
-            f"expected one of {', '.join(map(repr, get_args(Initialization)))}"
-        )
-    generator = None
-    for row, module in layers:
-        if not isinstance(row, tables.Conv | tables.Linear):
-            continue
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
-        assert isinstance(bias, Tensor)
-        if weight.is_meta:
-            continue
-        if seed is not None and generator is None:
-            generator = torch.Generator(weight.device).manual_seed(seed)
-        last = isinstance(row, tables.Linear) and row.features is None
-        match initialization:
-            case "kaiming" if last:
-                nn.init.normal_(weight, std=KAIMING_LAST_STD, generator=generator)
-                nn.init.zeros_(bias)
-            case "kaiming":
-                nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(bias)
-            case "released_code":
-                nn.init.normal_(weight, std=row.code_std, generator=generator)
-                nn.init.constant_(bias, row.initial_bias)
-            case "paper":
-                nn.init.normal_(weight, std=PAPER_STD, generator=generator)
-                nn.init.constant_(bias, row.initial_bias)
-            case "torch":
-                # The lines of nn.Conv2d.reset_parameters, which takes no generator.
-                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-                bound = 1 / math.sqrt(weight[0].numel())
-                nn.init.uniform_(bias, -bound, bound, generator=generator)
+    """Sets the weights and biases of the module of a row of the table."""
+    weight, bias = module.weight, module.bias
+    assert bias is not None
+    last = isinstance(row, tables.Linear) and row.features is None
+    match initialization:
+        case "kaiming" if last:
+            nn.init.normal_(weight, std=KAIMING_LAST_STD, generator=generator)
+            nn.init.zeros_(bias)
+        case "kaiming":
+            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(bias)
+        case "released_code":
+            nn.init.normal_(weight, std=row.code_std, generator=generator)
+            nn.init.constant_(bias, row.initial_bias)
+        case "paper":
+            nn.init.normal_(weight, std=PAPER_STD, generator=generator)
+            nn.init.constant_(bias, row.initial_bias)
+        case "torch":
+            # The lines of nn.Conv2d.reset_parameters, which takes no generator.
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(weight[0].numel())
+            nn.init.uniform_(bias, -bound, bound, generator=generator)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alexnet_lib.checks import check_integer
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import LrnSettings
 
@@ -88,9 +89,8 @@ class LocalResponseNorm(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        for argument, value in (("size", size), ("groups", groups)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument} is {value!r}; expected an integer of at least 1")
+        check_integer("size", size, 1)
+        check_integer("groups", groups, 1)
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,11 +119,10 @@ def local_response_norm(
             f"the input of LocalResponseNorm is {x.dtype} of shape {tuple(x.shape)}; "
             "expected a floating tensor (batch, channels, ...) of at least 3 dimensions"
         )
-    channels = x.shape[1]
-    if channels % groups:
+    if x.shape[1] % groups:
         raise ValueError(
-            f"the input of LocalResponseNorm has {channels} channels, "
-            f"which {groups} groups do not divide"
+            f"the input of LocalResponseNorm has {x.shape[1]} channels, which {groups} groups do "
+            "not divide"
         )
     settings = LrnSettings(size, alpha, beta, k, groups)
     if not cpu.takes(x):
@@ -151,22 +150,27 @@ class _LocalResponseNorm(torch.autograd.Function):
 @torch.no_grad()
 def _computed(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
     """The normalised activations, or with ``grad`` the gradient of ``x``, by the fastest way."""
-    found = None
-    if x.device.type == "cpu":
-        found = cpu.local_response_norm(x, grad, settings)
-    elif x.device.type == "cuda" and _suits_triton(x, settings):
-        gpu = _gpu_kernels(x.device)
-        if gpu is not None:
-            found = gpu.local_response_norm(x, grad, settings)
-    return _computed_in_blocks(x, grad, settings) if found is None else found
-
-
-def _suits_triton(x: Tensor, settings: LrnSettings) -> bool:
-    return (
-        x.dtype != torch.float64
+    on_cpu = x.device.type == "cpu"
+    if on_cpu and (result := cpu.local_response_norm(x, grad, settings)) is not None:
+        return result
+    suits_triton = (
+        x.device.type == "cuda"
+        and x.dtype != torch.float64
         and x.numel() >= _WORTH_TRITON
         and settings.size <= _LARGEST_TRITON_SIZE
     )
+    if suits_triton and (gpu := _gpu_kernels(x.device)) is not None:
+        normalized: Tensor = gpu.local_response_norm(x, grad, settings)
+        return normalized
+    # As many images at a time as leave the intermediate results in a CPU's cache.
+    images = max(1, _BLOCK // max(1, x[:1].numel()) if on_cpu else len(x))
+    out = torch.empty_like(x)
+    for start in range(0, len(x), images):
+        part = slice(start, start + images)
+        out[part] = (
+            _output(x[part], settings) if grad is None else _gradient(x[part], grad[part], settings)
+        )
+    return out
 
 
 @functools.cache
@@ -186,18 +190,6 @@ def _gpu_kernels(device: torch.device) -> Any:
         )
         return None
     return gpu
-
-
-def _computed_in_blocks(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
-    """As many images at a time as leave the intermediate results in a CPU's cache."""
-    images = len(x) if x.device.type != "cpu" else max(1, _BLOCK // max(1, x[:1].numel()))
-    out = torch.empty_like(x)
-    for start in range(0, len(x), max(1, images)):
-        part = slice(start, start + images)
-        out[part] = (
-            _output(x[part], settings) if grad is None else _gradient(x[part], grad[part], settings)
-        )
-    return out
 
 
 def _output(x: Tensor, settings: LrnSettings) -> Tensor:

@@ -156,25 +156,17 @@ def summary(
         elif isinstance(info.layer, LRN) and rows:
             rows[-1] = replace(rows[-1], normalization="LRN")
         else:
-            rows.append(
-                SummaryRow(
-                    layer=info.layer.name,
-                    kernel=_kernel_text(info),
-                    activation="",
-                    normalization="",
-                    output_shape=info.output_shape,
-                    parameters=info.parameters,
-                    multiply_accumulates=info.multiply_accumulates,
-                )
-            )
+            counts = info.parameters, info.multiply_accumulates
+            name, kernel = info.layer.name, _kernel_text(info)
+            rows.append(SummaryRow(name, kernel, "", "", info.output_shape, *counts))
     return Summary(architecture.name, image_size, num_classes, tuple(rows))
 
 
 def _kernel_text(info: LayerInfo) -> str:
     match info.layer:
         case Conv() as conv:
-            text = f"{conv.kernel}x{conv.kernel}x{info.input_shape[0] // conv.groups}"
-            text += f" ({conv.channels})"
+            depth = info.input_shape[0] // conv.groups
+            text = f"{conv.kernel}x{conv.kernel}x{depth} ({conv.channels})"
             text += f", stride {conv.stride}" if conv.stride > 1 else ""
             text += f", padding {conv.padding}" if conv.padding else ""
             return text + (f", {conv.groups} groups" if conv.groups > 1 else "")

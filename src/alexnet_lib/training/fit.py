@@ -79,9 +79,6 @@ def fit(
         out: a folder to write to, that holds no run yet; None writes nothing.
         options: device, precision and the like.
 
-    Returns:
-        The history, the test metrics, the trained model and the folder.
-
     Raises:
         TypeError: ``data`` or ``model`` is of another kind.
         ValueError: an argument is out of its range, or the model is not for these images.

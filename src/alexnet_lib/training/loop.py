@@ -115,18 +115,15 @@ def train_one_epoch(
     """Trains a model on each batch of a loader once.
 
     Args:
-        model: any module that maps images to logits ``(batch, classes)``; it is put into training
-            mode.
+        model: maps images to logits ``(batch, classes)``; it is put into training mode.
         loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
         optimizer: holds the model's parameters.
         criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
         device: where to train; the model and the batches are moved there. None is the model's
             device, ``"auto"`` is ``default_device()``.
-        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``, which is bfloat16 where
-            the hardware multiplies it.
+        precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``, as in ``RunOptions``.
         batch_scheduler: a learning-rate scheduler that is stepped after every batch, or None.
-        max_grad_norm: gradients are scaled down to this norm where they exceed it; None leaves
-            them alone.
+        max_grad_norm: larger gradients are scaled down to this norm; None leaves them alone.
         progress: show a bar; where there is no terminal, one line at the end.
 
     Returns:
@@ -234,26 +231,20 @@ def evaluate(
 ) -> EvalMetrics:
     """Loss, accuracies and confusion matrix of a model over all images of a loader.
 
-    The model is evaluated in evaluation mode, and left in the mode it came in.
-
-    With several views, an image's class is read from the mean of their softmax outputs, as in the
-    paper (section 4.1), and so is the loss.
+    The model is evaluated in evaluation mode, and left in the mode it came in. With several views,
+    an image's class and loss are those of the mean of their softmax outputs (paper, section 4.1).
 
     Args:
-        model: any module that maps images to logits ``(batch, classes)``.
+        model: maps images to logits ``(batch, classes)``.
         loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
         criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
         device: where to evaluate; None is the model's device, ``"auto"`` is ``default_device()``.
         precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``.
-        topk: the k of the top-k accuracies, each at least 1; one above the number of classes is
-            dropped.
-        views: 1; 2, each image and its mirror image; or 10, the four corners and the centre, each
-            also mirrored, which needs one of the library's loaders with a ``resize`` larger than
-            its image size.
+        topk: the k of the top-k accuracies, at least 1; those above the number of classes are
+            ignored.
+        views: 1; 2, each image and its mirror image; or 10, the four corners and the centre, also
+            mirrored, which needs a loader of the library whose ``resize`` exceeds its image size.
         progress: show a bar; where there is no terminal, one line at the end.
-
-    Returns:
-        The metrics, as plain numbers and arrays.
 
     Raises:
         ValueError: the loader is empty; a label is not a class of the model; a k is below 1;
