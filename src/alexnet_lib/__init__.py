@@ -1,7 +1,7 @@
-"""AlexNet, complete: the network of 2012, its data path and its training.
+"""AlexNet in PyTorch: the network of 2012, its data loading and its training.
 
 Every public name is imported from here: ``from alexnet_lib import AlexNet``. The names are loaded
-on first use, so that ``import alexnet_lib`` costs nothing.
+on first use, so that ``import alexnet_lib`` is fast.
 """
 
 import importlib

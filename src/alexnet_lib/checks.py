@@ -1,4 +1,4 @@
-"""What a caller hands over, checked: errors name the argument, what came and what was expected."""
+"""Checks of arguments: errors give the name, the value and what was expected."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 
 class Range(NamedTuple):
-    """The finite numbers that an argument may be.
+    """A range of finite numbers.
 
-    Beside a field of a dataclass, ``Annotated[float, Range(...)]``, it is what ``check_fields``
-    holds the field to.
+    In the type of a dataclass field, ``Annotated[float, Range(...)]``, it is checked by
+    ``check_fields``.
     """
 
     text: str
@@ -26,7 +26,7 @@ _TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "a s
 
 
 def at_least(least: int) -> Range:
-    """The range of integers from ``least`` on."""
+    """The integers of at least ``least``."""
     return Range(f"an integer of at least {least}", lambda x: x >= least)
 
 
@@ -71,7 +71,7 @@ def _check(name: str, value: Any, hint: Any, allowed: Range | None) -> None:
         fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
         expected = "a tuple of strings"
     else:
-        # A bool is an int to isinstance, and hardly ever meant as one.
+        # For isinstance a bool is an int, but it is hardly ever meant as one.
         fits = isinstance(value, (int, float) if kind is float else kind)
         fits = fits and isinstance(value, bool) == (kind is bool)
         expected = _TYPES[kind]

@@ -12,13 +12,13 @@ import alexnet_lib as lib
 
 app = typer.Typer(
     name="alexnet-lib",
-    help="AlexNet: train it, evaluate it, use it, and look at its numbers.",
+    help="AlexNet: training, evaluation, prediction, and its tables of layers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-download_app = typer.Typer(help="Fetch a data set.", no_args_is_help=True)
+download_app = typer.Typer(help="Download a data set.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
 
 _DATA_HELP = (
@@ -40,14 +40,14 @@ Workers = Annotated[
 KeepMemory = Annotated[
     bool,
     typer.Option(
-        help="On Linux, keep freed memory for the next step instead of giving it back each time."
+        help="On Linux, keep freed memory for the next step instead of returning it to the system."
     ),
 ]
 RecipeName = Annotated[
     str,
     typer.Option(
         help="'modern', 'paper', 'tutorial' or 'finetune'; or a run's folder or its recipe.json, "
-        "whose recipe and seed are taken."
+        "whose recipe and seed are used."
     ),
 ]
 Overrides = Annotated[
@@ -135,14 +135,14 @@ def doctor(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
     recipe: RecipeName = "modern",
     set_: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Steps of the try at one batch.", min=1)] = 40,
+    steps: Annotated[int, typer.Option(help="Training steps on one batch.", min=1)] = 40,
     seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
     num_workers: Workers = 0,
     keep_memory: KeepMemory = True,
 ) -> None:
-    """Say why a recipe does not learn: scale of signals and steps, dead units, one batch tried."""
+    """Report why a recipe does not learn: signals, step sizes, dead units, steps on one batch."""
     _set_up_memory(keep_memory)
     base, stored_seed = _recipe(recipe)
     diagnosis = lib.diagnose(
@@ -184,7 +184,7 @@ def demo(
 def _recipe(name: str) -> tuple[Any, int]:
     """This name with seed 0, or the recipe and the seed of a run."""
     path = Path(name)
-    # A folder does not hide the recipe of its name: "./paper" is the folder.
+    # "paper" is always the recipe, "./paper" the folder.
     if name not in lib.RECIPES and (path.suffix == ".json" or path.is_dir()):
         return lib.stored_recipe(path)
     return name, 0
@@ -247,7 +247,7 @@ def evaluate(
     _set_up_memory(keep_memory)
     model = _load(checkpoint)
     if model.preprocess is None:
-        raise ValueError(f"{checkpoint} holds no preprocessing; expected a run's checkpoint")
+        raise ValueError(f"{checkpoint} contains no preprocessing; expected a run's checkpoint")
     train, _, test = open_parts(data)
     if test is None:
         note = "evaluating on all its images, which may include those that it was trained on"
@@ -280,9 +280,9 @@ def evaluate(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
     checkpoint: Annotated[Path, typer.Option(help=_CHECKPOINT_HELP)],
-    top: Annotated[int, typer.Option(help="How many classes to name for each image.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="How many classes to print for each image.", min=1)] = 5,
 ) -> None:
-    """Name the likeliest classes of photos."""
+    """Print the most likely classes of photos."""
     for prediction in lib.predict(_load(checkpoint), images, top=top):
         print(prediction)
 
@@ -326,13 +326,13 @@ def _download() -> None:
 def cifar10(
     root: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("data"),
 ) -> None:
-    """Fetch CIFAR-10 (170 MB), MD5-checked; a broken download is resumed."""
+    """Download CIFAR-10 (170 MB), MD5-checked; an interrupted download is resumed."""
     print(f"CIFAR-10 is in {lib.download_cifar10(root)}")
 
 
 @app.command()
 def info() -> None:
-    """Print versions, devices, the precisions that these multiply, and where kernels are kept."""
+    """Print versions, devices and their precisions, and the file of the compiled kernels."""
     import platform
 
     import torch
@@ -347,7 +347,7 @@ def info() -> None:
         *versions().items(),
         ("system", platform.platform()),
         ("processor", f"{processor}, {torch.get_num_threads()} threads"),
-        ("kernels", kernels._name if kernels else "none: torch computes instead"),
+        ("kernels", kernels._name if kernels else "none: torch's operations are used"),
     ]
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():

@@ -24,7 +24,7 @@ MEMORY_FORMATS: Mapping[str, torch.memory_format] = MappingProxyType(
 
 
 def default_device() -> torch.device:
-    """The best device there is: CUDA, then Apple's MPS, then the CPU.
+    """The best available device: CUDA, then Apple's MPS, then the CPU.
 
     Example:
         >>> from alexnet_lib import default_device
@@ -85,7 +85,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where batches of images are made, in which dtype and memory format."""
+    """Device, dtype and memory format of batches of images."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     dtype: torch.dtype = torch.float32
@@ -94,14 +94,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, as opposed to what is trained.
+    """How a run is computed and shown; what is trained is in the recipe.
 
     Args:
         device: ``"auto"`` (CUDA, then Apple's MPS, then the CPU) or the name of a device.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware
             multiplies it.
         memory_format: ``"contiguous"``, ``"channels_last"``, or ``"auto"``: channels_last on CPUs,
-            whose convolutions are faster in it, and for bfloat16 on CUDA, whose tensor cores are.
+            where convolutions are faster in it, and for bfloat16 on CUDA, where tensor cores are.
         compile: train through ``torch.compile``, which takes about a minute at the start. On CPUs
             it has been slower than training without.
         num_workers: processes that decode image files, at least 0; images held in memory need
@@ -125,7 +125,7 @@ class RunOptions:
         check_integer("num_workers", self.num_workers, 0)
 
     def resolved(self) -> "RunOptions":
-        """The same with ``"auto"`` replaced by what this machine offers.
+        """The same with ``"auto"`` replaced by the choice for this machine.
 
         Raises:
             ValueError: there is no such device.
@@ -141,7 +141,7 @@ class RunOptions:
 
     @property
     def placement(self) -> Placement:
-        """Where a run's batches are made; for resolved options."""
+        """The placement of a run's batches; for resolved options."""
         return Placement(
             torch.device(self.device),
             DTYPES[self.precision],
@@ -180,7 +180,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def restored_generators(device: torch.device) -> Iterator[None]:
-    """Puts torch's generators of the CPU and of this device back when the block ends."""
+    """Restores torch's generators of the CPU and of this device when the block ends."""
     accelerator = None if device.type == "cpu" else torch.get_device_module(device)
     state = torch.get_rng_state()
     accelerator_state = accelerator and accelerator.get_rng_state(*_index(device))
@@ -197,6 +197,6 @@ def _index(device: torch.device) -> list[torch.device]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, for results and bug reports."""
+    """Versions of Python and of the packages, for results and bug reports."""
     packages = ("alexnet-lib", "torch", "torchvision", "numpy", "pillow", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,4 +1,4 @@
-"""The one way to write files: a reader finds the old file or the new one, complete and on disk."""
+"""Atomic writing: a reader finds either the old file or the complete new one."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to; when the block ends, it takes the place of ``file``.
+    """A path to write to; when the block ends, it replaces ``file``.
 
     What was written is flushed to disk before it is renamed. Where the block raises, ``file`` stays
     as it was. The folder of ``file`` is created where it does not exist.
@@ -63,7 +63,7 @@ class RunFolder:
         )
         if self.recipe.exists():
             raise FileExistsError(
-                f"out is {str(self.path)!r}, which holds a run already; name another folder"
+                f"out is {str(self.path)!r}, which holds a run already; choose another folder"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class RunFolder:
             ) from error
 
     def check_space(self, checkpoint_bytes: int) -> None:
-        """Raises an ``OSError`` unless the disk has room for the run's checkpoints."""
+        """Raises an ``OSError`` unless the disk has space for the run's checkpoints."""
         # best, last, and the one that is being written.
         needed, free = 3 * checkpoint_bytes, shutil.disk_usage(self.path).free
         if free < needed:

@@ -1,4 +1,4 @@
-"""From photos to named classes."""
+"""Prediction of the classes of images."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from alexnet_lib.data.images import image_to_tensor, read_image
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.training.loop import evaluation_mode
 
-# Photos are preprocessed and shown to the network this many at a time.
+# Photos are preprocessed and classified in batches of this size.
 _BATCH = 32
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -24,7 +24,7 @@ ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image, the likeliest first.
+    """The most likely classes of one image, in order of probability.
 
     ``source`` is the image's path, or its index in the list; ``probabilities`` are from 0 to 1.
     """
@@ -46,22 +46,22 @@ def predict(
     preprocess: Preprocess | None = None,
     classes: Sequence[str] | None = None,
 ) -> list[Prediction]:
-    """The likeliest classes of images, by softmax.
+    """The most likely classes of images, by softmax.
 
     Args:
         model: maps ``(batch, 3, size, size)`` to logits; used in evaluation mode on its own
-            device, and left in the mode it came in.
+            device, and then put back into its former mode.
         images: one image or a list of them: paths, PIL images, arrays ``(H, W, 3)``, tensors
             ``(3, H, W)`` (uint8, or floating from 0 to 1); a batch, ``(N, H, W, 3)`` as an array
             or ``(N, 3, H, W)`` as a tensor; or a loader, whose batches are taken as preprocessed.
-        top: how many classes to name, at least 1; at most all are.
-        preprocess: treatment of an image, not used for a loader; None is ``model.preprocess``.
+        top: how many classes to return, at least 1; at most all of them.
+        preprocess: for images, not for a loader; None is ``model.preprocess``.
         classes: names of the classes; None is ``model.classes``, else their numbers.
 
     Raises:
         ValueError: no ``preprocess`` is known; an image cannot be read (it is named) or is out of
             its range; the number of class names is wrong.
-        TypeError: something is not an image.
+        TypeError: an item is not an image.
 
     Example:
         >>> import numpy as np
@@ -110,7 +110,7 @@ def _batches(
     if preprocess is None:
         raise ValueError(
             "preprocess is None and the model has none; expected the Preprocess that it was "
-            "trained with (a model from load_checkpoint or fit knows it)"
+            "trained with (a model from load_checkpoint or fit has it)"
         )
     if isinstance(images, str | os.PathLike | Image.Image) or (
         isinstance(images, np.ndarray | Tensor) and images.ndim == 3
@@ -129,6 +129,6 @@ def _batches(
                     f"image {source} has shape {tuple(pixels.shape)}, a batch in a list; expected "
                     "a list of single images, or one batch"
                 )
-            # The images of a list may lie on different devices.
+            # The images of a list may be on different devices.
             inputs.append(preprocess(pixels).to(device))
         yield sources, torch.stack(inputs)

@@ -1,4 +1,4 @@
-"""What is printed: tables in columns, durations, and lines beside a progress bar."""
+"""Printed text: tables, durations, and lines above a progress bar."""
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -27,7 +27,7 @@ def format_duration(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line on the standard error stream; a progress bar moves down below it."""
+    """Prints a line on the standard error stream; a progress bar stays below it."""
     from tqdm.auto import tqdm
 
     tqdm.write(line, file=sys.stderr)

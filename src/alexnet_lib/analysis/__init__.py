@@ -1,1 +1,1 @@
-"""Looking at networks: why one does not learn."""
+"""Diagnosis of networks that do not learn."""

@@ -1,6 +1,6 @@
-"""Why a network does not learn: one step looked at closely, and a short try at one batch.
+"""Diagnosis of a network that does not learn: one step in detail, then steps on one batch.
 
-What to look for, and the words of the findings, come from the ways in which AlexNet fails: see the
+The checks and the messages are based on the ways in which AlexNet fails: see the
 page "Why AlexNet does not train" of the documentation.
 """
 
@@ -32,28 +32,28 @@ from alexnet_lib.training.recipes import Recipe, resolve_recipe
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
 # of the documentation's page.
 _FAINT_SIGNAL = 0.05  # at the last layer but one, over the input's, or 1 where that is larger
-_LARGE_START = 1.3  # start's loss over that of guessing
+_LARGE_START = 1.3  # first loss over that of guessing
 _DEAD = 0.5  # share of a layer's units
 _SMALL_UPDATE, _LARGE_UPDATE = 1e-5, 0.03  # of a step, over the weights
 _LEARNED = 0.5  # share of the guessing loss that a batch should be brought down to
 _USUAL_STD = (0.3, 3.0)  # of the network's input
 _RAW_STD = 20.0  # of values from 0 to 255, at least
 
-# The labels are tried with a linear classifier on tiny images.
+# The labels are checked with a linear classifier on tiny images.
 _PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 1000
 _PROBE_RIDGE = 0.01
-_PROBE_COMMONEST = 0.5  # largest share of a class that leaves something to tell
+_PROBE_COMMONEST = 0.5  # largest fraction of one class for a meaningful check
 _PROBE_DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
 class LayerDiagnosis:
-    """A layer with weights, at the first step and after the try at one batch.
+    """A layer with weights, at the first step and after the steps on one batch.
 
     ``output`` is the root mean square of what it computes without dropout, before the ReLU;
-    ``signal`` how much of that differs between images: the standard deviation over the batch, root
+    ``signal`` the part that differs between images: the standard deviation over the batch, root
     mean square over the units. ``dead`` is the fraction of units whose ReLU gives 0 for every image
-    of the batch at every position, ``dead_after`` the same after the try; NaN where no ReLU
+    of the batch at every position, ``dead_after`` the same after the steps; NaN where no ReLU
     follows. ``gradient`` is the root mean square of the weights' gradient, after any clipping;
     ``update`` the norm of the first step at the full learning rate over that of the weights.
     """
@@ -69,12 +69,12 @@ class LayerDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` found; printed, it is a table and the findings.
+    """The result of ``diagnose``; it prints as a table and the findings.
 
-    ``losses`` are the cross entropies of the steps on one batch, ``accuracy`` what the network then
-    makes of that batch without dropout; ``chance_loss`` is ln(classes). ``label_accuracy`` is that
+    ``losses`` are the cross entropies of the steps on one batch, ``accuracy`` that of the network
+    on it after these, without dropout; ``chance_loss`` is ln(classes). ``label_accuracy`` is that
     of a linear classifier on tiny versions of ``label_images`` training images, which it was not
-    fitted to, and ``label_chance`` what its answers would give if they had nothing to do with the
+    fitted to, and ``label_chance`` the accuracy if its predictions were independent of the
     labels; where there are too few images, or most are of one class, NaN and 0.
     """
 
@@ -139,7 +139,7 @@ def diagnose(
     seed: int = 0,
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Diagnosis:
-    """Looks at one training step of a recipe, tries it on one batch, and says what looks wrong.
+    """Examines one training step of a recipe, trains on one batch, and reports what looks wrong.
 
     The batch is the first of the training images, without augmentation. The try is the recipe's
     training, schedule included, on that batch alone: a healthy recipe lowers its loss quickly.
@@ -148,8 +148,8 @@ def diagnose(
         data: as in ``fit``.
         recipe: as in ``fit``.
         overrides: as in ``fit``.
-        model: a network to look at, of any kind, which is left as it is; None builds the recipe's.
-        steps: of the try, at least 1.
+        model: a network of any kind, which is not changed; None builds the recipe's.
+        steps: training steps on the batch, at least 1.
         seed: as in ``fit``.
         options: device and precision.
 
@@ -210,7 +210,7 @@ def _watched(model: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
     def look(name: str, output: Tensor) -> None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        # At once, since a ReLU that works in place would change it.
+        # Computed now, since an in-place ReLU would change the output.
         values = output.detach().float()
         signal = values.var(0, unbiased=False).mean().sqrt().item()
         seen[name] = LayerDiagnosis(name, values.square().mean().sqrt().item(), signal)
@@ -251,7 +251,7 @@ def _first_step(
         if isinstance(module, nn.Conv2d | nn.Linear)
     }
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    # Without dropout, whose masks would pass for differences between the images.
+    # Without dropout, whose masks would look like differences between the images.
     with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
         model(images.float())
     model.train()
@@ -289,7 +289,7 @@ def step_losses(
 
 
 def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
-    """A linear classifier's accuracy on images it was not fitted to, guessing's, their number."""
+    """Held-out accuracy of a linear classifier, that of guessing, and the number of images."""
     count = min(len(data), _PROBE_IMAGES)
     if count < _PROBE_LEAST:
         return math.nan, math.nan, 0

@@ -1,1 +1,1 @@
-"""Images: where they come from, their statistics, their treatment, and batches of them."""
+"""Images: data sets, statistics, preprocessing, augmentation and batches."""

@@ -1,7 +1,7 @@
-"""The random treatments of training images.
+"""Random augmentation of training images.
 
 The random numbers of an epoch are drawn at once, for all images in their order, so that an image's
-treatment does not depend on the batch size.
+augmentation does not depend on the batch size.
 """
 
 import math
@@ -103,7 +103,7 @@ class ColorNoise:
 
     Args:
         components: from ``compute_color_components`` for the training set.
-        strength: standard deviation of a, at least 0; the paper's 0.1.
+        strength: standard deviation of a, at least 0; the paper has 0.1.
     """
 
     on: ClassVar[On] = "pixels"
@@ -157,7 +157,7 @@ class TrivialAugment:
 class RandomErasing:
     """Erases a rectangle of each image with the given probability: Zhong et al., arXiv 1708.04896.
 
-    Erased pixels are 0 in the network's input: the training set's mean.
+    Erased pixels are 0 in the network's input: the mean of the training set.
 
     Args:
         probability: from 0 to 1.
@@ -175,7 +175,7 @@ class RandomErasing:
     """
 
     on: ClassVar[On] = "input"
-    # The defaults are the paper's for CIFAR-10, but for the area, which is torchvision's 0.02 to
+    # The defaults are the paper's for CIFAR-10, except the area, which is torchvision's 0.02 to
     # 0.33 (the paper: to 0.4).
     probability: float = 0.5
     area: tuple[float, float] = (0.02, 0.33)

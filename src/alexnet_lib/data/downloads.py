@@ -124,8 +124,8 @@ def _fetch(
     """Completes and verifies ``part``, with one request for the bytes that it lacks."""
     held = _length(part)
     with _open(url, part, held, timeout) as response:
-        # Wrong answers must be recognised before `part` is opened for writing: an error page must
-        # not cost the bytes already there.
+        # The response is checked before `part` is opened for writing: an error page must
+        # not replace the bytes already there.
         if response.status not in {200, 206}:
             raise _RequestError(f"HTTP {response.status} {response.reason}")
         start = held if response.status == 206 else 0
@@ -151,7 +151,7 @@ def _fetch(
             while end is None or have < end:
                 # The error of a connection is the url's; the error of a write is not.
                 with _connection_errors(timeout):
-                    # read() would lose the bytes before a stall or a cut.
+                    # read() would lose the bytes before a timeout or a closed connection.
                     chunk = response.read1(_CHUNK_BYTES)
                 if not chunk:
                     break
@@ -166,7 +166,7 @@ def _fetch(
         print(f"Downloaded {part.stem} in {seconds:.1f} s ({speed:.1f} MB/s)", file=sys.stderr)
     if size not in {None, have} or not _has_md5(part, md5):
         part.unlink()
-        # In a resumed file the earlier bytes may be the wrong ones, and this url correct.
+        # In a resumed file, the earlier bytes may be wrong and this url correct.
         raise _RequestError(f"wrong bytes: the MD5 of {have:,} bytes differs", from_zero=start > 0)
 
 

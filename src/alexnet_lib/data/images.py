@@ -1,4 +1,4 @@
-"""Images of any kind as tensors, and sets of them: in memory, as files, from other data sets."""
+"""Images as tensors, and sets of images: in memory, as files, or from other data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -66,7 +66,7 @@ def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
             "expected 8-bit or 16-bit"
         )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+        image = image.convert("RGBA")  # directly to RGB, Pillow warns
     return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
 
 
@@ -116,7 +116,7 @@ class ImageTensors(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles(ImageSet):
-    """Image files, decoded each time they are read."""
+    """Image files, decoded at each access."""
 
     files: tuple[Path, ...]
     labels: Int64[Tensor, " n"]
@@ -172,7 +172,7 @@ def open_image(file: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"{file} cannot be read as an image: unknown format") from error
-    # What Pillow's decoders raise for damaged files.
+    # Errors of Pillow's decoders for damaged files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{file} cannot be read as an image: {reason}") from error

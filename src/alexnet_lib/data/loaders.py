@@ -1,4 +1,4 @@
-"""Batches: images, their fixed and random treatment, and the order of an epoch.
+"""Batches of images: preprocessing, augmentation, and the order of an epoch.
 
 A loader's order and augmentation are functions of (seed, epoch, position in the epoch), so they do
 not depend on the batch size or the number of workers.
@@ -41,7 +41,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class _State:
-    """What changes in a loader: the epoch of the next pass, and the reader while it is idle."""
+    """The state of a loader: the epoch of the next pass, and the reader while it is idle."""
 
     epoch: int = 0
     reader: DataLoader[Any] | None = None
@@ -58,12 +58,12 @@ class BatchLoader:
 
     Args:
         dataset: the images, their labels and the names of the classes.
-        preprocess: the fixed treatment.
+        preprocess: resize, crop and normalisation.
         batch_size: images in a batch, at least 1.
-        shuffle: a new random order in each epoch, instead of the data set's.
-        augmentation: the random treatments in their order, except that those of the network's
+        shuffle: a new random order in each epoch, instead of that of the data set.
+        augmentation: the augmentations in their order, except that those of the network's
             input come last; at most one ``RandomCrop`` and one ``Mixing``.
-        seed: of the order and the augmentation.
+        seed: for the order and the augmentation.
         placement: device, dtype and memory format of the images.
         num_workers: processes of the loader that read images not in memory; 0 reads in this one.
         stats: the channel statistics that ``preprocess`` normalises with, if known.
@@ -91,7 +91,7 @@ class BatchLoader:
             if isinstance(item, type) or not isinstance(item, AnyAugmentation):
                 raise TypeError(
                     f"augmentation has a {type(item).__name__}; expected HorizontalFlip(), "
-                    "RandomCrop() or another of alexnet_lib (torchvision's own belong into the "
+                    "RandomCrop() or another of alexnet_lib (torchvision's own belong in the "
                     "data set)"
                 )
             if isinstance(item, Augmentation):
@@ -148,7 +148,7 @@ class BatchLoader:
     def _batch(
         self, raw: list[Tensor], labels: Tensor, draws: list[Tensor], preprocess: Preprocess
     ) -> Batch:
-        """The treatment of one batch; ``raw`` is one tensor, or one for each image."""
+        """One preprocessed and augmented batch; ``raw`` is one tensor, or one for each image."""
         placement = self.placement
         raw = [image.to(placement.device, non_blocking=True) for image in raw]
         labels = labels.to(placement.device, non_blocking=True)
@@ -195,7 +195,7 @@ class BatchLoader:
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
                 pin_memory=self.placement.device.type == "cuda",
-                generator=torch.Generator(),  # so that nothing is drawn from the global one
+                generator=torch.Generator(),  # instead of the global one
             )
         sampler: Any = reader.sampler
         sampler[:] = [[*zip(i.tolist(), seeds.tolist(), strict=True)] for i, seeds in batches]
@@ -263,7 +263,7 @@ class Loaders(NamedTuple):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The fixed treatment of an image, the same in all three parts."""
+        """The preprocessing of an image, the same in all three parts."""
         return self.train.preprocess
 
     def to(
@@ -296,7 +296,7 @@ def _moved(data: ImageSet, device: torch.device) -> ImageSet:
 
 @dataclass(frozen=True)
 class Treatment:
-    """The fixed and the random treatment of an image, as plain data."""
+    """Preprocessing, augmentation and channel statistics, as plain data."""
 
     preprocess: Preprocess
     augmentation: tuple[AnyAugmentation, ...] = ()
@@ -322,7 +322,7 @@ def assemble_loaders(
 
     @functools.cache
     def measure() -> PixelStatistics:
-        # What a random data set yields here is a function of the seed too.
+        # The items of a random data set depend on the seed here too.
         with _global_generators(derived_seed(seed) % 2**32):
             return measure_pixels(parts.train)
 
@@ -383,7 +383,7 @@ def build_loaders(
         image_fit: ``"crop"`` scales the shorter side and crops, ``"squash"`` scales both sides.
         stats: a ``ChannelStats`` for the normalisation, or ``"pixel"`` or ``"per_image"`` to
             measure the training images, as ``compute_channel_stats`` does.
-        augmentation: random treatments of the training images, one or several, or None.
+        augmentation: one or several augmentations of the training images, or None.
         validation_fraction: fraction of the training images for a missing validation part, from 0
             to below 1; stratified, as are the test part and ``train_images``.
         test_fraction: fraction of all images for a missing test part, from 0 to below 1.
@@ -391,7 +391,7 @@ def build_loaders(
         classes: names of the classes of a data set; None takes its ``classes``, or their numbers.
         device: of the batches.
         num_workers: processes that read images that are not in memory; 0 reads in this one.
-        seed: of the parts, the order and the augmentation.
+        seed: for the split, the order and the augmentation.
 
     Returns:
         The training, validation and test loaders.
@@ -452,7 +452,7 @@ def build_cifar10_loaders(
     seed: int = 0,
     download: bool = True,
 ) -> Loaders:
-    """Loaders of CIFAR-10: 50,000 training images, some of them for validation; 10,000 for tests.
+    """Loaders of CIFAR-10: 50,000 training images, some of them for validation; 10,000 for testing.
 
     Args:
         root: folder of CIFAR-10, or to download it to (170 MB).
@@ -460,11 +460,11 @@ def build_cifar10_loaders(
         image_size: side of the network's input, in pixels.
         resize: side of the images before the crop, in pixels; None is ``image_size``.
         stats: channel statistics, or ``"pixel"`` or ``"per_image"`` to measure them.
-        augmentation: random treatments of the training images, one or several, or None.
+        augmentation: one or several augmentations of the training images, or None.
         validation_fraction: fraction of the training images for validation.
         train_images: number of training images to use; None uses all.
         device: of the batches.
-        seed: of the parts, the order and the augmentation.
+        seed: for the split, the order and the augmentation.
         download: download CIFAR-10 if it is missing.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The fixed treatment of an image: the same in training, in testing and for one photo."""
+"""Preprocessing of images: the same in training, testing and prediction."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ VIEWS = (1, 2, 10)  # numbers of views of an image, over which an evaluation can
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The way from an image to the network's input, in training, in testing and for one photo.
+    """Turns an image into the network's input, in training, testing and prediction.
 
     Resize, centre crop, then ``(scale * image - mean) / std`` with image values from 0 to 1. As in
     torchvision, the resize is bilinear with antialiasing, and 8-bit images that shrink are rounded.
@@ -30,8 +30,8 @@ class Preprocess:
         resize: side of the resized square image, in pixels; at least ``image_size - edge``.
         image_size: side of the network's input, in pixels.
         image_fit: ``"crop"`` scales the shorter side to ``resize`` and crops the centre;
-            ``"squash"`` scales both sides to it. The same for square images.
-        scale: factor of image values: 1, or 255 for the paper's raw values.
+            ``"squash"`` scales both sides to it. For square images both are the same.
+        scale: factor for image values: 1, or 255 for the paper's raw values.
         mean: mean of each channel, in units of ``scale``.
         std: standard deviation of each channel, in units of ``scale``; above 0.
         edge: number of columns at the right and of rows at the bottom of the input that are zeros
@@ -128,7 +128,7 @@ class Preprocess:
             )
         if corners is not None and (images.ndim != 4 or corners.shape != (len(images), 2)):
             raise ValueError(f"corners has shape {tuple(corners.shape)}; expected (batch, 2)")
-        # On a GPU the check would have to wait, and an index out of range is an error anyway.
+        # On a GPU this would wait for the device, and an index out of range is an error anyway.
         if corners is not None and corners.device.type == "cpu" and corners.numel():
             low, high = (int(value) for value in torch.aminmax(corners))
             if low < 0 or high > self.margin:
@@ -178,7 +178,7 @@ class Preprocess:
         check_choice("views", number, VIEWS)
         if number == 10 and not self.margin:
             raise ValueError(
-                f"views is 10, but resize is {self.resize}, all of which the network sees; "
+                f"views is 10, but resize is {self.resize}, the size of the crop; "
                 "expected a larger resize than image_size: build the loaders with resize=256, for "
                 "example"
             )

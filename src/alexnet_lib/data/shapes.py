@@ -1,8 +1,8 @@
-"""The built-in synthetic data set ``shapes``: ten kinds of figure, drawn when they are needed.
+"""The built-in synthetic data set ``shapes``: ten kinds of figures, generated when needed.
 
 A linear model cannot classify them: a figure is as often brighter as darker than its background,
 all figures of one scale have the same area, and position, rotation and colours are independent of
-the class. A model needs edges, and their arrangement.
+the class. Only edges and their arrangement distinguish the classes.
 """
 
 from collections.abc import Callable

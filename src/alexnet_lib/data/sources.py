@@ -47,7 +47,7 @@ Data = str | os.PathLike[str] | Dataset[Any] | tuple[Dataset[Any], Dataset[Any] 
 
 def open_parts(data: Data, *, classes: Iterable[str] | None = None) -> Parts:
     """The images of ``data``; arguments and errors are those of ``build_loaders``."""
-    # Loads torchvision, which the network and the shapes do without.
+    # Imports torchvision, which the network and the shapes do not need.
     from alexnet_lib.data.cifar10 import cifar10, is_cifar10
 
     if not isinstance(data, str | os.PathLike | Parts):
@@ -145,7 +145,7 @@ def _class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> Imag
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_litter(path))
     classes = classes or tuple(names)
     if unknown := sorted(set(names) - set(classes)):
-        raise ValueError(f"{folder} has the folders {unknown}, which are no training classes")
+        raise ValueError(f"{folder} has the folders {unknown}, which are not training classes")
     labelled = [
         (file, label)
         for label, name in enumerate(classes)

@@ -17,7 +17,7 @@ from alexnet_lib.network.model import AlexNet
 _URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 _RESIZE = 256
 
-# The layers of `torchvision.models.alexnet` that have weights, by their places in its containers.
+# The layers of `torchvision.models.alexnet` that have weights, by their indices in its containers.
 _PLACES = {"features": (0, 3, 6, 8, 10), "classifier": (1, 4, 6)}
 _NAMES = [
     f"{part}.{place}.{kind}"
@@ -41,7 +41,7 @@ def from_torchvision(
         weights: torchvision's state dict, or a file of it, which is read with
             ``weights_only=True``.
         num_classes: number of classes; where it differs from that of the weights, fc8 is
-            initialised anew, as with ``initialization="kaiming"``. None keeps the weights' number.
+            initialised as with ``initialization="kaiming"``. None keeps the weights' number.
         image_size: as in ``AlexNet``.
         dropout: as in ``AlexNet``.
         seed: of a new fc8, as in ``AlexNet``.
@@ -78,7 +78,7 @@ def from_torchvision(
     if keeps_last:
         model.to_empty(device=torch.get_default_device())
     own = model.state_dict()
-    # Both list their layers from the image to the classes.
+    # Both list their layers from the input to the output.
     renamed = dict(zip(own, state.values(), strict=True))
     if not keeps_last:
         renamed |= {name: own[name] for name in own if name.startswith("classifier.fc8.")}

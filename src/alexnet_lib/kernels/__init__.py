@@ -1,1 +1,1 @@
-"""Loops that torch has no fast form of: for CPUs, for GPUs, and for linear layers."""
+"""Fast versions of what is slow in torch: for CPUs, for GPUs, and for linear layers."""

@@ -1,4 +1,4 @@
-/* Two loops that torch has no fast form of, for the CPU.
+/* Two loops for the CPU that are slow in torch.
 
    Plain C for gcc and clang, without Python or torch. cpu.py compiles it on first use and calls it
    through ctypes. All threads call an entry function with the same arguments; each computes tiles
@@ -49,7 +49,7 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
    sums over a neighbourhood need no bounds. */
 
 typedef struct {
-    const void *x, *grad; /* grad: of the output; NULL asks for the output instead */
+    const void *x, *grad; /* grad: gradient of the output; NULL to compute the output */
     void *out;            /* the output, or the gradient of x */
     int64_t batch, channels, pixels, groups, size, channels_last, dtype;
     float k, alpha_over_size, beta;
@@ -132,7 +132,7 @@ INLINE void lrn_one_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int
     int64_t bytes = t.stride * (dtype == FLOAT32 ? 4 : 2), padded = t.padded_stride;
     float *squares = scratch, *ratios = squares + padded_size, *scaled_grad = ratios + padded_size;
     /* A neighbourhood has size / 2 channels below its own and (size - 1) / 2 above. The gradient
-       sums over the channels whose neighbourhoods contain this one: the other way round. */
+       sums over the channels whose neighbourhoods contain this one: in the other direction. */
     int64_t below = size / 2 * t.step, above = (size - 1) / 2 * t.step;
     for (int64_t line = 0; line < t.lines; line++)
         square_line(t.x + line * bytes, squares + below + line * padded, t.length, dtype);

@@ -43,12 +43,12 @@ SWITCH = "ALEXNET_LIB_KERNELS"
 # for each value. A training step of 128 images at 227 pixels has 140 million.
 _WORTH_COMPILING = 300_000_000
 
-# torch's own grain: fewer values are not worth a second thread.
+# As in torch: with fewer values, a second thread does not pay off.
 _VALUES_A_THREAD = 32_768
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
-# The first set that the compiler takes; 512 bits, because gcc's default of 256 costs up to a third.
+# The first set the compiler accepts; 512 bits, because gcc's default of 256 costs up to a third.
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",), ())
 
@@ -98,7 +98,7 @@ def dense_format(x: Tensor) -> torch.memory_format:
 
 
 def local_response_norm(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor | None:
-    """The normalised activations; or, given the gradient of these, the gradient of ``x``.
+    """The output; or, given its gradient ``grad``, the gradient of ``x``.
 
     ``x`` and ``grad`` are ``(batch, channels, *)`` on the CPU; the result is in the memory format
     of ``x``. None where there is no kernel: other dtypes, or as long as compiling does not pay.
@@ -199,7 +199,7 @@ def takes(x: Tensor) -> bool:
 
 
 def load() -> ctypes.CDLL | None:
-    """The kernels, compiled where they are not cached; None, with one warning, where that fails."""
+    """The kernels, compiled where they are not cached; None, with one warning, if that fails."""
     with _lock:
         return _library()
 
@@ -238,7 +238,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         if file is None:
             raise OSError("there is no C compiler (cc, gcc or clang, or the variable CC)")
-        with contextlib.suppress(OSError):  # a missing or damaged file is written anew
+        with contextlib.suppress(OSError):  # a missing or damaged file is written again
             return ctypes.CDLL(str(file))
         return _compiled(file)
     except (OSError, subprocess.SubprocessError) as error:
@@ -275,7 +275,7 @@ def _compile(new: Path) -> None:
 
 
 def _compiler() -> tuple[str, ...] | None:
-    if sys.platform == "win32":  # Microsoft's compiler does not take the source
+    if sys.platform == "win32":  # Microsoft's compiler does not accept the source
         return None
     for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
         if command and (program := shutil.which(command[0])):
@@ -287,7 +287,7 @@ def _cache_folder() -> Path:
     below_home = "Library/Caches" if sys.platform == "darwin" else ".cache"
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / below_home)
-    except RuntimeError:  # a user without a home: no file can be kept, each process compiles
+    except RuntimeError:  # no home folder: nothing is kept, each process compiles
         caches = Path(os.devnull)
     return caches / "alexnet-lib"
 
@@ -299,7 +299,7 @@ def _run(entry: Any, arguments: Any, values: int) -> None:
     else:
         _run_in_threads()(entry, ctypes.byref(arguments), threads)
     if arguments.out_of_memory:
-        raise MemoryError("there was no memory for the kernels' scratch space")
+        raise MemoryError("not enough memory for the kernels' scratch space")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ _LARGE_WEIGHT = 2**20
 
 
 def substituted(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which a model's linear layers are computed by oneDNN where that is faster."""
+    """A context in which oneDNN computes a model's linear layers, if that is faster."""
     return _Substitutes() if device.type == "cpu" and _mkl_is_slow() else nullcontext()
 
 

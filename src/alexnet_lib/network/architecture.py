@@ -1,7 +1,7 @@
-"""What the network is, as data: the tables of layers, the arithmetic of shapes, and the counts.
+"""The network as data: the tables of layers, the shape arithmetic, and the counts.
 
 Everything else in the library (the model, its initialisation, the summary, the documentation) is
-read from the three tables in this module, so each number of the paper stands here once. Nothing
+read from the three tables in this module, so each number of the paper is here once. Nothing
 here imports torch.
 
 References:
@@ -35,7 +35,7 @@ class Conv:
         kernel: side of a kernel, in pixels.
         stride: step between two windows, in pixels.
         padding: zeros added on each side, in pixels.
-        groups: groups of channels that do not see each other (2: the paper's two GPUs).
+        groups: groups of channels that are not connected (2: the paper's two GPUs).
         code_std: standard deviation of the released code's initial weights.
         initial_bias: the bias that the paper and the released code start from.
     """
@@ -89,7 +89,7 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class AdaptiveAvgPool:
-    """Average pooling to ``output_size`` x ``output_size`` whatever comes in."""
+    """Average pooling to ``output_size`` x ``output_size`` for any input size."""
 
     name: str
     output_size: int
@@ -136,10 +136,10 @@ class Architecture:
     """A network of AlexNet's family as a table of layers.
 
     Args:
-        name: what the table is called.
+        name: the name of the table.
         image_size: the side of the square input image that the table was made for, in pixels.
         layers: the layers in order: convolutional ones first, starting with a ``Conv``; an
-            ``AdaptiveAvgPool`` may stand last among them; one ``Flatten``; then ``Linear``,
+            ``AdaptiveAvgPool`` may be the last of them; one ``Flatten``; then ``Linear``,
             ``ReLU`` and ``Dropout``, ending with ``Linear(name, None)``, the classes.
 
     Raises:
@@ -172,7 +172,7 @@ class Architecture:
         elif wrong := [x.name for x in features if isinstance(x, Linear)]:
             problem = f"has the Linear layers {wrong} before its Flatten"
         elif any(isinstance(x, AdaptiveAvgPool) for x in features[:-1]):
-            problem = "has an AdaptiveAvgPool that does not stand directly before its Flatten"
+            problem = "has an AdaptiveAvgPool that is not directly before its Flatten"
         elif wrong := [x.name for x in classifier if not isinstance(x, Linear | ReLU | Dropout)]:
             problem = f"has {wrong} after its Flatten; only Linear, ReLU and Dropout can be there"
         elif [x.name for x in classifier if getattr(x, "features", 0) is None] != names[-1:]:
@@ -261,7 +261,7 @@ PAPER = Architecture(
     ),
 )
 
-# What most teaching code builds: the paper's layers on one GPU, without groups. Dropout stands
+# What most teaching code builds: the paper's layers on one GPU, without groups. Dropout is
 # before fc6 and fc7, as in that code.
 SINGLE_TOWER = Architecture(
     "single_tower",
@@ -329,7 +329,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 """The three architectures by name: ``"paper"``, ``"single_tower"``, ``"one_weird_trick"``."""
 
-# ImageNet's, which all three tables were made for.
+# The number of ImageNet's classes.
 DEFAULT_CLASSES = 1000
 
 
@@ -348,7 +348,7 @@ def resolve_architecture(architecture: str | Architecture) -> Architecture:
 def conv_output_size(
     size: int, kernel: int, stride: int = 1, padding: int = 0, *, ceil_mode: bool = False
 ) -> int:
-    r"""The side of the feature map that a convolution or a pooling makes.
+    r"""The side of the feature map after a convolution or a pooling.
 
     .. math:: \left\lfloor \frac{size + 2\,padding - kernel}{stride} \right\rfloor + 1
 
@@ -444,7 +444,7 @@ def layer_infos(
     image_size: int | None = None,
     num_classes: int = DEFAULT_CLASSES,
 ) -> list[LayerInfo]:
-    """What every layer takes, gives, holds and computes, in the order of the table.
+    """Shapes, parameters and operations of every layer, in the order of the table.
 
     Arguments and errors are those of ``feature_map_shapes``.
     """

@@ -1,4 +1,4 @@
-"""Weights in safetensors files that know their network, classes, preprocessing and metrics."""
+"""Checkpoints: safetensors files of weights, architecture, classes and preprocessing."""
 
 import json
 import os
@@ -30,13 +30,13 @@ def save_checkpoint(
 ) -> None:
     """Writes a model's weights with all that is needed to use them.
 
-    The file is written beside its place and then renamed, so that a crash leaves the old one.
+    The file is written under another name and then renamed, so that a crash keeps the old one.
 
     Args:
-        path: the file, ending in ``.safetensors``; its folder is made where it does not exist.
+        path: the file, ending in ``.safetensors``; its folder is created if it does not exist.
         model: an ``AlexNet``, in any dtype and on any device.
         classes: names of the classes, in the order of the outputs; None is ``model.classes``.
-        preprocess: the treatment of images; None is ``model.preprocess``.
+        preprocess: the preprocessing of images; None is ``model.preprocess``.
         metrics: plain numbers to keep with the weights, for example ``metrics.to_dict()``.
 
     Raises:
@@ -100,7 +100,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
 
     Args:
         path: the ``.safetensors`` file.
-        device: where the model is put.
+        device: the device of the model.
 
     Returns:
         The model, with ``classes`` and ``preprocess`` set as they were saved.
@@ -116,7 +116,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = json.loads((opened.metadata() or {})[_METADATA])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        # Parameters are made without memory and then take the file's tensors, dtype included.
+        # Parameters are created without memory; the file's tensors, with their dtype, replace them.
         with torch.device("meta"):
             model = AlexNet(
                 metadata["num_classes"],
@@ -129,7 +129,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         model.classes = None if classes is None else tuple(classes)
         model.preprocess = None if preprocess is None else Preprocess.from_dict(preprocess)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} was not written by save_checkpoint: {error!r}") from error
     _check_weights(model, weights, f"{file} holds other weights than its architecture has")

@@ -1,6 +1,6 @@
 """AlexNet: an architecture's table as a torch module, and its four initialisations.
 
-The numbers are the tables' (``architecture.py``); here is only what torch makes of them. Sources
+The numbers come from the tables in ``architecture.py``. Sources
 of the initialisations: the paper, section 5; the released code's layer definitions; He et al.,
 "Delving Deep into Rectifiers", arXiv 1502.01852, 2015.
 """
@@ -45,23 +45,23 @@ class AlexNet(nn.Module):
             groups, what most teaching code builds), ``"one_weird_trick"``
             (``torchvision.models.alexnet``), or an ``Architecture``.
         image_size: side of the square images, in pixels; None is the architecture's own (227, 227,
-            224). ``one_weird_trick`` takes any size from 63 on at call time, whatever is said here.
+            224). ``one_weird_trick`` takes any size of at least 63 at call time.
         dropout: probability of dropping an activation in front of fc7 and fc8 (``paper``) or of
             fc6 and fc7 (the other two, as in their originals), from 0 to 1; the paper's 0.5.
-        dropout_scaling: when activations are scaled to make up for those that training drops.
+        dropout_scaling: when activations are scaled to compensate for dropped ones.
             ``"training"``: what is kept is multiplied by 1 / (1 - dropout) in training, as by
             ``nn.Dropout``. ``"test"``: all are multiplied by 1 - dropout outside training, as in
-            the paper (section 4.2) and the released code; the layers behind see half as much, and
-            the paper's initial weights and learning rate were made for that.
+            the paper (section 4.2) and the released code; the next layers get half as much, and
+            the paper's initial weights and learning rate are for that.
         initialization: ``"kaiming"`` (He et al. 2015: normal with variance 2 / fan-in, zero
             biases, last layer N(0, 0.01)), which learns with ordinary normalised inputs;
             ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
             conv4, conv5, fc6, fc7); ``"paper"`` (N(0, 0.01) everywhere, the same biases); or
             ``"torch"`` (what ``nn.Conv2d`` and ``nn.Linear`` do).
-        seed: makes the weights repeatable and leaves torch's global generator alone; None draws
+        seed: makes the weights repeatable without torch's global generator; None draws
             from the global generator.
 
-    The parts have the field's names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
+    The layers have the usual names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
     ``pool5``; ``avgpool`` (``one_weird_trick`` only, else None); ``flatten``; ``classifier.fc6``,
     ``relu6``, ``drop6``, ..., ``fc8``. No layer changes its input in place.
 
@@ -129,11 +129,11 @@ class AlexNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of outputs, read from the last layer, which a fine-tuner may have replaced."""
+        """The number of outputs, read from the last layer, which may have been replaced."""
         return int(self.classifier[-1].out_features)  # type: ignore[arg-type]
 
     def freeze(self, *layers: str) -> None:
-        """Keeps the weights and biases of these layers as they are, in any training from now on.
+        """Freezes the weights and biases of these layers, for any later training.
 
         Args:
             layers: names as in the architecture's table, for example ``"conv1", "fc6"``.
@@ -215,9 +215,9 @@ def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> 
 
 
 class PaperDropout(nn.Dropout):
-    """The paper's dropout: what is kept stays as it is in training, and is scaled by 1 - p outside.
+    """The paper's dropout: no scaling in training, multiplication by 1 - p in evaluation.
 
-    That is ``nn.Dropout``, which scales in training, times 1 - p in both.
+    That is ``nn.Dropout``, which scales in training, times 1 - p in both modes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def initialize(
             nn.init.normal_(weight, std=PAPER_STD, generator=generator)
             nn.init.constant_(bias, row.initial_bias)
         case "torch":
-            # The lines of nn.Conv2d.reset_parameters, which takes no generator.
+            # As in nn.Conv2d.reset_parameters, which takes no generator.
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
             bound = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(bias, -bound, bound, generator=generator)

@@ -7,9 +7,9 @@ With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over th
 .. math:: g_c s_c^{-\beta} - \frac{2 \alpha \beta}{n} x_c
           \sum_{j :\, c \in W(j)} g_j x_j s_j^{-\beta - 1},
 
-which needs nothing but :math:`x`: that is all that is kept for the backward pass. Who computes
-it: ``kernels/cpu.py`` on the CPU, ``kernels/gpu.py`` on a GPU, and torch's own operations (the
-formulas as they stand, in ``_output`` and ``_gradient``) everywhere else and for whoever traces.
+which needs only :math:`x`: nothing else is kept for the backward pass. It is computed by
+``kernels/cpu.py`` on the CPU, ``kernels/gpu.py`` on a GPU, and torch's own operations (the
+formulas above, in ``_output`` and ``_gradient``) everywhere else and in tracing.
 """
 
 import functools
@@ -26,10 +26,10 @@ from alexnet_lib.checks import check_integer
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import LrnSettings
 
-# Values: a few intermediate results of so many are a megabyte or two.
+# Values in a block: its intermediate results take a megabyte or two.
 _BLOCK = 131_072
 
-# Values: on a GPU, a few images are not worth Triton's compiling, which takes about a second.
+# Values: for fewer, Triton's compilation, about a second, does not pay off.
 _WORTH_TRITON = 2**22
 
 # Triton unrolls the loop over the neighbours, twice nested in the backward pass.
@@ -49,10 +49,10 @@ class LocalResponseNorm(nn.Module):
     times the *mean* square. To follow the paper's text to the letter, pass ``alpha=5e-4`` with
     ``size=5``.
 
-    **Groups.** The released code keeps its two GPUs' channels apart, so that channels 47 and 48 of
+    **Groups.** The released code separates the channels of its GPUs, so that channels 47 and 48 of
     conv1 are not neighbours: ``groups=2``. torch has no such argument.
 
-    **Speed.** On a CPU a compiled loop makes one pass each way, once that repays compiling it (see
+    **Speed.** On a CPU a compiled loop makes one pass each way, when compiling it pays (see
     the page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
 
     Args:
@@ -65,7 +65,7 @@ class LocalResponseNorm(nn.Module):
     Shape:
         Input and output: floating, ``(batch, channels, *)`` with any number of further dimensions
         and ``channels`` a multiple of ``groups``. The output has the input's dtype; squares are
-        summed in float32 where that is the wider.
+        summed in float32 if that is wider.
 
     Raises:
         ValueError: an argument out of its range; an input of the wrong rank, dtype or channel
@@ -103,7 +103,7 @@ class LocalResponseNorm(nn.Module):
         return text + (f", groups={self.groups}" if self.groups > 1 else "")
 
 
-# Wrapped, so that symbolic tracing keeps the call whole instead of stumbling over its checks.
+# Wrapped, so that symbolic tracing records one call instead of failing at its checks.
 @torch.fx.wrap
 def local_response_norm(
     x: Float[Tensor, "batch channels *rest"],
@@ -141,7 +141,7 @@ class _LocalResponseNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        # With create_graph=True this gradient is to be differentiated in its turn.
+        # With create_graph=True this gradient must be differentiable.
         plain = cpu.takes(grad) and not torch.is_grad_enabled()
         compute = _computed if plain else _gradient
         return compute(x, grad, ctx.settings), None
@@ -149,7 +149,7 @@ class _LocalResponseNorm(torch.autograd.Function):
 
 @torch.no_grad()
 def _computed(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
-    """The normalised activations, or with ``grad`` the gradient of ``x``, by the fastest way."""
+    """The output; or, given its gradient ``grad``, the gradient of ``x``; by the fastest code."""
     on_cpu = x.device.type == "cpu"
     if on_cpu and (result := cpu.local_response_norm(x, grad, settings)) is not None:
         return result
@@ -202,7 +202,7 @@ def _gradient(x: Tensor, grad: Tensor, settings: LrnSettings) -> Tensor:
     scale = _scale(wide, settings)
     direct = grad * _power(scale, -settings.beta)
     ratios = wide * direct / scale
-    # From the channels whose neighbourhoods hold this one.
+    # From the channels whose neighbourhoods contain this one.
     gathered = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
     factor = 2 * settings.alpha * settings.beta / settings.size
     return (direct - factor * wide * gathered).to(x.dtype)

@@ -34,7 +34,7 @@ class SummaryRow:
     multiply_accumulates: int
 
     def cells(self) -> tuple[str, ...]:
-        """The line as text, one string a column."""
+        """The line as text, one string for each column."""
         return (
             self.layer,
             self.kernel,

@@ -1,4 +1,4 @@
-"""fit: from data and a recipe to a trained network, with its history and its files."""
+"""fit: trains a network on data with a recipe, and writes its history and its files."""
 
 import os
 import time
@@ -23,8 +23,8 @@ from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
 from alexnet_lib.training.state import TrainingRun
 
-# The length of a run is estimated after this many steps; the first few set things up and do not
-# count.
+# The duration of a run is estimated after this many steps. The first few are slower and are
+# left out.
 _ESTIMATE_STEPS = 20
 _SETTLING_STEPS = 3
 # Evaluating an image takes about this fraction of training on it (a backward pass costs as much as
@@ -34,7 +34,7 @@ _FORWARD_SHARE = 1 / 3
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What ``fit`` did.
+    """The result of ``fit``.
 
     ``history`` has a record for each epoch; ``test`` holds the metrics on the test images, or None
     where there are none; ``model`` has the weights of the best validation accuracy (of the last
@@ -60,7 +60,7 @@ def fit(
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes the results.
 
-    With ``out``, the folder gets ``recipe.json`` (all that determines the run, and what is known
+    With ``out``, the folder holds ``recipe.json`` (all that determines the run, and what is known
     of a given model or ``Loaders``), ``history.jsonl`` (a line for each epoch),
     ``best.safetensors`` (weights of the best validation accuracy), ``last.safetensors`` (weights
     after the last finished epoch) and, at the end, ``result.json``.
@@ -72,16 +72,16 @@ def fit(
             used as they are, whatever the recipe says of images.
         recipe: a name among ``RECIPES``, or a ``Recipe``.
         overrides: fields of the recipe to change, by name, for example ``{"epochs": 3}``.
-        model: a network to go on with, which is used as it is; its layers ``freeze`` are frozen
+        model: a network to start from, used as it is; the recipe's layers ``freeze`` are frozen
             from now on. None builds the recipe's.
-        seed: of the weights, the parts, the order, the augmentation and dropout, as far as a given
-            model or ``Loaders`` leave them open. torch's global generators are left as they were.
+        seed: for the weights, the split, the order, the augmentation and dropout, unless a given
+            model or ``Loaders`` determine them. torch's global generators are not changed.
         out: a folder to write to, that holds no run yet; None writes nothing.
         options: device, precision and the like.
 
     Raises:
-        TypeError: ``data`` or ``model`` is of another kind.
-        ValueError: an argument is out of its range, or the model is not for these images.
+        TypeError: ``data`` or ``model`` has another type.
+        ValueError: an argument is out of its range, or the model does not fit the data.
         FileExistsError: ``out`` holds a run already.
         OSError: ``out`` cannot be written, or the disk has too little space for the checkpoints.
         FloatingPointError: a loss or a weight became NaN or infinite; the message names the epoch
@@ -105,7 +105,7 @@ def fit(
         raise TypeError(f"options is a {type(options).__name__}; expected RunOptions")
     options = options.resolved()
     device = torch.device(options.device)
-    # Compiled at once, so that every step of every run of a seed is computed by the same code.
+    # Compiled now, so that all steps of all runs of a seed are computed by the same code.
     compiled = device.type == "cpu" and cpu.load() is not None
     folder = None if out is None else RunFolder(out)
     with restored_generators(device):  # from which reading a data set may draw
@@ -152,7 +152,7 @@ def fit(
 
 
 def _train(run: TrainingRun, folder: RunFolder | None) -> None:
-    """Goes through the epochs that are left, and writes each to the folder."""
+    """Trains for the remaining epochs, and writes each to the folder."""
     progress = run.options.progress
     with Progress(run.recipe.name, run.steps_in_all, show=progress, done=run.steps_done) as shown:
         first, settled = run.steps_done, time.perf_counter()

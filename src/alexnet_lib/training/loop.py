@@ -1,6 +1,6 @@
-"""One pass over a loader: training and evaluation, of anybody's model with anybody's loader.
+"""One pass over a loader: training and evaluation of any model with any loader.
 
-Nothing waits for the device inside the loops but the progress bar's refresh, every few seconds:
+The loops wait for the device only to refresh the progress bar, every few seconds:
 losses and hits are summed on the device. Means are over images, not over batches.
 """
 
@@ -23,13 +23,13 @@ from alexnet_lib.training.metrics import EpochMetrics, EvalMetrics, Totals
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-# Seconds between two looks at what is on the device.
+# Seconds between two readings of the sums on the device.
 _REFRESH_SECONDS = 2.0
 
 
 @runtime_checkable
 class ViewLoader(Protocol):
-    """A loader that can show each image in several views."""
+    """A loader that can yield each image in several views."""
 
     def views(self, number: int) -> Iterable[tuple[Iterable[Tensor], Tensor]]:
         """For each batch, its views, and its labels."""
@@ -38,7 +38,7 @@ class ViewLoader(Protocol):
 
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """How a model computes: in which precision, and by which of torch's functions."""
+    """A context with the precision and the fast functions that a model computes with."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     with autocast, substituted(device):
         yield
@@ -57,7 +57,7 @@ class TrainingStep:
     max_grad_norm: float | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, totals: Totals) -> None:
-        """Trains on a batch, which lies on the device, and adds it to the sums."""
+        """Trains on a batch on the device, and adds it to the sums."""
         self.optimizer.zero_grad(set_to_none=True)
         with arithmetic(self.precision, self.device):
             logits = self.model(images)
@@ -93,7 +93,7 @@ class Progress:
         self.bar.close()
 
     def advance(self, totals: Totals) -> None:
-        """Counts a step. Now and then it looks at the sums, which raises where a loss is bad."""
+        """Counts a step; every few seconds it reads the sums and raises if a loss is not finite."""
         self.bar.update()
         if time.perf_counter() - self._looked > _REFRESH_SECONDS:
             self.bar.set_postfix_str(str(totals.compute()))
@@ -195,7 +195,7 @@ def _check_labels(labels: Tensor, logits: Tensor, *, shares: bool) -> None:
         return
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; expected int64 (batch,)")
-    # On a GPU looking would mean waiting; the library's own loaders have checked already.
+    # On a GPU this check would wait for the device; the library's loaders have done it already.
     if labels.device.type == "cpu" and len(labels):
         low, high = (int(value) for value in torch.aminmax(labels))
         if low < 0 or high >= logits.shape[1]:
@@ -215,8 +215,8 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
 
 
 # Not inference_mode, which is no faster here (0.226 s both, for 128 images at 227 pixels): tensors
-# made in it can never be trained with, be they images that a data set keeps, or parameters and
-# tables that a model creates in its first pass.
+# created in it cannot be trained with later: neither images that a data set keeps, nor
+# parameters and tables that a model creates in its first pass.
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -231,8 +231,8 @@ def evaluate(
 ) -> EvalMetrics:
     """Loss, accuracies and confusion matrix of a model over all images of a loader.
 
-    The model is evaluated in evaluation mode, and left in the mode it came in. With several views,
-    an image's class and loss are those of the mean of their softmax outputs (paper, section 4.1).
+    The model is evaluated in evaluation mode, and then put back into its former mode. With several
+    views, class and loss are those of the mean of their softmax outputs (paper, section 4.1).
 
     Args:
         model: maps images to logits ``(batch, classes)``.
@@ -248,7 +248,7 @@ def evaluate(
 
     Raises:
         ValueError: the loader is empty; a label is not a class of the model; a k is below 1;
-            another number of views, or one that the loader cannot show.
+            an unknown number of views, or one that the loader cannot yield.
 
     Example:
         >>> from alexnet_lib import AlexNet, build_loaders, evaluate
@@ -326,7 +326,7 @@ def _batches_of_views(
     else:
         raise ValueError(
             f"views is {number!r}, but loader is a {type(loader).__name__}; expected 1 or 2, or "
-            "for 10 views a loader of the library (build_loaders makes them of any data set)"
+            "for 10 views a loader of the library (build_loaders builds one from any data set)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a pass of training or evaluation gives, and the sums it is computed from."""
+"""Metrics of training and evaluation, and the sums that they are computed from."""
 
 import math
 import time
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one pass of training gave.
+    """Metrics of one pass of training.
 
     ``loss`` and ``accuracy`` (0 to 1) are means over the images as they were trained on, that is
-    with dropout, augmentation and the weights of that moment.
+    with dropout, augmentation and the weights of that step.
     """
 
     loss: float
@@ -38,9 +38,9 @@ class EpochMetrics:
 
 @dataclass(frozen=True, eq=False)
 class EvalMetrics:
-    """What an evaluation gave; accuracies are fractions from 0 to 1.
+    """Metrics of an evaluation; accuracies are fractions from 0 to 1.
 
-    ``topk_accuracy`` maps k to the fraction of images whose class is among the k likeliest.
+    ``topk_accuracy`` maps k to the fraction of images whose class is among the k most likely.
     ``confusion[i, j]`` counts the images of class i that were classified as class j. ``classes``
     names the classes.
     """
@@ -83,7 +83,7 @@ class EvalMetrics:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of a run: its number from 1, the rate it ended with, and its metrics."""
+    """One epoch of a run: its number from 1, the learning rate at its end, and its metrics."""
 
     epoch: int
     learning_rate: float
@@ -153,7 +153,7 @@ class Totals:
         if step := int(self.first_bad_step):
             raise FloatingPointError(
                 f"the loss of step {step} is not finite (NaN or infinite), so the weights since "
-                "then are worthless: lower the learning rate, or clip with max_grad_norm"
+                "then are invalid: lower the learning rate, or clip with max_grad_norm"
             )
         loss, accuracy = float(self.loss) / self.images, int(self.hits) / self.images
         seconds = self.seconds

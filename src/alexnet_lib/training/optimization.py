@@ -1,4 +1,4 @@
-"""A recipe's step: its optimiser, and its learning rate over a run."""
+"""The optimiser, the learning-rate schedule and the training step of a recipe."""
 
 import math
 from typing import Any
@@ -78,7 +78,7 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRSchedu
 
 
 def build_plateau(recipe: Recipe, optimizer: Optimizer) -> ReduceLROnPlateau | None:
-    """What divides the learning rate, given the validation error of each epoch; or None."""
+    """The scheduler that divides the learning rate when the validation error stalls, or None."""
     if recipe.schedule != "plateau":
         return None
     return ReduceLROnPlateau(
@@ -86,7 +86,7 @@ def build_plateau(recipe: Recipe, optimizer: Optimizer) -> ReduceLROnPlateau | N
         factor=_PLATEAU_FACTOR,
         patience=recipe.plateau_patience - 1,
         threshold=0.0,
-        # A warm-up that has begun keeps the full rate under another name.
+        # During a warm-up, the full rate is in `initial_lr`.
         min_lr=[
             group.get("initial_lr", group["lr"]) * _PLATEAU_FACTOR**_PLATEAU_DROPS
             for group in optimizer.param_groups
@@ -100,7 +100,7 @@ def build_step(
 ) -> TrainingStep:
     """The training step of a recipe; its learning rate follows the schedule of a run of ``steps``.
 
-    Without ``steps``, the learning rate stays at its highest. ``options`` are resolved ones.
+    Without ``steps``, the learning rate is constant at its peak. ``options`` must be resolved.
     """
     optimizer = build_optimizer(recipe, model)
     device = torch.device(options.device)

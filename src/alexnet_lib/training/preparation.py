@@ -1,4 +1,4 @@
-"""From data and a recipe to what a run needs: loaders, and a network on its device."""
+"""Prepares loaders and a network for a run, from data and a recipe."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ def prepare_loaders(
     seed: int = 0,
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Loaders:
-    """The loaders of a run: its images, with the treatment of a recipe.
+    """The loaders of a run: its images, with the preprocessing and augmentation of a recipe.
 
     Args:
         data: as in ``fit``, with its errors. ``Loaders`` are returned as they are.
         recipe: as in ``fit``.
-        seed: of the parts, the order and the augmentation.
+        seed: for the split, the order and the augmentation.
         options: device, dtype and memory format of the batches; processes that decode files.
 
     Example:
@@ -65,16 +65,16 @@ def prepare_model(
     """The network of a run, on its device, with the frozen layers of a recipe.
 
     Args:
-        loaders: of the images that it is for; it takes their classes and their preprocessing.
+        loaders: the loaders of the run; the network gets their classes and preprocessing.
         recipe: as in ``fit``.
-        model: a network to go on with; None builds that of the recipe.
-        seed: of the initial weights.
+        model: a network to start from; None builds that of the recipe.
+        seed: for the initial weights.
         options: device and memory format.
 
     Raises:
         FileNotFoundError: there is no file with the recipe's ``weights``.
         TypeError: the model is not an ``AlexNet``.
-        ValueError: the model is not for these images; the message says why.
+        ValueError: the model does not fit the loaders; the message says why.
 
     Example:
         >>> from alexnet_lib import prepare_loaders, prepare_model

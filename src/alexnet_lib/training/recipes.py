@@ -50,7 +50,7 @@ class Recipe:
         dropout: probability, as in ``AlexNet``.
         dropout_scaling: ``"training"`` or ``"test"``, as in ``AlexNet``.
         image_size: side of the network's input, in pixels; None is the architecture's own.
-        resize_ratio: side that images are resized to before the crop, over the side of the crop,
+        resize_ratio: side of the resized image, divided by the side of the crop,
             at least 1; the paper's 256 / 224.
         edge: rows and columns of the input that are zeros, as in ``Preprocess``.
         preprocessing: ``"standardize"``, values from 0 to 1 less the mean, divided by the standard
@@ -61,8 +61,8 @@ class Recipe:
         train_images: use only so many of the training images; None uses all.
         validation_fraction: fraction of the training images kept for validation.
         flip: mirror half of the images.
-        random_crop: crop the resized image at a random place, instead of its centre.
-        color_noise: strength of ``ColorNoise``; 0 is none, the paper's 0.1.
+        random_crop: crop the resized image at a random position, instead of its centre.
+        color_noise: strength of ``ColorNoise``; 0 is none, the paper has 0.1.
         trivial_augment: one random operation on each image, ``TrivialAugment``.
         erasing: probability of ``RandomErasing``.
         mixup: alpha of ``Mixup``; 0 is none.
@@ -70,7 +70,7 @@ class Recipe:
         batch_size: images in a step.
         epochs: passes over the training images.
         optimizer: ``"sgd"`` or ``"adamw"``.
-        learning_rate: at its highest; it rises linearly over the first ``warmup_fraction`` of the
+        learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
         schedule: what follows: ``"cosine"`` falls to 0 at the end of the run; ``"plateau"`` divides
             by ten, at most three times, whenever the validation error has not improved for
@@ -82,12 +82,12 @@ class Recipe:
         nesterov: Nesterov's momentum, where there is momentum; of ``"sgd"``.
         weight_decay: at least 0.
         decay_biases: whether biases decay as weights do.
-        bias_rate_factor: the learning rate of the biases over that of the weights; above 0.
+        bias_rate_factor: learning rate of the biases divided by that of the weights; above 0.
         label_smoothing: from 0 to below 1.
         max_grad_norm: gradients are scaled down to this norm; None leaves them alone.
-        ema_decay: evaluate and keep an exponential moving average of the weights, of which each
-            step keeps this fraction; None keeps the weights themselves.
-        views: of each test image at the end, as in ``evaluate``.
+        ema_decay: evaluate and save an exponential moving average of the weights, with this decay
+            per step; None saves the weights themselves.
+        views: number of views of each test image at the end, as in ``evaluate``.
 
     Raises:
         ValueError: a field is unknown or out of its range.
@@ -221,7 +221,7 @@ class Recipe:
         return round(self.resize_ratio * self.crop_size)
 
     def treatment(self, measure: Callable[[], PixelStatistics]) -> Treatment:
-        """All that happens to an image; ``measure`` gives the statistics of the training images."""
+        """Preprocessing and augmentation; ``measure`` gives the training images' statistics."""
         stats = IMAGENET_STATS if self.stats == "imagenet" else measure().channel_stats(self.stats)
         scale, mean, std = 1.0, stats.mean, stats.std
         if self.preprocessing == "subtract_mean":
@@ -234,7 +234,7 @@ class Recipe:
         preprocess = Preprocess(
             self.resize, self.input_size, scale=scale, mean=mean, std=std, edge=self.edge
         )
-        # In the order in which an image meets them.
+        # In the order in which they are applied.
         random: tuple[Any, ...] = (
             self.flip and augmentation.HorizontalFlip(),
             self.trivial_augment and augmentation.TrivialAugment(),
@@ -252,7 +252,7 @@ class Recipe:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
-# What the search settled (`benchmarks/search.py`, docs/training.md).
+# The result of the search (`benchmarks/search.py`, docs/training.md).
 _MODERN = Recipe(
     "modern",
     resize_ratio=PAPER_RESIZE_RATIO,
@@ -292,7 +292,7 @@ _PAPER = Recipe(
     views=10,
 )
 
-# The blog post's settings: all 50,000 images are trained on, and nothing is held back.
+# The blog post's settings: all 50,000 images are trained on, none is held out.
 _TUTORIAL = Recipe(
     "tutorial",
     architecture="single_tower",
@@ -361,8 +361,8 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not the recipe of a run, or that of a run whose model or loaders
-            ``fit`` was given.
+        ValueError: the file is not the recipe of a run, or ``fit`` was given the model or the
+            loaders of that run.
     """
     file = Path(path)
     file = file / "recipe.json" if file.is_dir() else file
@@ -373,7 +373,7 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
         raise ValueError(f"{file} is not the recipe of a run: {error}") from error
     if given := stored.get("given"):
         raise ValueError(
-            f"{file} is of a run whose {' and '.join(given)} fit was given; recipe and seed alone "
+            f"{file}: fit was given the {' and '.join(given)} of this run; recipe and seed alone "
             "do not repeat it"
         )
     return recipe, seed

@@ -1,4 +1,4 @@
-"""A run in progress: all that changes from step to step, in one object that can say its state."""
+"""A run in progress: one object with everything that changes from step to step."""
 
 import math
 import sys
@@ -27,14 +27,14 @@ class TrainingRun:
     state of another continues as that one would have, bit for bit.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         loaders: as ``prepare_loaders`` returns them.
         model: as ``prepare_model`` returns it; its weights are trained.
-        seed: of the dropout.
-        options: resolved ones.
+        seed: for dropout.
+        options: resolved options.
 
     Attributes:
-        epoch: finished epochs.
+        epoch: number of finished epochs.
         totals: sums over the images of the epoch in progress; ``totals.steps`` are its steps.
         history: a record for each finished epoch.
         result: the network that is evaluated and kept: the model, or the average of its weights.
@@ -90,8 +90,8 @@ class TrainingRun:
         """Trains on the next batch of the epoch."""
         step = self.totals.steps
         if not step:
-            self.totals = Totals(self._device)  # whose clock starts with the epoch's first step
-        # Not step 0, which has the numbers of the epoch's order.
+            self.totals = Totals(self._device)  # its time starts with the first step of the epoch
+        # Not step 0: its random numbers are those of the epoch's order.
         seed_generators(derived_seed(self.seed, self.epoch, step + 1), self._device)
         if self._batches is None:
             batches = self.loaders.train.batches(self.epoch, start=step)
@@ -146,10 +146,10 @@ class TrainingRun:
             loader,
             precision=self._step.precision,
             views=views,
-            # Without a terminal the line of the epoch, which has these numbers, is enough.
+            # Without a terminal, the line of the epoch has the same numbers.
             progress=self.options.progress and sys.stderr.isatty(),
         )
-        # The same images each time, whatever is random in a given loader or in its data set.
+        # The same images each time, also if a given loader or its data set is random.
         loader.set_epoch(epoch)
         if not math.isfinite(metrics.loss):
             raise FloatingPointError(
@@ -196,7 +196,7 @@ class TrainingRun:
 _PARTS = ("model", "optimizer", "schedule", "plateau", "average")
 _PLAIN = ("epoch", "best_epoch", "best_accuracy", "best_weights")
 
-# What stands in plain data for a tensor, for a number that JSON has not, and for a dictionary whose
+# Keys in plain data that mark a tensor, a number that JSON does not have, and a dictionary whose
 # keys are not strings.
 _TENSOR, _NUMBER, _ITEMS = "$tensor", "$number", "$items"
 
