@@ -371,7 +371,7 @@ pillow       1.2.3
 safetensors  1.2.3
 system       Plan9-4
 processor    quick, 3 threads
-kernels      none: torch computes instead
+kernels      none: torch's operations are used
 device       cpu (the default): multiplies float32
 """
 INFO_OF_A_LARGE_MACHINE = """\
@@ -649,7 +649,7 @@ def damaged_checkpoint(file: Path) -> str:
 
 def text_checkpoint(file: Path) -> str:
     file.write_text("not a checkpoint")
-    return "is damaged or no safetensors file"
+    return "is damaged or not a safetensors file"
 
 
 def foreign_checkpoint(file: Path) -> str:
@@ -682,7 +682,7 @@ def test_a_checkpoint_without_preprocessing_is_refused(call, tmp_path):
     save_checkpoint(file, AlexNet(2, architecture=TINY))
     photo = write_photo(tmp_path / "photo.png")
     assert_one_line(call("predict", photo, "--checkpoint", file), 2, "preprocess is None")
-    assert_one_line(call("evaluate", file, "shapes"), 2, "holds no preprocessing")
+    assert_one_line(call("evaluate", file, "shapes"), 2, "contains no preprocessing")
 
 
 @pytest.mark.bad_input

@@ -151,7 +151,7 @@ def test_a_run_folder_may_hold_other_files(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
-    message = f"out is {str(tmp_path)!r}, which holds a run already; name another folder"
+    message = f"out is {str(tmp_path)!r}, which holds a run already; choose another folder"
     with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
         RunFolder(tmp_path)
 

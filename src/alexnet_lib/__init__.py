@@ -21,12 +21,7 @@ if TYPE_CHECKING:
         TrivialAugment,
     )
     from alexnet_lib.data.cifar10 import download_cifar10
-    from alexnet_lib.data.loaders import (
-        BatchLoader,
-        Loaders,
-        build_cifar10_loaders,
-        build_loaders,
-    )
+    from alexnet_lib.data.loaders import BatchLoader, Loaders, build_cifar10_loaders, build_loaders
     from alexnet_lib.data.preprocess import VIEWS, Preprocess
     from alexnet_lib.data.statistics import (
         CIFAR10_STATS,

@@ -26,13 +26,13 @@ _DATA_HELP = (
     "or a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and test/CLASS/*.jpg, or "
     "CLASS/*.jpg."
 )
+_ARCHITECTURE_HELP = "'paper', 'single_tower' or 'one_weird_trick'."
 _CHECKPOINT_HELP = "A .safetensors file, or the folder of a run (its best weights)."
 Device = Annotated[
     str, typer.Option(help="'auto' (CUDA, then Apple's MPS, then the CPU) or a device's name.")
 ]
 Precision = Annotated[
-    str,
-    typer.Option(help="'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it."),
+    str, typer.Option(help="'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it.")
 ]
 Workers = Annotated[
     int, typer.Option(help="Processes that decode image files; small images need none.", min=0)
@@ -70,31 +70,15 @@ def train(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
     recipe: RecipeName = "modern",
     set_: Overrides = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images [default: the recipe's].")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the run [default: runs/ and the date and time]."),
+        Path | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
     ] = None,
-    train_images: Annotated[
-        int | None,
-        typer.Option(help="Use only so many of the training images [default: all]."),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Side of the images, in pixels [default: the network's own, 227]."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images in a step [default: the recipe's].")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate [default: the recipe's].")
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(help="'paper', 'single_tower' or 'one_weird_trick' [default: the recipe's]."),
-    ] = None,
+    train_images: Annotated[int | None, typer.Option(help="Training images to use.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images, pixels.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURE_HELP)] = None,
     seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -104,7 +88,10 @@ def train(
     num_workers: Workers = 0,
     keep_memory: KeepMemory = True,
 ) -> None:
-    """Train on DATA, evaluate on its test images, and write the run to a folder."""
+    """Train on DATA, evaluate on its test images, and write the run to a folder.
+
+    Options from --epochs to --architecture that are not given are the recipe's.
+    """
     _set_up_memory(keep_memory)
     overrides = _overrides(set_)
     fields = {
@@ -305,9 +292,7 @@ def stats(
 
 @app.command()
 def summary(
-    architecture: Annotated[
-        str, typer.Argument(help="'paper', 'single_tower' or 'one_weird_trick'.")
-    ] = "paper",
+    architecture: Annotated[str, typer.Argument(help=_ARCHITECTURE_HELP)] = "paper",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images, in pixels [default: 227, 227, 224].")
     ] = None,

@@ -39,11 +39,7 @@ def default_device() -> torch.device:
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device of this name; ``"auto"`` is ``default_device()``.
-
-    Raises:
-        ValueError: there is no such device on this machine.
-    """
+    """The device of this name; ``"auto"`` is ``default_device()``."""
     if device == "auto":
         return default_device()
     try:
@@ -72,11 +68,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """``"float32"`` or ``"bfloat16"``; ``"auto"`` is bfloat16 where the hardware multiplies it.
-
-    Raises:
-        ValueError: the precision is unknown.
-    """
+    """``"float32"`` or ``"bfloat16"``; ``"auto"`` is bfloat16 where the hardware multiplies it."""
     check_choice("precision", precision, ("auto", *DTYPES))
     if precision == "auto":
         return "bfloat16" if multiplies_bfloat16(device) else "float32"
@@ -107,9 +99,6 @@ class RunOptions:
         num_workers: processes that decode image files, at least 0; images held in memory need
             none.
         progress: show a progress bar, and a line for each epoch, on the standard error stream.
-
-    Raises:
-        ValueError: a field is out of its range.
     """
 
     device: str = "auto"
@@ -125,17 +114,12 @@ class RunOptions:
         check_integer("num_workers", self.num_workers, 0)
 
     def resolved(self) -> "RunOptions":
-        """The same with ``"auto"`` replaced by the choice for this machine.
-
-        Raises:
-            ValueError: there is no such device.
-        """
+        """The same with ``"auto"`` replaced by the choice for this machine."""
         device = resolve_device(self.device)
         precision = resolve_precision(self.precision, device)
         memory_format = self.memory_format
         if memory_format == "auto":
-            tensor_cores = device.type == "cuda" and precision == "bfloat16"
-            faster = device.type == "cpu" or tensor_cores
+            faster = device.type == "cpu" or (device.type == "cuda" and precision == "bfloat16")
             memory_format = "channels_last" if faster else "contiguous"
         return replace(self, device=str(device), precision=precision, memory_format=memory_format)
 
@@ -143,20 +127,12 @@ class RunOptions:
     def placement(self) -> Placement:
         """The placement of a run's batches; for resolved options."""
         return Placement(
-            torch.device(self.device),
-            DTYPES[self.precision],
-            MEMORY_FORMATS[self.memory_format],
+            torch.device(self.device), DTYPES[self.precision], MEMORY_FORMATS[self.memory_format]
         )
 
 
 def derived_seed(seed: int, *numbers: int) -> int:
-    """One seed for each sequence of numbers, for example an epoch and a step.
-
-    NumPy's seed sequence mixes the numbers well.
-
-    Raises:
-        ValueError: ``seed`` is not an integer of at least 0.
-    """
+    """One seed for each sequence of numbers, for example an epoch and a step."""
     check_integer("seed", seed, 0)
     state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

@@ -44,14 +44,10 @@ def append_json_line(file: Path, value: Mapping[str, Any]) -> None:
 
 
 class RunFolder:
-    """The folder of a run: its files, and whether they can be written.
+    """The folder of a run, and the names of its files; it is created where it does not exist.
 
-    Args:
-        path: the folder; it is created where it does not exist.
-
-    Raises:
-        FileExistsError: it holds a run already.
-        OSError: it cannot be written.
+    A folder that holds a run already is a ``FileExistsError``; one that cannot be written an
+    ``OSError``.
     """
 
     FILES = ("recipe.json", "history.jsonl", "best.safetensors", "last.safetensors", "result.json")

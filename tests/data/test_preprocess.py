@@ -396,7 +396,7 @@ def test_another_number_of_views_is_refused(number):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("preprocess", [Preprocess(9, 9), Preprocess(9, 11, edge=2)])
 def test_ten_views_of_images_that_leave_no_margin_are_refused(preprocess):
-    text = "views is 10, but resize is 9, all of which the network sees"
+    text = "views is 10, but resize is 9, the size of the crop"
     with pytest.raises(ValueError, match=text):
         list(preprocess.views(torch.zeros(1, 3, 9, 9), 10))
 

@@ -154,7 +154,7 @@ def test_a_class_without_images_is_named(tmp_path):
 def test_a_class_that_training_does_not_have_is_named(tmp_path):
     write_class_folders(tmp_path / "train")
     write_class_folders(tmp_path / "test", ["cat", "dog", "emu"])
-    text = f"{tmp_path / 'test'} has the folders ['emu'], which are no training classes"
+    text = f"{tmp_path / 'test'} has the folders ['emu'], which are not training classes"
     with pytest.raises(ValueError, match=re.escape(text)):
         image_folder(tmp_path)
 

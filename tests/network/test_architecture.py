@@ -513,7 +513,7 @@ CONV, FLATTEN, CLASSES = Conv("conv", 4, kernel=3), Flatten("flatten"), Linear("
         ),
         (
             (CONV, AdaptiveAvgPool("avgpool", 2), ReLU("relu"), FLATTEN, CLASSES),
-            "has an AdaptiveAvgPool that does not stand directly before its Flatten",
+            "has an AdaptiveAvgPool that is not directly before its Flatten",
         ),
         (
             (CONV, FLATTEN, MaxPool("pool"), CLASSES),

@@ -99,6 +99,7 @@ def test_a_plateau_and_the_best_epoch_are_remembered_elsewhere(options, elsewher
     assert rates == pytest.approx([1e-4 * 5 / 6, 1e-4, 1e-5, 1e-6])
     assert ended[0]["best_epoch"] == 1
     best = tensors_of(ended, "best_weights")
+    assert len(best) == 4
     assert best.keys() == tensors_of(stopped, "best_weights").keys()
     assert all(torch.equal(tensor, stopped[1][name]) for name, tensor in best.items())
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_lib.checks import check_integer
-from alexnet_lib.data.images import ImageSet, ImageTensors
+from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, seed_generators
@@ -295,9 +295,8 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
         return math.nan, math.nan, 0
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
     sample = data.subset(order.to(data.labels.device))
-    pixels = sample.images if isinstance(sample, ImageTensors) else sample
     # One at a time: files may be large.
-    whole = [pixels] if isinstance(pixels, Tensor) else (pixels[i][0][None] for i in range(count))
+    whole = (sample.image(i)[None] for i in range(count))
     tiny = [F.adaptive_avg_pool2d(images.float().cpu(), _PROBE_SIDE).flatten(1) for images in whole]
     features = torch.cat(tiny).double()
     features = (features - features.mean(0)) / (features.std(0) + 1e-6)
@@ -308,86 +307,79 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
     ridge = _PROBE_RIDGE * half * torch.eye(features.shape[1], dtype=torch.float64)
     coefficients = torch.linalg.solve(fitted.T @ fitted + ridge, fitted.T @ targets)
     guesses, truth = (features[half:] @ coefficients).argmax(1), labels[half:]
-    accuracy = (guesses == truth).double().mean().item()
     guessed, true = (
-        classes.bincount(minlength=len(data.classes)).double() / len(classes)
-        for classes in (guesses, truth)
+        labels.bincount(minlength=len(data.classes)).double() / len(truth)
+        for labels in (guesses, truth)
     )
     if true.max() > _PROBE_COMMONEST:
         return math.nan, math.nan, 0
-    return accuracy, (guessed @ true).item(), len(truth)
+    return (guesses == truth).double().mean().item(), (guessed @ true).item(), len(truth)
 
 
-def _findings(found: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
+def _findings(seen: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
     low, high = _USUAL_STD
     scaled_for_raw = recipe.initialization in {"paper", "released_code"}
-    if scaled_for_raw and found.input_std < _RAW_STD:
+    if scaled_for_raw and seen.input_std < _RAW_STD:
         yield (
-            f"the input has standard deviation {found.input_std:.2f}, and the initialisation "
+            f"the input has standard deviation {seen.input_std:.2f}, and the initialisation "
             f"{recipe.initialization!r} was made for values from 0 to 255 less their mean (about "
             "63): set preprocessing to 'subtract_mean', or initialization to 'kaiming'"
         )
-    elif not scaled_for_raw and not low <= found.input_std <= high:
+    elif not scaled_for_raw and not low <= seen.input_std <= high:
         yield (
-            f"the input is not normalised: its standard deviation is {found.input_std:.3g}, and "
+            f"the input is not normalised: its standard deviation is {seen.input_std:.3g}, and "
             f"the initialisation {recipe.initialization!r} expects about 1"
         )
-    elif not scaled_for_raw and abs(found.input_mean) > 1:
-        yield f"the input is not centred: its mean is {found.input_mean:.2f}, expected about 0"
+    elif not scaled_for_raw and abs(seen.input_mean) > 1:
+        yield f"the input is not centred: its mean is {seen.input_mean:.2f}, expected about 0"
     if scaled_for_raw and recipe.dropout and recipe.dropout_scaling == "training":
         yield (
             f"the initialisation {recipe.initialization!r} was made for dropout that scales in the "
             "test; scaled in training, the layers behind get more: set dropout_scaling to 'test'"
         )
-    yield from _label_findings(found, labels)
-    yield from _signal_findings(found)
-    yield from _update_findings(found, recipe)
-    yield from _course_findings(found.losses, found.chance_loss)
+    yield from _label_findings(seen, labels)
+    yield from _signal_findings(seen)
+    yield from _update_findings(seen, recipe)
+    yield from _course_findings(seen.losses, seen.chance_loss)
 
 
-def _label_findings(found: Diagnosis, labels: Tensor) -> Iterator[str]:
+def _label_findings(seen: Diagnosis, labels: Tensor) -> Iterator[str]:
     if len(labels.unique()) == 1:
         yield "all images of the batch are of one class: are the training images shuffled?"
-    guess, count = found.label_chance, found.label_images
+    guess, count = seen.label_chance, seen.label_images
     if not count:
         return
     spread = math.sqrt(guess * (1 - guess) / count)
-    if found.label_accuracy < guess + _PROBE_DEVIATIONS * spread:
+    if seen.label_accuracy < guess + _PROBE_DEVIATIONS * spread:
         yield (
             "the labels may not belong to their images: a linear classifier on tiny versions of "
-            f"the images names {found.label_accuracy:.1%} rightly, guessing {guess:.1%}"
+            f"the images names {seen.label_accuracy:.1%} rightly, guessing {guess:.1%}"
         )
 
 
-def _signal_findings(found: Diagnosis) -> Iterator[str]:
-    layers = found.layers
-    if found.losses[0] > _LARGE_START * found.chance_loss:
+def _signal_findings(seen: Diagnosis) -> Iterator[str]:
+    layers = seen.layers
+    if seen.losses[0] > _LARGE_START * seen.chance_loss:
         yield (
-            f"the first loss is {found.losses[0]:.2f}, where guessing gives "
-            f"{found.chance_loss:.2f}: the outputs start too large, and the first steps will be too"
+            f"the first loss is {seen.losses[0]:.2f}, where guessing gives "
+            f"{seen.chance_loss:.2f}: the outputs start too large, and the first steps will be too"
         )
     last = layers[max(len(layers) - 2, 0)]
-    if last.signal < _FAINT_SIGNAL * min(found.input_std, 1.0):
+    if last.signal < _FAINT_SIGNAL * min(seen.input_std, 1.0):
         yield (
-            f"the images' differences fade: {found.input_std:.2g} at the input, "
+            f"the images' differences fade: {seen.input_std:.2g} at the input, "
             f"{last.signal:.1g} at {last.name}, so that every image gets nearly the same answer: "
             "the initial weights are too small for the depth (initialization 'kaiming')"
         )
-    for when, shares in (
-        ("at the start", [layer.dead for layer in layers]),
-        ("after the try", [layer.dead_after for layer in layers]),
-    ):
-        dead = [
-            f"{layer.name} {share:.0%}"
-            for layer, share in zip(layers, shares, strict=True)
-            if share > _DEAD
-        ]
+    for when, name in (("at the start", "dead"), ("after the try", "dead_after")):
+        fractions = {layer.name: getattr(layer, name) for layer in layers}
+        dead = [f"{layer} {value:.0%}" for layer, value in fractions.items() if value > _DEAD]
         if dead:
             yield f"units are dead {when}, with no gradient to revive them: {', '.join(dead)}"
 
 
-def _update_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
-    moving = [layer for layer in found.layers if layer.update > 0]
+def _update_findings(seen: Diagnosis, recipe: Recipe) -> Iterator[str]:
+    moving = [layer for layer in seen.layers if layer.update > 0]
     if not moving:
         yield f"no weight moves: learning_rate ({recipe.learning_rate:g}) is too small to be felt"
         return
@@ -399,12 +391,8 @@ def _update_findings(found: Diagnosis, recipe: Recipe) -> Iterator[str]:
             f"({recipe.learning_rate:g})"
         )
     # Not the last layer: it often starts small, and then large first steps are right.
-    fast = [
-        f"{layer.name} {layer.update:.0%}"
-        for layer in found.layers[:-1]
-        if layer.update > _LARGE_UPDATE
-    ]
-    if fast:
+    updates = {layer.name: layer.update for layer in seen.layers[:-1]}
+    if fast := [f"{name} {value:.0%}" for name, value in updates.items() if value > _LARGE_UPDATE]:
         yield (
             f"the first step at the full learning rate ({recipe.learning_rate:g}) is large against "
             f"the weights: {', '.join(fast)}: lower it, warm up, or clip gradients"

@@ -275,9 +275,6 @@ class Loaders(NamedTuple):
         """The same loaders, with batches on a device, in a dtype and memory format.
 
         Images in memory move to the device; None keeps a property.
-
-        Raises:
-            ValueError: there is no such device on this machine.
         """
         device, old = resolve_device(device), self.train.placement
         placement = Placement(device, dtype or old.dtype, memory_format or old.memory_format)
@@ -393,9 +390,6 @@ def build_loaders(
         num_workers: processes that read images that are not in memory; 0 reads in this one.
         seed: for the split, the order and the augmentation.
 
-    Returns:
-        The training, validation and test loaders.
-
     Raises:
         FileNotFoundError: there is no such folder.
         TypeError: ``data`` has another type, or its items are not pairs.
@@ -466,9 +460,6 @@ def build_cifar10_loaders(
         device: of the batches.
         seed: for the split, the order and the augmentation.
         download: download CIFAR-10 if it is missing.
-
-    Returns:
-        The training, validation and test loaders.
 
     Raises:
         ValueError: an argument is out of its range, or a file is damaged.

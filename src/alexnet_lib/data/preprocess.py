@@ -169,9 +169,6 @@ class Preprocess:
             images: normalised, of ``resize`` x ``resize`` pixels.
             number: 1, the centre; 2, also its mirror image; 10, also the four corners and theirs.
 
-        Yields:
-            One view of all images at a time.
-
         Raises:
             ValueError: another number; ten views of images that are no larger than the crop.
         """

@@ -57,7 +57,7 @@ class ColorComponents:
 def compute_channel_stats(
     images: Images, *, std: StatsKind = "pixel", progress: bool = True
 ) -> ChannelStats:
-    """The channels' mean and standard deviation, in one pass with float64 accumulators.
+    """Mean and standard deviation of each channel, for values from 0 to 1, in one float64 pass.
 
     Two quantities are called the standard deviation of a data set. ``std="pixel"`` is that of all
     pixels of all images (divisor n). ``std="per_image"`` is the mean of the images' own standard
@@ -71,9 +71,6 @@ def compute_channel_stats(
             in ``std="per_image"``, an image has the weight of its number of pixels.
         std: ``"pixel"`` or ``"per_image"``.
         progress: show a bar in a terminal, if the images come one by one.
-
-    Returns:
-        The statistics, for values from 0 to 1.
 
     Raises:
         ValueError: no images; a wrong or ambiguous shape (an array with 3 at both ends); a wrong
@@ -97,16 +94,8 @@ def compute_channel_stats(
 def compute_color_components(images: Images, *, progress: bool = True) -> ColorComponents:
     """The principal components of all pixels' colours, for ``ColorNoise`` (paper, section 4.1).
 
-    Args:
-        images: as in ``compute_channel_stats``.
-        progress: as in ``compute_channel_stats``.
-
-    Returns:
-        The components, for values from 0 to 1; the largest element of each unit vector is positive.
-
-    Raises:
-        ValueError: as in ``compute_channel_stats``.
-        TypeError: ``images`` has another type.
+    Arguments and errors are those of ``compute_channel_stats``. The components are for values from
+    0 to 1; the largest element of each unit vector is positive.
 
     Example:
         >>> import numpy as np

@@ -18,13 +18,9 @@ _URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 _RESIZE = 256
 
 # The layers of `torchvision.models.alexnet` that have weights, by their indices in its containers.
-_PLACES = {"features": (0, 3, 6, 8, 10), "classifier": (1, 4, 6)}
-_NAMES = [
-    f"{part}.{place}.{kind}"
-    for part, places in _PLACES.items()
-    for place in places
-    for kind in ("weight", "bias")
-]
+_INDICES = {"features": (0, 3, 6, 8, 10), "classifier": (1, 4, 6)}
+_LAYERS = [f"{part}.{index}" for part, indices in _INDICES.items() for index in indices]
+_NAMES = [f"{layer}.{kind}" for layer in _LAYERS for kind in ("weight", "bias")]
 
 
 def from_torchvision(
@@ -83,12 +79,8 @@ def from_torchvision(
     if not keeps_last:
         renamed |= {name: own[name] for name in own if name.startswith("classifier.fc8.")}
     model.load_state_dict(renamed)
-    model.preprocess = Preprocess(
-        max(_RESIZE, model.image_size),
-        model.image_size,
-        mean=IMAGENET_STATS.mean,
-        std=IMAGENET_STATS.std,
-    )
+    resize, stats = max(_RESIZE, model.image_size), IMAGENET_STATS
+    model.preprocess = Preprocess(resize, model.image_size, mean=stats.mean, std=stats.std)
     return model
 
 
@@ -115,14 +107,13 @@ def _checked(state: Any) -> dict[str, Tensor]:
     problem = "weights is not a state dict of torchvision's AlexNet"
     with torch.device("meta"):
         own = AlexNet(architecture="one_weird_trick").state_dict()
-    for name, expected in zip(_NAMES, own.values(), strict=True):
-        tensor = state.get(name)
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else None
-        wanted = tuple(expected.shape)
+    for name, tensor in zip(_NAMES, own.values(), strict=True):
+        shape = tuple(getattr(state.get(name), "shape", ())) or None
+        expected = tuple(tensor.shape)
         if name.startswith("classifier.6.") and shape is not None:
-            wanted = (shape[0], *wanted[1:])  # any number of classes
-        if shape != wanted:
-            raise ValueError(f"{problem}: {name} has shape {shape}, expected {wanted}")
+            expected = (shape[0], *expected[1:])  # any number of classes
+        if shape != expected:
+            raise ValueError(f"{problem}: {name} has shape {shape}, expected {expected}")
     if len(state) != len(_NAMES):
         raise ValueError(f"{problem}: it has {len(state)} tensors, expected {len(_NAMES)}")
     return {name: state[name] for name in _NAMES}

@@ -205,11 +205,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Architecture":
-        """The architecture that ``to_dict`` wrote.
-
-        Raises:
-            ValueError: the data does not describe an architecture.
-        """
+        """The architecture that ``to_dict`` wrote; other data is a ``ValueError``."""
         try:
             layers = tuple(
                 _LAYER_KINDS[row["kind"]](**{k: v for k, v in row.items() if k != "kind"})

@@ -96,14 +96,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> AlexNet:
-    """The model that ``save_checkpoint`` wrote, in evaluation mode.
+    """The model of ``save_checkpoint``, in evaluation mode, with ``classes`` and ``preprocess``.
 
     Args:
         path: the ``.safetensors`` file.
         device: the device of the model.
-
-    Returns:
-        The model, with ``classes`` and ``preprocess`` set as they were saved.
 
     Raises:
         FileNotFoundError: there is no such file.

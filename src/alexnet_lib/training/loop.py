@@ -154,7 +154,7 @@ def train_one_epoch(
         optimizer,
         on,
         resolve_precision(precision, on),
-        F.cross_entropy if criterion is None else criterion,
+        criterion or F.cross_entropy,
         batch_scheduler,
         max_grad_norm,
     )
@@ -261,18 +261,10 @@ def evaluate(
         raise ValueError(f"topk is {topk!r}; expected a sequence of integers of at least 1")
     on = _device_of(model, device)
     resolved = resolve_precision(precision, on)
-    criterion = F.cross_entropy if criterion is None else criterion
+    criterion = criterion or F.cross_entropy
     totals = Totals(on)
     confusion = ranks = None
-    with (
-        evaluation_mode(model),
-        tqdm(
-            total=_length(loader),
-            desc="evaluating",
-            disable=None if progress else True,
-            leave=False,
-        ) as bar,
-    ):
+    with evaluation_mode(model), Progress("evaluating", _length(loader), show=progress) as shown:
         for batch_views, labels in _batches_of_views(loader, views, on):
             with arithmetic(resolved, on):
                 outputs = [model(view) for view in batch_views]
@@ -292,7 +284,7 @@ def evaluate(
             cells = labels * num_classes + order[:, 0]
             confusion.scatter_add_(0, cells, torch.ones_like(cells))
             ranks[: hits.shape[1]] += hits.sum(0)
-            bar.update()
+            shown.bar.update()
     if confusion is None or ranks is None:
         raise ValueError("loader yields no batches; expected at least one")
     num_classes = len(ranks)
@@ -306,7 +298,7 @@ def evaluate(
         images=totals.images,
         seconds=totals.seconds,
     )
-    if progress and bar.disable:
+    if progress and shown.bar.disable:
         print(f"evaluating: {metrics}", file=sys.stderr)
     return metrics
 

@@ -84,11 +84,7 @@ def prepare_model(
     """
     recipe = resolve_recipe(recipe)
     if model is None:
-        arguments: Any = {
-            "image_size": loaders.image_size,
-            "dropout": recipe.dropout,
-            "seed": seed,
-        }
+        arguments: Any = {"image_size": loaders.image_size, "dropout": recipe.dropout, "seed": seed}
         if recipe.weights is not None:
             model = from_torchvision(recipe.weights, len(loaders.classes), **arguments)
         else:

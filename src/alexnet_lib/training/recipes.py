@@ -38,7 +38,7 @@ _BETWEEN = Range("a number above 0 and below 1", lambda x: 0 < x < 1)
 class Recipe:
     """All that determines a run, except the data and the seed.
 
-    The defaults are what the recipes have in common.
+    The defaults are what the recipes have in common; a recipe lists where it differs.
 
     Args:
         name: what the recipe is called.
@@ -193,11 +193,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
-        """The recipe that ``to_dict`` wrote.
-
-        Raises:
-            ValueError: the data does not describe one.
-        """
+        """The recipe that ``to_dict`` wrote; other data is a ``ValueError``."""
         known = [field.name for field in fields(cls)]
         if not isinstance(data, Mapping) or set(data) != set(known):
             present = sorted(data) if isinstance(data, Mapping) else data
@@ -254,15 +250,7 @@ class Recipe:
 
 # The result of the search (`benchmarks/search.py`, docs/training.md).
 _MODERN = Recipe(
-    "modern",
-    resize_ratio=PAPER_RESIZE_RATIO,
-    random_crop=True,
-    batch_size=64,
-    epochs=10,
-    learning_rate=0.02,
-    warmup_fraction=0.1,
-    label_smoothing=0.1,
-    max_grad_norm=5.0,
+    "modern", resize_ratio=PAPER_RESIZE_RATIO, random_crop=True, batch_size=64, learning_rate=0.02
 )
 
 # Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
@@ -274,17 +262,13 @@ _PAPER = Recipe(
     resize_ratio=PAPER_RESIZE_RATIO,
     edge=3,
     preprocessing="subtract_mean",
-    flip=True,
     random_crop=True,
     color_noise=0.1,
-    batch_size=128,
     epochs=90,
     learning_rate=0.01,
     schedule="plateau",
     warmup_fraction=0.0,
-    momentum=0.9,
     nesterov=False,
-    weight_decay=0.0005,
     decay_biases=False,
     bias_rate_factor=2.0,
     label_smoothing=0.0,
@@ -300,14 +284,10 @@ _TUTORIAL = Recipe(
     stats="per_image",
     validation_fraction=0.0,
     flip=False,
-    batch_size=128,
-    epochs=10,
     learning_rate=0.0001,
     schedule="constant",
     warmup_fraction=0.0,
-    momentum=0.9,
     nesterov=False,
-    weight_decay=0.0005,
     label_smoothing=0.0,
     max_grad_norm=None,
 )
@@ -323,9 +303,6 @@ _FINETUNE = Recipe(
     batch_size=64,
     epochs=4,
     learning_rate=0.002,
-    warmup_fraction=0.1,
-    label_smoothing=0.1,
-    max_grad_norm=5.0,
 )
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -339,11 +316,7 @@ DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
 
 
 def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe, or that of this name, with some fields changed.
-
-    Raises:
-        ValueError: there is no such recipe or field, or a value is out of its range.
-    """
+    """The recipe, or the recipe of this name, with some fields changed."""
     if isinstance(recipe, str) and recipe in RECIPES:
         recipe = RECIPES[recipe]
     if not isinstance(recipe, Recipe):

@@ -104,8 +104,7 @@ class TrainingRun:
     def finish_epoch(self) -> EpochRecord:
         """Evaluates on the validation images, after the last step of an epoch.
 
-        Raises:
-            FloatingPointError: a loss or a weight is NaN or infinite.
+        A loss or a weight that is NaN or infinite is a ``FloatingPointError``.
         """
         metrics = self.totals.compute()
         # The loss of the last step was computed before that step changed the weights.
@@ -134,11 +133,7 @@ class TrainingRun:
     def evaluate(
         self, model: AlexNet, part: Literal["validation", "test"], *, views: int = 1
     ) -> EvalMetrics:
-        """Evaluates a network on a part of the data.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
+        """Evaluates a network on a part of the data."""
         loader = getattr(self.loaders, part)
         epoch = loader.epoch
         metrics = evaluate(
@@ -159,11 +154,7 @@ class TrainingRun:
         return metrics
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The state of the run, also in the middle of an epoch: a copy.
-
-        Returns:
-            Plain data that JSON can hold, and tensors by name.
-        """
+        """A copy of the state, also within an epoch: plain data for JSON, and tensors by name."""
         tensors: dict[str, Tensor] = {}
         parts = {name: getattr(self, name) for name in _PARTS}
         state = {
