@@ -88,11 +88,11 @@ def tutorial() -> Diagnosis:
 
 
 def test_the_tutorials_rate_is_found_too_small(tutorial):
-    assert said(tutorial, r"^the weights hardly move: .* raise learning_rate \(0\.0001\)$")
+    assert said(tutorial, r"^the weights hardly change: .* raise learning_rate \(0\.0001\)$")
 
 
 def test_the_tutorials_signal_is_found_to_fade(tutorial):
-    assert said(tutorial, "^the images' differences fade: .* at fc7, .*initialization 'kaiming'")
+    assert said(tutorial, "^the differences between images shrink: .* at fc7, .*initialization 'kaiming'")
 
 
 def test_a_try_that_stays_at_guessing_is_found(tutorial):
@@ -185,7 +185,7 @@ def test_units_that_die_in_the_try_are_found():
     nn.init.normal_(model.classifier.fc2.weight[0], mean=1.0, std=0.01)
     diagnosis = quick(loaders, model=model, learning_rate=50.0, warmup_fraction=0.0, steps=2)
     assert diagnosis.layers[0].dead == 0
-    assert said(diagnosis, r"^units are dead after the try, .*: conv1 100%$")
+    assert said(diagnosis, r"^units are dead after the steps and .*: conv1 100%$")
 
 
 @pytest.mark.bad_input
@@ -204,7 +204,7 @@ HUGE = {"max_grad_norm": None, "warmup_fraction": 0.0, "steps": 10}
 
 
 def test_a_loss_that_blows_up_is_found():
-    assert said(quick(learning_rate=1.0, **HUGE), r"^the loss blew up on one batch, to \d")
+    assert said(quick(learning_rate=1.0, **HUGE), r"^the loss diverged on one batch, to \d")
 
 
 def test_a_loss_that_is_not_finite_is_found():

@@ -335,7 +335,7 @@ def _findings(seen: Diagnosis, recipe: Recipe, labels: Tensor) -> Iterator[str]:
     if scaled_for_raw and recipe.dropout and recipe.dropout_scaling == "training":
         yield (
             f"the initialisation {recipe.initialization!r} was made for dropout that scales in the "
-            "test; scaled in training, the layers behind get more: set dropout_scaling to 'test'"
+            "test; scaled in training, the next layers get more: set dropout_scaling to 'test'"
         )
     yield from _label_findings(seen, labels)
     yield from _signal_findings(seen)
@@ -353,7 +353,7 @@ def _label_findings(seen: Diagnosis, labels: Tensor) -> Iterator[str]:
     if seen.label_accuracy < guess + _PROBE_DEVIATIONS * spread:
         yield (
             "the labels may not belong to their images: a linear classifier on tiny versions of "
-            f"the images names {seen.label_accuracy:.1%} rightly, guessing {guess:.1%}"
+            f"the images classifies {seen.label_accuracy:.1%} correctly, guessing {guess:.1%}"
         )
 
 
@@ -367,26 +367,26 @@ def _signal_findings(seen: Diagnosis) -> Iterator[str]:
     last = layers[max(len(layers) - 2, 0)]
     if last.signal < _FAINT_SIGNAL * min(seen.input_std, 1.0):
         yield (
-            f"the images' differences fade: {seen.input_std:.2g} at the input, "
-            f"{last.signal:.1g} at {last.name}, so that every image gets nearly the same answer: "
+            f"the differences between images shrink: {seen.input_std:.2g} at the input, "
+            f"{last.signal:.1g} at {last.name}, so that all images get nearly the same output: "
             "the initial weights are too small for the depth (initialization 'kaiming')"
         )
-    for when, name in (("at the start", "dead"), ("after the try", "dead_after")):
+    for when, name in (("at the start", "dead"), ("after the steps", "dead_after")):
         fractions = {layer.name: getattr(layer, name) for layer in layers}
         dead = [f"{layer} {value:.0%}" for layer, value in fractions.items() if value > _DEAD]
         if dead:
-            yield f"units are dead {when}, with no gradient to revive them: {', '.join(dead)}"
+            yield f"units are dead {when} and get no gradient: {', '.join(dead)}"
 
 
 def _update_findings(seen: Diagnosis, recipe: Recipe) -> Iterator[str]:
     moving = [layer for layer in seen.layers if layer.update > 0]
     if not moving:
-        yield f"no weight moves: learning_rate ({recipe.learning_rate:g}) is too small to be felt"
+        yield f"no weight changes: learning_rate ({recipe.learning_rate:g}) is too small"
         return
     middle = sorted(layer.update for layer in moving)[len(moving) // 2]
     if middle < _SMALL_UPDATE:
         yield (
-            f"the weights hardly move: a step changes them by {middle:.0e} of their size, so one "
+            f"the weights hardly change: a step changes them by {middle:.0e} of their size, so one "
             f"per cent takes some {0.01 / middle:,.0f} such steps: raise learning_rate "
             f"({recipe.learning_rate:g})"
         )
@@ -406,7 +406,7 @@ def _course_findings(losses: tuple[float, ...], chance: float) -> Iterator[str]:
     end = sum(losses[-3:]) / len(losses[-3:])
     if max(losses) > 2 * max(losses[0], chance):
         yield (
-            f"the loss blew up on one batch, to {max(losses):.3g}: lower learning_rate, warm up, "
+            f"the loss diverged on one batch, to {max(losses):.3g}: lower learning_rate, warm up, "
             "or clip gradients (max_grad_norm)"
         )
     if abs(end - chance) < 0.1 * chance:

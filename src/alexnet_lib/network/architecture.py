@@ -1,8 +1,7 @@
-"""The network as data: the tables of layers, the shape arithmetic, and the counts.
+"""The network as data: the tables of layers, the arithmetic of shapes, and the counts.
 
-Everything else in the library (the model, its initialisation, the summary, the documentation) is
-read from the three tables in this module, so each number of the paper is here once. Nothing
-here imports torch.
+The model, its initialisation, the summary and the documentation read the three tables in this
+module, so each number of the paper is written once. Nothing here imports torch.
 
 References:
     Paper: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural
@@ -12,8 +11,8 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any, get_args
@@ -35,7 +34,7 @@ class Conv:
         kernel: side of a kernel, in pixels.
         stride: step between two windows, in pixels.
         padding: zeros added on each side, in pixels.
-        groups: groups of channels that are not connected (2: the paper's two GPUs).
+        groups: number of groups of channels, each convolved alone (2: the paper's two GPUs).
         code_std: standard deviation of the released code's initial weights.
         initial_bias: the bias that the paper and the released code start from.
     """
@@ -63,11 +62,11 @@ class LRN:
 
     Args:
         name: name of the layer.
-        size: number n of neighbouring channels.
-        alpha: the paper's alpha, divided by ``size`` when applied, as the released code does.
+        size: number n of channels in a neighbourhood.
+        alpha: the paper's alpha; it is divided by ``size`` when applied, as in the released code.
         beta: exponent.
         k: additive constant.
-        groups: groups of channels that are not neighbours of each other.
+        groups: number of groups of channels; a neighbourhood stays inside its group.
     """
 
     name: str
@@ -128,7 +127,7 @@ class Linear:
 
 Layer = Conv | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout | Linear
 
-_LAYER_KINDS = {kind.__name__: kind for kind in get_args(Layer)}
+_LAYER_KINDS: dict[str, Callable[..., Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
 
 
 @dataclass(frozen=True)
@@ -137,13 +136,13 @@ class Architecture:
 
     Args:
         name: the name of the table.
-        image_size: the side of the square input image that the table was made for, in pixels.
-        layers: the layers in order: convolutional ones first, starting with a ``Conv``; an
-            ``AdaptiveAvgPool`` may be the last of them; one ``Flatten``; then ``Linear``,
-            ``ReLU`` and ``Dropout``, ending with ``Linear(name, None)``, the classes.
+        image_size: side of the square input images that the table was made for, in pixels.
+        layers: the layers in order: convolutional ones, the first a ``Conv``, the last possibly
+            an ``AdaptiveAvgPool``; one ``Flatten``; then ``Linear``, ``ReLU`` and ``Dropout``,
+            ending with ``Linear(name, None)``, the classes.
 
     Raises:
-        ValueError: the table does not have this form, or two layers share a name.
+        ValueError: the table does not have this form, or two layers have the same name.
 
     Example:
         >>> from alexnet_lib import ARCHITECTURES
@@ -183,13 +182,11 @@ class Architecture:
 
     @property
     def smallest_image_size(self) -> int:
-        """The smallest image side, in pixels, that leaves every feature map at least 1x1."""
+        """The smallest side of an image, in pixels, with every feature map at least 1x1."""
         size = 1
         for layer in reversed(self.layers):
-            if isinstance(layer, AdaptiveAvgPool | Flatten):
-                size = 1
-            elif isinstance(layer, Conv | MaxPool):
-                padding = layer.padding if isinstance(layer, Conv) else 0
+            if isinstance(layer, Conv | MaxPool):
+                padding = getattr(layer, "padding", 0)
                 size = max(1, (size - 1) * layer.stride + layer.kernel - 2 * padding)
         return size
 
@@ -199,7 +196,7 @@ class Architecture:
         return any(isinstance(layer, AdaptiveAvgPool) for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as plain data that JSON can hold; ``from_dict`` reads it back."""
+        """The table as plain data for JSON; ``from_dict`` reads it."""
         layers = [{"kind": type(layer).__name__, **asdict(layer)} for layer in self.layers]
         return {"name": self.name, "image_size": self.image_size, "layers": layers}
 
@@ -218,7 +215,7 @@ class Architecture:
 
 def _check_image_size(architecture: Architecture, image_size: object) -> None:
     smallest = architecture.smallest_image_size
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < smallest:
+    if type(image_size) is not int or image_size < smallest:
         raise ValueError(
             f"image_size is {image_size!r}; the architecture {architecture.name!r} needs images "
             f"of at least {smallest}x{smallest} pixels (an integer)"
@@ -257,40 +254,33 @@ PAPER = Architecture(
     ),
 )
 
-# What most teaching code builds: the paper's layers on one GPU, without groups. Dropout is
-# before fc6 and fc7, as in that code.
+# Teaching code and torchvision have the dropout layers before fc6 and fc7.
+_DROPOUT_FIRST = (
+    Flatten("flatten"),
+    Dropout("drop6"),
+    Linear("fc6", 4096, initial_bias=1.0),
+    ReLU("relu6"),
+    Dropout("drop7"),
+    Linear("fc7", 4096, initial_bias=1.0),
+    ReLU("relu7"),
+    Linear("fc8", None),
+)
+
+# What most teaching code builds: the paper's layers on one GPU, without groups.
 SINGLE_TOWER = Architecture(
     "single_tower",
     image_size=227,
     layers=(
-        Conv("conv1", 96, kernel=11, stride=4),
-        ReLU("relu1"),
-        LRN("norm1"),
-        MaxPool("pool1"),
-        Conv("conv2", 256, kernel=5, padding=2, initial_bias=1.0),
-        ReLU("relu2"),
-        LRN("norm2"),
-        MaxPool("pool2"),
-        Conv("conv3", 384, kernel=3, padding=1, code_std=0.03),
-        ReLU("relu3"),
-        Conv("conv4", 384, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
-        ReLU("relu4"),
-        Conv("conv5", 256, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
-        ReLU("relu5"),
-        MaxPool("pool5"),
-        Flatten("flatten"),
-        Dropout("drop6"),
-        Linear("fc6", 4096, initial_bias=1.0),
-        ReLU("relu6"),
-        Dropout("drop7"),
-        Linear("fc7", 4096, initial_bias=1.0),
-        ReLU("relu7"),
-        Linear("fc8", None),
+        *(
+            replace(layer, groups=1) if isinstance(layer, Conv | LRN) else layer
+            for layer in PAPER.layers[: PAPER.layers.index(Flatten("flatten"))]
+        ),
+        *_DROPOUT_FIRST,
     ),
 )
 
 # `torchvision.models.alexnet`: the network of the 2014 paper, with torchvision's adaptive pool and
-# its dropout before fc6 and fc7 (pytorch/vision pull request 549 and issue 185).
+# dropout (pytorch/vision pull request 549 and issue 185).
 ONE_WEIRD_TRICK = Architecture(
     "one_weird_trick",
     image_size=224,
@@ -309,14 +299,7 @@ ONE_WEIRD_TRICK = Architecture(
         ReLU("relu5"),
         MaxPool("pool5"),
         AdaptiveAvgPool("avgpool", output_size=6),
-        Flatten("flatten"),
-        Dropout("drop6"),
-        Linear("fc6", 4096, initial_bias=1.0),
-        ReLU("relu6"),
-        Dropout("drop7"),
-        Linear("fc7", 4096, initial_bias=1.0),
-        ReLU("relu7"),
-        Linear("fc8", None),
+        *_DROPOUT_FIRST,
     ),
 )
 
@@ -331,14 +314,14 @@ DEFAULT_CLASSES = 1000
 
 def resolve_architecture(architecture: str | Architecture) -> Architecture:
     """The architecture of this name, or the architecture itself."""
-    if isinstance(architecture, Architecture):
-        return architecture
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+    if isinstance(architecture, str):
+        architecture = ARCHITECTURES.get(architecture, architecture)
+    if not isinstance(architecture, Architecture):
         raise ValueError(
             f"architecture is {architecture!r}; expected an Architecture or one of "
             f"{', '.join(map(repr, ARCHITECTURES))}"
         )
-    return ARCHITECTURES[architecture]
+    return architecture
 
 
 def conv_output_size(
@@ -367,10 +350,8 @@ def conv_output_size(
         >>> from alexnet_lib import conv_output_size
         >>> conv_output_size(227, kernel=11, stride=4)
         55
-        >>> conv_output_size(224, kernel=11, stride=4)
-        54
-        >>> conv_output_size(224, kernel=11, stride=4, ceil_mode=True)
-        55
+        >>> conv_output_size(224, kernel=11, stride=4), conv_output_size(224, 11, 4, ceil_mode=True)
+        (54, 55)
     """
     for argument, value in (("size", size), ("kernel", kernel), ("stride", stride)):
         check_integer(argument, value, 1)
@@ -381,7 +362,7 @@ def conv_output_size(
             f"kernel is {kernel}, larger than the padded input: "
             f"size {size} + 2 * padding {padding} = {size + 2 * padding}"
         )
-    return (-(-margin // stride) if ceil_mode else margin // stride) + 1
+    return 1 + (-(-margin // stride) if ceil_mode else margin // stride)
 
 
 def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple[int, int]]:
@@ -392,11 +373,11 @@ def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple
 
     Args:
         size: side of the input, in pixels, at least 1.
-        output_size: side of the wanted output, in pixels, at least 1.
+        output_size: side of the output, in pixels, at least 1.
         kernel: side of the window, in pixels, at least 1.
 
     Returns:
-        The pairs in order of stride, then padding; empty where there is none.
+        The pairs in order of stride, then padding; an empty list if there are none.
 
     Raises:
         ValueError: an argument is below 1.
@@ -425,7 +406,7 @@ class LayerInfo:
 
     ``input_shape`` and ``output_shape`` are (channels, height, width) or (features,), without the
     batch; ``parameters`` counts weights and biases; ``multiply_accumulates`` counts the products
-    of one image's forward pass, biases left out (twice this many floating-point operations).
+    of one image's forward pass, without biases (twice this many floating-point operations).
     """
 
     layer: Layer
@@ -440,10 +421,7 @@ def layer_infos(
     image_size: int | None = None,
     num_classes: int = DEFAULT_CLASSES,
 ) -> list[LayerInfo]:
-    """Shapes, parameters and operations of every layer, in the order of the table.
-
-    Arguments and errors are those of ``feature_map_shapes``.
-    """
+    """Every layer with its shapes and counts; arguments and errors as in ``feature_map_shapes``."""
     architecture = resolve_architecture(architecture)
     image_size = architecture.image_size if image_size is None else image_size
     _check_image_size(architecture, image_size)
@@ -452,6 +430,7 @@ def layer_infos(
     infos = []
     for layer in architecture.layers:
         parameters = products = 0
+        output: Shape = shape
         match layer:
             case Conv():
                 side = conv_output_size(shape[1], layer.kernel, layer.stride, layer.padding)
@@ -462,7 +441,7 @@ def layer_infos(
                     )
                 weights = layer.channels * (shape[0] // layer.groups) * layer.kernel**2
                 parameters, products = weights + layer.channels, weights * side**2
-                output: Shape = (layer.channels, side, side)
+                output = (layer.channels, side, side)
             case MaxPool():
                 side = conv_output_size(shape[1], layer.kernel, layer.stride)
                 output = (shape[0], side, side)
@@ -474,8 +453,6 @@ def layer_infos(
                 features = num_classes if layer.features is None else layer.features
                 products = shape[0] * features
                 parameters, output = products + features, (features,)
-            case ReLU() | LRN() | Dropout():
-                output = shape
         infos.append(LayerInfo(layer, shape, output, parameters, products))
         shape = output
     return infos
@@ -490,13 +467,12 @@ def feature_map_shapes(
     """The shape of every layer's output, by the layer's name, in order.
 
     Args:
-        architecture: ``"paper"``, ``"single_tower"``, ``"one_weird_trick"`` or an
-            ``Architecture``.
+        architecture: an ``Architecture``, or the name of one of ``ARCHITECTURES``.
         image_size: side of the square image, in pixels; None is the architecture's own.
         num_classes: number of outputs of the last layer, at least 1.
 
     Returns:
-        (channels, height, width) for feature maps, (features,) after the flattening; no batch.
+        (channels, height, width) for feature maps, (features,) after ``Flatten``; no batch.
 
     Raises:
         ValueError: an unknown architecture, or an image too small for it.

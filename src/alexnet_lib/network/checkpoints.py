@@ -16,8 +16,11 @@ from alexnet_lib.files import replacing
 from alexnet_lib.network.architecture import Architecture
 from alexnet_lib.network.model import AlexNet
 
-# The key of the safetensors metadata that holds what the library writes, as JSON.
+# The key of the library's metadata, as JSON, in that of safetensors.
 _METADATA = "alexnet_lib"
+
+# The arguments of an `AlexNet`, and attributes of the same names, that are plain data.
+_ARGUMENTS = ("num_classes", "image_size", "dropout", "dropout_scaling")
 
 
 def save_checkpoint(
@@ -28,9 +31,7 @@ def save_checkpoint(
     preprocess: Preprocess | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model's weights with all that is needed to use them.
-
-    The file is written under another name and then renamed, so that a crash keeps the old one.
+    """Writes a model's weights with all that is needed to use them; a crash keeps the old file.
 
     Args:
         path: the file, ending in ``.safetensors``; its folder is created if it does not exist.
@@ -41,8 +42,8 @@ def save_checkpoint(
 
     Raises:
         TypeError: the model is not an ``AlexNet``.
-        ValueError: the path's ending or the number of class names is wrong, or the model has been
-            changed and its architecture does not describe its weights any more.
+        ValueError: the path's ending or the number of class names is wrong; the model has been
+            changed, so that its architecture no longer describes its weights.
         OSError: the file cannot be written.
 
     Example:
@@ -60,33 +61,22 @@ def save_checkpoint(
         raise ValueError(f"path is {str(file)!r}; expected a name that ends in .safetensors")
     if not isinstance(model, AlexNet):
         raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
-    last = model.classifier[-1]
-    if not hasattr(last, "out_features"):
+    if not hasattr(last := model.classifier[-1], "out_features"):
         raise ValueError(f"model ends with {last}; expected a Linear layer of the classes")
-    weights, num_classes = model.state_dict(), model.num_classes
-    with torch.device("meta"):
-        described = AlexNet(
-            num_classes, architecture=model.architecture, image_size=model.image_size
-        )
-    _check_weights(
-        described,
-        weights,
-        "model has been changed, and its architecture does not describe its weights any more",
-    )
     names = model.classes if classes is None else tuple(map(str, classes))
-    if names is not None and len(names) != num_classes:
-        raise ValueError(f"classes has {len(names)} names; expected the model's {num_classes}")
-    preprocess = model.preprocess if preprocess is None else preprocess
+    preprocess = preprocess or model.preprocess
     metadata = {
         "architecture": model.architecture.to_dict(),
-        "num_classes": num_classes,
-        "image_size": model.image_size,
-        "dropout": model.dropout,
-        "dropout_scaling": model.dropout_scaling,
+        **{name: getattr(model, name) for name in _ARGUMENTS},
         "classes": names,
         "preprocess": None if preprocess is None else preprocess.to_dict(),
         "metrics": None if metrics is None else dict(metrics),
     }
+    weights = model.state_dict()
+    problem = "model has been changed, and its architecture does not describe its weights any more"
+    _check_weights(_described(metadata), weights, problem)
+    if names is not None and len(names) != (count := model.num_classes):
+        raise ValueError(f"classes has {len(names)} names; expected the model's {count}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(file) as new:
         try:
@@ -113,15 +103,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = json.loads((opened.metadata() or {})[_METADATA])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        # Parameters are created without memory; the file's tensors, with their dtype, replace them.
-        with torch.device("meta"):
-            model = AlexNet(
-                metadata["num_classes"],
-                architecture=Architecture.from_dict(metadata["architecture"]),
-                image_size=metadata["image_size"],
-                dropout=metadata["dropout"],
-                dropout_scaling=metadata["dropout_scaling"],
-            )
+        model = _described(metadata)
         classes, preprocess = metadata["classes"], metadata["preprocess"]
         model.classes = None if classes is None else tuple(classes)
         model.preprocess = None if preprocess is None else Preprocess.from_dict(preprocess)
@@ -130,9 +112,15 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} was not written by save_checkpoint: {error!r}") from error
     _check_weights(model, weights, f"{file} holds other weights than its architecture has")
-    model.load_state_dict(weights, assign=True)
-    model.requires_grad_()
+    model.load_state_dict(weights, assign=True)  # the file's tensors, with their dtype
     return model.to(device).eval()
+
+
+def _described(metadata: Mapping[str, Any]) -> AlexNet:
+    """The model that the metadata describes, with weights that take no memory."""
+    arguments = {name: metadata[name] for name in _ARGUMENTS}
+    with torch.device("meta"):
+        return AlexNet(architecture=Architecture.from_dict(metadata["architecture"]), **arguments)
 
 
 def _check_weights(model: AlexNet, weights: Mapping[str, Tensor], problem: str) -> None:

@@ -1,8 +1,7 @@
 """AlexNet: an architecture's table as a torch module, and its four initialisations.
 
-The numbers come from the tables in ``architecture.py``. Sources
-of the initialisations: the paper, section 5; the released code's layer definitions; He et al.,
-"Delving Deep into Rectifiers", arXiv 1502.01852, 2015.
+Sources of the initialisations: the paper, section 5; the released code's layer definitions; He et
+al., "Delving Deep into Rectifiers", arXiv 1502.01852, 2015.
 """
 
 import math
@@ -15,13 +14,6 @@ from torch.nn.utils import skip_init
 
 from alexnet_lib.checks import PROBABILITY, check_choice, check_number
 from alexnet_lib.network import architecture as tables
-from alexnet_lib.network.architecture import (
-    DEFAULT_CLASSES,
-    Architecture,
-    LayerInfo,
-    layer_infos,
-    resolve_architecture,
-)
 from alexnet_lib.network.normalization import LocalResponseNorm
 
 if TYPE_CHECKING:
@@ -37,29 +29,27 @@ KAIMING_LAST_STD = 0.01
 
 
 class AlexNet(nn.Module):
-    """AlexNet as the paper, as teaching code, or as torchvision has it.
+    """AlexNet of the paper, of teaching code, or of torchvision.
 
     Args:
         num_classes: number of classes, at least 1.
         architecture: ``"paper"`` (two towers, as groups of channels), ``"single_tower"`` (without
-            groups, what most teaching code builds), ``"one_weird_trick"``
+            groups, as in most teaching code), ``"one_weird_trick"``
             (``torchvision.models.alexnet``), or an ``Architecture``.
         image_size: side of the square images, in pixels; None is the architecture's own (227, 227,
-            224). ``one_weird_trick`` takes any size of at least 63 at call time.
-        dropout: probability of dropping an activation in front of fc7 and fc8 (``paper``) or of
-            fc6 and fc7 (the other two, as in their originals), from 0 to 1; the paper's 0.5.
-        dropout_scaling: when activations are scaled to compensate for dropped ones.
-            ``"training"``: what is kept is multiplied by 1 / (1 - dropout) in training, as by
-            ``nn.Dropout``. ``"test"``: all are multiplied by 1 - dropout outside training, as in
-            the paper (section 4.2) and the released code; the next layers get half as much, and
-            the paper's initial weights and learning rate are for that.
+            224). ``one_weird_trick`` takes images of any size from 63 on, whatever is given here.
+        dropout: probability of dropping an activation before fc7 and fc8 (``paper``) or before fc6
+            and fc7 (the other two, as in their originals), from 0 to 1; the paper's 0.5.
+        dropout_scaling: ``"training"``: in training, kept activations are multiplied by
+            1 / (1 - dropout), as by ``nn.Dropout``. ``"test"``: outside training, all are
+            multiplied by 1 - dropout, as in the paper (section 4.2) and the released code; the next
+            layers get half as much, which the paper's initial weights and learning rate are for.
         initialization: ``"kaiming"`` (He et al. 2015: normal with variance 2 / fan-in, zero
             biases, last layer N(0, 0.01)), which learns with ordinary normalised inputs;
             ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
             conv4, conv5, fc6, fc7); ``"paper"`` (N(0, 0.01) everywhere, the same biases); or
-            ``"torch"`` (what ``nn.Conv2d`` and ``nn.Linear`` do).
-        seed: makes the weights repeatable without torch's global generator; None draws
-            from the global generator.
+            ``"torch"`` (the defaults of ``nn.Conv2d`` and ``nn.Linear``).
+        seed: for the weights, without torch's global generator; None draws from that.
 
     The layers have the usual names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
     ``pool5``; ``avgpool`` (``one_weird_trick`` only, else None); ``flatten``; ``classifier.fc6``,
@@ -69,18 +59,15 @@ class AlexNet(nn.Module):
         architecture: the ``Architecture``, a table of layers.
         image_size: side of the images it was built for, in pixels.
         classes: names of the classes, in the order of the outputs, or None.
-        preprocess: the ``Preprocess`` that its images need, or None. ``fit`` and
-            ``load_checkpoint`` set both, and ``predict`` uses them.
+        preprocess: the ``Preprocess`` for its images, or None. ``fit`` and ``load_checkpoint`` set
+            both, and ``predict`` uses them.
 
     Raises:
         ValueError: an argument is unknown or out of its range; the image is too small.
 
     Example:
-        >>> import torch
         >>> from alexnet_lib import AlexNet
         >>> model = AlexNet(num_classes=10, image_size=67, seed=0)
-        >>> model(torch.zeros(2, 3, 67, 67)).shape
-        torch.Size([2, 10])
         >>> model.features.conv2
         Conv2d(96, 256, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), groups=2)
     """
@@ -91,9 +78,9 @@ class AlexNet(nn.Module):
 
     def __init__(
         self,
-        num_classes: int = DEFAULT_CLASSES,
+        num_classes: int = tables.DEFAULT_CLASSES,
         *,
-        architecture: str | Architecture = "paper",
+        architecture: str | tables.Architecture = "paper",
         image_size: int | None = None,
         dropout: float = 0.5,
         dropout_scaling: DropoutScaling = "training",
@@ -104,28 +91,29 @@ class AlexNet(nn.Module):
         check_number("dropout", dropout, PROBABILITY)
         check_choice("dropout_scaling", dropout_scaling, get_args(DropoutScaling))
         check_choice("initialization", initialization, get_args(Initialization))
-        self.architecture = resolve_architecture(architecture)
+        self.architecture = tables.resolve_architecture(architecture)
         self.image_size = self.architecture.image_size if image_size is None else image_size
         self.dropout, self.dropout_scaling = dropout, dropout_scaling
         self.classes: tuple[str, ...] | None = None
         self.preprocess: Preprocess | None = None
-        self.avgpool = None
-        part = self.features = nn.Sequential()
+        device = torch.get_default_device()
         generator = None
-        for info in layer_infos(self.architecture, self.image_size, num_classes):
-            row, module = info.layer, _module(info, dropout, dropout_scaling)
-            if isinstance(row, tables.AdaptiveAvgPool):
-                self.avgpool = module
-            elif isinstance(row, tables.Flatten):
-                self.flatten = module
-                part = self.classifier = nn.Sequential()
-            else:
-                part.add_module(row.name, module)
-            if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
-                assert isinstance(row, tables.Conv | tables.Linear)
-                if seed is not None and generator is None:
-                    generator = torch.Generator(module.weight.device).manual_seed(seed)
-                initialize(row, module, initialization, generator)
+        if seed is not None and device.type != "meta":
+            generator = torch.Generator(device).manual_seed(seed)
+        part = self.features = nn.Sequential()
+        self.avgpool = None
+        for info in tables.layer_infos(self.architecture, self.image_size, num_classes):
+            module = _module(info, dropout, dropout_scaling)
+            match info.layer:
+                case tables.AdaptiveAvgPool():
+                    self.avgpool = module
+                case tables.Flatten():
+                    self.flatten = module
+                    part = self.classifier = nn.Sequential()
+                case layer:
+                    part.add_module(layer.name, module)
+                    if isinstance(layer, tables.Conv | tables.Linear):
+                        _initialize(layer, module, initialization, generator)
 
     @property
     def num_classes(self) -> int:
@@ -133,7 +121,7 @@ class AlexNet(nn.Module):
         return int(self.classifier[-1].out_features)  # type: ignore[arg-type]
 
     def freeze(self, *layers: str) -> None:
-        """Freezes the weights and biases of these layers, for any later training.
+        """Excludes the weights and biases of these layers from training.
 
         Args:
             layers: names as in the architecture's table, for example ``"conv1", "fc6"``.
@@ -170,47 +158,40 @@ class AlexNet(nn.Module):
         """
         any_size = self.architecture.takes_any_size
         least = self.architecture.smallest_image_size if any_size else self.image_size
-        weight: Any = self.features[0].weight
-        x = self.features(_checked_images(images, weight, least, any_size))
-        if self.avgpool is not None:
-            x = self.avgpool(x)
+        weight = self.features[0].weight
+        x = self.features(_checked_images(images, weight, least, any_size))  # type: ignore[arg-type]
+        x = x if self.avgpool is None else self.avgpool(x)
         logits: Tensor = self.classifier(self.flatten(x))
         return logits
 
 
-# Wrapped, so that symbolic tracing keeps the check as one call; a condition on shapes written in
-# `forward` would stop it.
+# Wrapped, so that symbolic tracing records the check as one call: conditions on shapes in
+# `forward` cannot be traced.
 @torch.fx.wrap
 def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> Tensor:
-    expected = f"(batch, 3, {size}, {size})" + (" or larger" if larger else "")
+    expected = f"(batch, 3, {size}, {size})" + " or larger" * larger
     if not isinstance(images, Tensor):
-        raise ValueError(
-            f"images is a {type(images).__name__}; expected a floating tensor {expected}"
-        )
-    shape = tuple(images.shape)
+        kind = type(images).__name__
+        raise ValueError(f"images is a {kind}; expected a floating tensor {expected}")
+    shape, dtype = tuple(images.shape), images.dtype
+    problem, hint = None, ""
     if images.ndim == 3:
-        raise ValueError(
-            f"images has shape {shape}, a single image without its batch dimension; "
-            f"expected {expected}: pass images[None]"
-        )
-    if images.ndim != 4 or shape[1] != tables.IMAGE_CHANNELS:
+        problem = f"shape {shape}, a single image without its batch dimension"
+        hint = ": pass images[None]"
+    elif images.ndim != 4 or shape[1] != tables.IMAGE_CHANNELS:
+        problem = f"shape {shape}"
         hint = ": pass images.permute(0, 3, 1, 2)" if images.ndim == 4 and shape[3] == 3 else ""
-        raise ValueError(f"images has shape {shape}; expected {expected}{hint}")
-    if min(shape[2:]) < size or (max(shape[2:]) > size and not larger):
-        raise ValueError(
-            f"images has shape {shape}; expected {expected}: resize the images, "
-            "or build the model with AlexNet(image_size=...)"
-        )
-    if not images.is_floating_point():
-        raise ValueError(
-            f"images has dtype {images.dtype}; expected {weight.dtype}, normalised as in training "
-            "(Preprocess does it)"
-        )
-    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise ValueError(
-            f"images has dtype {images.dtype}; expected {weight.dtype}, as the parameters have: "
-            f"pass images.to({weight.dtype}), or convert the model"
-        )
+    elif (shape[2] < size or shape[3] < size) if larger else shape[2:] != (size, size):
+        problem = f"shape {shape}"
+        hint = ": resize the images, or build the model with AlexNet(image_size=...)"
+    elif not images.is_floating_point():
+        problem, expected = f"dtype {dtype}", f"{weight.dtype}, normalised as in training"
+        hint = " (Preprocess does it)"
+    elif dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        problem, expected = f"dtype {dtype}", f"{weight.dtype}, as the parameters have"
+        hint = f": pass images.to({weight.dtype}), or convert the model"
+    if problem:
+        raise ValueError(f"images has {problem}; expected {expected}{hint}")
     return images
 
 
@@ -221,19 +202,17 @@ class PaperDropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """The activations as the next layer gets them."""
+        """The activations for the next layer."""
         return super().forward(input) * (1 - self.p)
 
 
-def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) -> nn.Module:
+def _module(info: tables.LayerInfo, dropout: float, dropout_scaling: DropoutScaling) -> nn.Module:
     """The torch module of one row of the table, its weights not yet initialised."""
-    device = torch.get_default_device()
-    channels = info.input_shape[0]
-    module: nn.Module
+    device, channels = torch.get_default_device(), info.input_shape[0]
     match info.layer:
-        case tables.Conv(_, out, kernel, stride, padding, groups):
-            shape = (channels, out, kernel, stride, padding)
-            module = skip_init(nn.Conv2d, *shape, groups=groups, device=device)
+        case tables.Conv(_, count, kernel, stride, padding, groups):
+            sizes = channels, count, kernel, stride, padding
+            module: nn.Module = skip_init(nn.Conv2d, *sizes, groups=groups, device=device)
         case tables.Linear():
             module = skip_init(nn.Linear, channels, info.output_shape[0], device=device)
         case tables.ReLU():
@@ -247,36 +226,29 @@ def _module(info: LayerInfo, dropout: float, dropout_scaling: DropoutScaling) ->
         case tables.Flatten():
             module = nn.Flatten()
         case tables.Dropout():
-            module = PaperDropout(dropout) if dropout_scaling == "test" else nn.Dropout(dropout)
+            module = (PaperDropout if dropout_scaling == "test" else nn.Dropout)(dropout)
     return module
 
 
 @torch.no_grad()
-def initialize(
-    row: tables.Conv | tables.Linear,
-    module: nn.Conv2d | nn.Linear,
-    initialization: Initialization,
-    generator: torch.Generator | None,
+def _initialize(
+    layer: tables.Conv | tables.Linear, module: Any, scheme: str, generator: torch.Generator | None
 ) -> None:
-    """Sets the weights and biases of the module of a row of the table."""
+    """Sets the weights and biases of a convolution or a linear layer."""
     weight, bias = module.weight, module.bias
-    assert bias is not None
-    last = isinstance(row, tables.Linear) and row.features is None
-    match initialization:
-        case "kaiming" if last:
-            nn.init.normal_(weight, std=KAIMING_LAST_STD, generator=generator)
-            nn.init.zeros_(bias)
+    match scheme:
         case "kaiming":
-            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+            if isinstance(layer, tables.Linear) and layer.features is None:
+                nn.init.normal_(weight, std=KAIMING_LAST_STD, generator=generator)
+            else:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(bias)
-        case "released_code":
-            nn.init.normal_(weight, std=row.code_std, generator=generator)
-            nn.init.constant_(bias, row.initial_bias)
-        case "paper":
-            nn.init.normal_(weight, std=PAPER_STD, generator=generator)
-            nn.init.constant_(bias, row.initial_bias)
         case "torch":
             # As in nn.Conv2d.reset_parameters, which takes no generator.
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
             bound = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(bias, -bound, bound, generator=generator)
+        case "released_code" | "paper":
+            std = PAPER_STD if scheme == "paper" else layer.code_std
+            nn.init.normal_(weight, std=std, generator=generator)
+            nn.init.constant_(bias, layer.initial_bias)

@@ -7,9 +7,9 @@ With :math:`s_c = k + \frac{\alpha}{n} \sum_{j \in W(c)} x_j^2`, the sum over th
 .. math:: g_c s_c^{-\beta} - \frac{2 \alpha \beta}{n} x_c
           \sum_{j :\, c \in W(j)} g_j x_j s_j^{-\beta - 1},
 
-which needs only :math:`x`: nothing else is kept for the backward pass. It is computed by
-``kernels/cpu.py`` on the CPU, ``kernels/gpu.py`` on a GPU, and torch's own operations (the
-formulas above, in ``_output`` and ``_gradient``) everywhere else and in tracing.
+so only :math:`x` is kept for the backward pass. ``kernels/cpu.py`` computes both on a CPU and
+``kernels/gpu.py`` on a GPU; elsewhere, and for tracing, ``_output`` and ``_gradient`` compute the
+formulas with torch's own operations.
 """
 
 import functools
@@ -26,56 +26,53 @@ from alexnet_lib.checks import check_integer
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import LrnSettings
 
-# Values in a block: its intermediate results take a megabyte or two.
+# Values: a few intermediate results of this size are a megabyte or two.
 _BLOCK = 131_072
 
-# Values: for fewer, Triton's compilation, about a second, does not pay off.
+# Values: on a GPU, fewer are not worth Triton's compilation, which takes about a second.
 _WORTH_TRITON = 2**22
 
-# Triton unrolls the loop over the neighbours, twice nested in the backward pass.
+# Triton unrolls the loop over the neighbourhood, two nested ones in the backward pass.
 _LARGEST_TRITON_SIZE = 16
 
 
 class LocalResponseNorm(nn.Module):
-    r"""Divides each activation by a power of its neighbour channels' energy (paper, section 3.3).
+    r"""Divides each activation by a power of its neighbourhood's energy (paper, section 3.3).
 
     .. math:: b_c = a_c \Big/ \Big(k + \frac{\alpha}{n}
               \sum_{j = \max(0,\, c - \lfloor n/2 \rfloor)}
                   ^{\min(C - 1,\, c + \lfloor (n-1)/2 \rfloor)} a_j^2 \Big)^{\beta}
 
-    **The two readings of alpha.** The paper's formula multiplies the sum by alpha = 1e-4. The code
-    that its authors released divides alpha by the number of neighbours n first (``layer.py``,
-    ``NormLayerParser``), and so do ``torch.nn.LocalResponseNorm``, Caffe and this module: alpha
-    times the *mean* square. To follow the paper's text to the letter, pass ``alpha=5e-4`` with
-    ``size=5``.
+    **Two definitions of alpha.** The paper's formula multiplies the sum by alpha = 1e-4. The code
+    that its authors released first divides alpha by the number n of channels (``layer.py``,
+    ``NormLayerParser``), as do ``torch.nn.LocalResponseNorm``, Caffe and this module: alpha
+    multiplies the *mean* square. The paper's formula is ``alpha=5e-4`` with ``size=5``.
 
-    **Groups.** The released code separates the channels of its GPUs, so that channels 47 and 48 of
-    conv1 are not neighbours: ``groups=2``. torch has no such argument.
+    **Groups.** In the released code, the channels of one GPU are no neighbours of the other's, for
+    example 47 and 48 of conv1: ``groups=2``. torch has no such argument.
 
-    **Speed.** On a CPU a compiled loop makes one pass each way, when compiling it pays (see
-    the page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
+    **Speed.** On a CPU a compiled loop makes one pass each way, when compiling it pays (see the
+    page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
 
     Args:
-        size: number n of neighbouring channels that are summed over, itself included, at least 1.
-        alpha: weight of the mean square, before it is divided by ``size``.
+        size: number n of channels in a neighbourhood, its own included, at least 1.
+        alpha: weight of the mean square.
         beta: exponent.
         k: additive constant; the paper's 2 (torch's own default is 1).
         groups: number of groups of channels, at least 1; a neighbourhood stays inside its group.
 
     Shape:
-        Input and output: floating, ``(batch, channels, *)`` with any number of further dimensions
-        and ``channels`` a multiple of ``groups``. The output has the input's dtype; squares are
-        summed in float32 if that is wider.
+        Input and output: floating, ``(batch, channels, *)`` with one or more further dimensions and
+        ``channels`` a multiple of ``groups``. The output has the input's dtype; squares are summed
+        in float32 where that is wider.
 
     Raises:
-        ValueError: an argument out of its range; an input of the wrong rank, dtype or channel
-            count.
+        ValueError: an argument out of its range; an input of a wrong rank, dtype or channel count.
 
     Example:
         >>> import torch
         >>> from alexnet_lib import LocalResponseNorm
-        >>> norm = LocalResponseNorm(groups=2)
-        >>> norm(torch.ones(1, 96, 2, 2, dtype=torch.bfloat16)).dtype
+        >>> LocalResponseNorm(groups=2)(torch.ones(1, 96, 2, 2, dtype=torch.bfloat16)).dtype
         torch.bfloat16
     """
 
@@ -99,8 +96,8 @@ class LocalResponseNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(model)`` shows them."""
-        text = f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
-        return text + (f", groups={self.groups}" if self.groups > 1 else "")
+        groups = f", groups={self.groups}" if self.groups > 1 else ""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{groups}"
 
 
 # Wrapped, so that symbolic tracing records one call instead of failing at its checks.
@@ -125,9 +122,7 @@ def local_response_norm(
             "not divide"
         )
     settings = LrnSettings(size, alpha, beta, k, groups)
-    if not cpu.takes(x):
-        return _output(x, settings)
-    y: Tensor = _LocalResponseNorm.apply(x, settings)
+    y: Tensor = _LocalResponseNorm.apply(x, settings) if cpu.takes(x) else _output(x, settings)
     return y
 
 
@@ -141,7 +136,7 @@ class _LocalResponseNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        # With create_graph=True this gradient must be differentiable.
+        # With create_graph=True the gradient must be differentiable.
         plain = cpu.takes(grad) and not torch.is_grad_enabled()
         compute = _computed if plain else _gradient
         return compute(x, grad, ctx.settings), None
@@ -150,19 +145,20 @@ class _LocalResponseNorm(torch.autograd.Function):
 @torch.no_grad()
 def _computed(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
     """The output; or, given its gradient ``grad``, the gradient of ``x``; by the fastest code."""
-    on_cpu = x.device.type == "cpu"
-    if on_cpu and (result := cpu.local_response_norm(x, grad, settings)) is not None:
-        return result
-    suits_triton = (
+    on_cpu, out = x.device.type == "cpu", None
+    if on_cpu:
+        out = cpu.local_response_norm(x, grad, settings)
+    elif (
         x.device.type == "cuda"
         and x.dtype != torch.float64
         and x.numel() >= _WORTH_TRITON
         and settings.size <= _LARGEST_TRITON_SIZE
-    )
-    if suits_triton and (gpu := _gpu_kernels(x.device)) is not None:
-        normalized: Tensor = gpu.local_response_norm(x, grad, settings)
-        return normalized
-    # As many images at a time as leave the intermediate results in a CPU's cache.
+        and (gpu := _gpu_kernels(x.device))
+    ):
+        out = gpu.local_response_norm(x, grad, settings)
+    if out is not None:
+        return out
+    # On a CPU, few images at a time, so that the intermediate results stay in its cache.
     images = max(1, _BLOCK // max(1, x[:1].numel()) if on_cpu else len(x))
     out = torch.empty_like(x)
     for start in range(0, len(x), images):
@@ -175,7 +171,7 @@ def _computed(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
 
 @functools.cache
 def _gpu_kernels(device: torch.device) -> Any:
-    """The module of the Triton kernel, or None, with one warning, where that does not run."""
+    """The module of the Triton kernel; None, with one warning, where Triton does not run."""
     try:
         from alexnet_lib.kernels import gpu
 
@@ -202,10 +198,10 @@ def _gradient(x: Tensor, grad: Tensor, settings: LrnSettings) -> Tensor:
     scale = _scale(wide, settings)
     direct = grad * _power(scale, -settings.beta)
     ratios = wide * direct / scale
-    # From the channels whose neighbourhoods contain this one.
-    gathered = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
+    # Over the channels whose neighbourhoods contain this one.
+    sums = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
     factor = 2 * settings.alpha * settings.beta / settings.size
-    return (direct - factor * wide * gathered).to(x.dtype)
+    return (direct - factor * wide * sums).to(x.dtype)
 
 
 def _scale(x: Tensor, settings: LrnSettings) -> Tensor:
@@ -221,7 +217,7 @@ def _power(scale: Tensor, exponent: float) -> Tensor:
 
 
 def _neighbour_sums(x: Tensor, settings: LrnSettings, below: int) -> Tensor:
-    """Sums over ``size`` neighbouring channels, ``below`` of them before each one."""
+    """For each channel, the sum over ``size`` channels, of which the first ``below`` precede it."""
     channels = x.shape[1] // settings.groups
     grouped = x.reshape(x.shape[0], settings.groups, channels, *x.shape[2:])
     padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, settings.size - 1 - below))

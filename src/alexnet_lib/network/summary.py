@@ -4,20 +4,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from alexnet_lib.network.architecture import (
-    DEFAULT_CLASSES,
-    LRN,
-    AdaptiveAvgPool,
-    Architecture,
-    Conv,
-    Dropout,
-    LayerInfo,
-    MaxPool,
-    ReLU,
-    Shape,
-    layer_infos,
-    resolve_architecture,
-)
+from alexnet_lib.network import architecture as tables
 from alexnet_lib.text import format_table
 
 
@@ -29,30 +16,21 @@ class SummaryRow:
     kernel: str
     activation: str
     normalization: str
-    output_shape: Shape
+    output_shape: tables.Shape
     parameters: int
     multiply_accumulates: int
 
     def cells(self) -> tuple[str, ...]:
         """The line as text, one string for each column."""
-        return (
-            self.layer,
-            self.kernel,
-            self.activation,
-            self.normalization,
-            "x".join(map(str, (*self.output_shape[1:], self.output_shape[0]))),
-            f"{self.parameters:,}" if self.parameters else "",
-            f"{self.multiply_accumulates:,}" if self.multiply_accumulates else "",
-        )
+        channels, *sides = self.output_shape
+        size = "x".join(map(str, (*sides, channels)))
+        counts = (f"{n:,}" if n else "" for n in (self.parameters, self.multiply_accumulates))
+        return self.layer, self.kernel, self.activation, self.normalization, size, *counts
 
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """A network's table of layers; prints as text and shows as HTML in a notebook.
-
-    ``parameters`` and ``multiply_accumulates`` are the sums over ``rows``; the latter is for the
-    forward pass of one image.
-    """
+    """A network's table of layers; prints as text and shows as HTML in a notebook."""
 
     architecture: str
     image_size: int
@@ -76,7 +54,7 @@ class Summary:
 
     @property
     def multiply_accumulates(self) -> int:
-        """Products of one image's forward pass."""
+        """Multiplications of one image's forward pass."""
         return sum(row.multiply_accumulates for row in self.rows)
 
     def _lines(self) -> list[tuple[str, ...]]:
@@ -110,7 +88,7 @@ class Summary:
 def summary(
     model_or_architecture: Any, *, image_size: int | None = None, num_classes: int | None = None
 ) -> Summary:
-    """The network's table: layer, kernel and count, activation, normalisation, sizes and counts.
+    """The network's table: layers, kernels, activations, normalisation, sizes and counts.
 
     Args:
         model_or_architecture: an ``AlexNet``, an ``Architecture`` or an architecture's name.
@@ -134,47 +112,47 @@ def summary(
         AlexNet (paper), images of 227x227, 1,000 classes
         layer    kernel (count)...
     """
-    if isinstance(model_or_architecture, str | Architecture):
-        architecture = resolve_architecture(model_or_architecture)
-    else:
-        model = model_or_architecture
-        if not isinstance(getattr(model, "architecture", None), Architecture):
-            raise TypeError(
-                f"model_or_architecture is a {type(model).__name__}; "
-                "expected an AlexNet, an Architecture or the name of one"
-            )
-        architecture = model.architecture
-        image_size = model.image_size if image_size is None else image_size
-        num_classes = model.num_classes if num_classes is None else num_classes
-    image_size = architecture.image_size if image_size is None else image_size
-    num_classes = DEFAULT_CLASSES if num_classes is None else num_classes
+    model = model_or_architecture
+    if isinstance(model, str):
+        model = tables.resolve_architecture(model)
+    architecture = getattr(model, "architecture", model)
+    if not isinstance(architecture, tables.Architecture):
+        raise TypeError(
+            f"model_or_architecture is a {type(model).__name__}; "
+            "expected an AlexNet, an Architecture or the name of one"
+        )
+    if image_size is None:
+        image_size = model.image_size
+    if num_classes is None:
+        num_classes = tables.DEFAULT_CLASSES if model is architecture else model.num_classes
     rows: list[SummaryRow] = []
-    for info in layer_infos(architecture, image_size, num_classes):
-        # An activation or a normalisation is a column of the layer it follows.
-        if isinstance(info.layer, ReLU) and rows:
-            rows[-1] = replace(rows[-1], activation="ReLU")
-        elif isinstance(info.layer, LRN) and rows:
-            rows[-1] = replace(rows[-1], normalization="LRN")
-        else:
-            counts = info.parameters, info.multiply_accumulates
-            name, kernel = info.layer.name, _kernel_text(info)
-            rows.append(SummaryRow(name, kernel, "", "", info.output_shape, *counts))
+    for info in tables.layer_infos(architecture, image_size, num_classes):
+        # Activations and normalisations are columns of the layer before them.
+        match info.layer:
+            case tables.ReLU():
+                rows[-1] = replace(rows[-1], activation="ReLU")
+            case tables.LRN():
+                rows[-1] = replace(rows[-1], normalization="LRN")
+            case layer:
+                counts = info.parameters, info.multiply_accumulates
+                kernel = _kernel_text(info)
+                rows.append(SummaryRow(layer.name, kernel, "", "", info.output_shape, *counts))
     return Summary(architecture.name, image_size, num_classes, tuple(rows))
 
 
-def _kernel_text(info: LayerInfo) -> str:
+def _kernel_text(info: tables.LayerInfo) -> str:
     match info.layer:
-        case Conv() as conv:
-            depth = info.input_shape[0] // conv.groups
-            text = f"{conv.kernel}x{conv.kernel}x{depth} ({conv.channels})"
-            text += f", stride {conv.stride}" if conv.stride > 1 else ""
-            text += f", padding {conv.padding}" if conv.padding else ""
-            return text + (f", {conv.groups} groups" if conv.groups > 1 else "")
-        case MaxPool() as pool:
-            return f"max {pool.kernel}x{pool.kernel}, stride {pool.stride}"
-        case AdaptiveAvgPool():
+        case tables.Conv(kernel=kernel, stride=stride, padding=padding, groups=groups) as conv:
+            return (
+                f"{kernel}x{kernel}x{info.input_shape[0] // groups} ({conv.channels})"
+                + (f", stride {stride}" if stride > 1 else "")
+                + (f", padding {padding}" if padding else "")
+                + (f", {groups} groups" if groups > 1 else "")
+            )
+        case tables.MaxPool(kernel=kernel, stride=stride):
+            return f"max {kernel}x{kernel}, stride {stride}"
+        case tables.AdaptiveAvgPool():
             return "mean, adaptive"
-        case Dropout():
+        case tables.Dropout():
             return "dropout"
-        case _:
-            return ""
+    return ""
