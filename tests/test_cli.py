@@ -449,6 +449,19 @@ def test_memory_is_kept_unless_the_user_says_no(options, calls, call, kept_memor
     assert kept_memory == 2 * calls
 
 
+OPTIONS_OF_THE_RECIPE = (
+    "--epochs",
+    "--train-images",
+    "--image-size",
+    "--batch-size",
+    "--learning-rate",
+    "--architecture",
+)
+DEFAULTS_OF_THE_RECIPE = (
+    "Options from --epochs to --architecture that are not given are the recipe's."
+)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_ends_with_0_and_states_what_is_taken_by_default(command, call):
     code, out, _ = call(*command.split(), "--help")
@@ -458,8 +471,12 @@ def test_help_ends_with_0_and_states_what_is_taken_by_default(command, call):
     # "--this / --no-this" is one option.
     options = re.split(r"(?<!/) (?=--[a-z])", text)[1:]
     # A mandatory option has no default.
-    silent = [o for o in options if "default" not in o and "[required]" not in o]
-    assert [o.split()[0] for o in silent] == ["--help"]
+    silent = [o.split()[0] for o in options if "default" not in o and "[required]" not in o]
+    if command == "train":
+        for option in OPTIONS_OF_THE_RECIPE:
+            silent.remove(option)
+        assert DEFAULTS_OF_THE_RECIPE in text
+    assert silent == ["--help"]
 
 
 def test_without_arguments_the_commands_are_listed(call):

@@ -92,7 +92,9 @@ def test_the_tutorials_rate_is_found_too_small(tutorial):
 
 
 def test_the_tutorials_signal_is_found_to_fade(tutorial):
-    assert said(tutorial, "^the differences between images shrink: .* at fc7, .*initialization 'kaiming'")
+    assert said(
+        tutorial, "^the differences between images shrink: .* at fc7, .*initialization 'kaiming'"
+    )
 
 
 def test_a_try_that_stays_at_guessing_is_found(tutorial):
@@ -172,7 +174,7 @@ def test_a_batch_of_one_class_is_found():
 def test_dead_units_are_found():
     model = tiny_model()
     nn.init.constant_(model.features.conv1.bias, -1e6)
-    assert said(quick(model=model), r"^units are dead at the start, .*: conv1 100%$")
+    assert said(quick(model=model), r"^units are dead at the start and .*: conv1 100%$")
 
 
 def test_units_that_die_in_the_try_are_found():
@@ -220,7 +222,7 @@ def test_large_first_steps_of_a_last_layer_that_starts_small_are_right():
 
 
 def test_steps_that_are_lost_in_rounding_are_found():
-    assert said(quick(learning_rate=1e-30), r"^no weight moves: learning_rate \(1e-30\)")
+    assert said(quick(learning_rate=1e-30), r"^no weight changes: learning_rate \(1e-30\)")
 
 
 def test_a_try_that_learns_too_little_is_found():
@@ -239,8 +241,8 @@ def test_nothing_is_found_in_a_healthy_run(optimizer):
 def test_the_default_recipe_at_a_small_size_has_none_of_the_grave_findings():
     small = {"image_size": 67, "batch_size": 16}
     diagnosis = diagnose("shapes", overrides=small, options=QUIET)
-    grave = "hardly|normalised|centred|labels|dead|no weight|blew|NaN|nothing was|fade|healthy run"
-    assert not said(diagnosis, grave)
+    # A large first loss or step may be; whatever else is found would be grave.
+    assert [text for text in diagnosis.findings if not text.startswith("the first ")] == []
     assert diagnosis.accuracy > 0.9
 
 

@@ -225,7 +225,9 @@ def test_a_damaged_file_is_named(keep, tmp_path):
 def test_a_file_that_is_no_safetensors_file_is_named(tmp_path):
     file = tmp_path / "model.safetensors"
     torch.save(tiny_model().state_dict(), file)
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or not a safetensors file"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is damaged or not a safetensors file"
+    ):
         load_checkpoint(file)
 
 

@@ -662,7 +662,10 @@ def test_uint8_images_are_refused_under_autocast_too(paper):
         ({"dropout": 1.5}, "dropout is 1.5; expected a probability from 0 to 1"),
         ({"dropout": -0.1}, "dropout is -0.1; expected a probability from 0 to 1"),
         ({"dropout": math.nan}, "dropout is nan; expected a probability from 0 to 1"),
-        ({"dropout_scaling": "never"}, "dropout_scaling is 'never'; expected one of 'training', 'test'"),
+        (
+            {"dropout_scaling": "never"},
+            "dropout_scaling is 'never'; expected one of 'training', 'test'",
+        ),
         ({"num_classes": 0}, "num_classes is 0; expected an integer of at least 1"),
         ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer of at least 1"),
         (

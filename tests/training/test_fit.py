@@ -236,6 +236,13 @@ def test_a_model_that_is_given_is_trained_and_recorded(tmp_path):
     }
 
 
+def test_a_model_in_evaluation_mode_is_trained_with_dropout(monkeypatch):
+    modes: list[bool] = []
+    with_step(monkeypatch, lambda step, images, labels: modes.append(step.model.training))
+    quick_fit(model=AlexNet(10, architecture=TINY, seed=1).eval())
+    assert modes == [True] * 8
+
+
 def test_a_model_that_is_given_goes_on_from_its_weights():
     model = quick_fit().model
     before = weights_of(model)

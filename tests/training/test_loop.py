@@ -757,5 +757,5 @@ def test_another_number_of_views_of_a_librarys_loader_is_refused(views):
 
 @pytest.mark.bad_input
 def test_ten_views_without_a_margin_are_refused():
-    with pytest.raises(ValueError, match="views is 10, but resize is 6, all of which the network"):
+    with pytest.raises(ValueError, match="views is 10, but resize is 6, the size of the crop"):
         evaluate(nn.Flatten(), library_loader(resize=6), views=10, progress=False)

@@ -12,7 +12,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Any, get_args
@@ -271,10 +271,21 @@ SINGLE_TOWER = Architecture(
     "single_tower",
     image_size=227,
     layers=(
-        *(
-            replace(layer, groups=1) if isinstance(layer, Conv | LRN) else layer
-            for layer in PAPER.layers[: PAPER.layers.index(Flatten("flatten"))]
-        ),
+        Conv("conv1", 96, kernel=11, stride=4),
+        ReLU("relu1"),
+        LRN("norm1"),
+        MaxPool("pool1"),
+        Conv("conv2", 256, kernel=5, padding=2, initial_bias=1.0),
+        ReLU("relu2"),
+        LRN("norm2"),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1, code_std=0.03),
+        ReLU("relu3"),
+        Conv("conv4", 384, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu4"),
+        Conv("conv5", 256, kernel=3, padding=1, code_std=0.03, initial_bias=1.0),
+        ReLU("relu5"),
+        MaxPool("pool5"),
         *_DROPOUT_FIRST,
     ),
 )
