@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from alexnet_lib import Recipe, RunOptions, keep_freed_memory, prepare_loaders, prepare_model
+from alexnet_lib.data.sources import Parts, open_parts
 from alexnet_lib.devices import DTYPES, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training.state import TrainingRun
@@ -23,7 +24,7 @@ from alexnet_lib.training.state import TrainingRun
 RECIPE = Recipe("plain")
 
 
-def curve(data: str, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+def curve(data: Parts, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
     """The loss of each training step, and the validation metrics after each epoch."""
     loaders = prepare_loaders(data, recipe, options=options)
     model = prepare_model(loaders, recipe, options=options)
@@ -56,6 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     cpu.load()
+    data = open_parts(arguments.data)
     recipe = RECIPE.overridden(
         {
             "train_images": arguments.train_images,
@@ -71,7 +73,7 @@ def main() -> None:
             memory_format="channels_last",
             progress=False,
         )
-        curves[precision] = curve(arguments.data, recipe, options.resolved())
+        curves[precision] = curve(data, recipe, options.resolved())
     result = {
         "command": " ".join(["python", "benchmarks/precision.py", *sys.argv[1:]]),
         "versions": versions(),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_lib import RECIPES, Recipe, RunOptions, fit, keep_freed_memory, prepare_loaders
+from alexnet_lib.data.sources import Parts, open_parts
 
 RESULTS = Path(__file__).parent / "results" / "search.jsonl"
 
@@ -79,7 +80,7 @@ ALL = {
 }
 
 
-def run_trial(data: str, name: str) -> dict[str, Any]:
+def run_trial(data: Parts, name: str) -> dict[str, Any]:
     changed, recipe = ALL[name]
     options = RunOptions(progress=False)
     loaders = prepare_loaders(data, recipe, options=options)._replace(test=None)
@@ -104,10 +105,10 @@ def main() -> None:
     keep_freed_memory()
     done = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     known = [(line["trial"], line["recipe"]) for line in map(json.loads, done)]
-    for name in arguments.trials:
-        if (name, ALL[name][1].to_dict()) in known:
-            continue
-        result = run_trial(arguments.data, name)
+    new = [name for name in arguments.trials if (name, ALL[name][1].to_dict()) not in known]
+    data = open_parts(arguments.data) if new else None
+    for name in new:
+        result = run_trial(data, name)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         accuracies = [f"{line['validation']['accuracy']:.1%}" for line in result["history"]]

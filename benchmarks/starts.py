@@ -25,6 +25,7 @@ from alexnet_lib import (
     prepare_model,
 )
 from alexnet_lib.analysis.diagnosis import step_losses
+from alexnet_lib.data.sources import Parts, open_parts
 from alexnet_lib.devices import seed_generators, versions
 from alexnet_lib.kernels import cpu
 
@@ -63,7 +64,7 @@ def recipe_of(name: str) -> Recipe:
     return RECIPES[base].overridden({**changed, "train_images": 20_000})
 
 
-def start(data: str, name: str, steps: int) -> dict[str, Any]:
+def start(data: Parts, name: str, steps: int) -> dict[str, Any]:
     """The losses of a start's first steps; its schedule is that of a run of so many steps."""
     recipe = recipe_of(name)
     options = RunOptions(progress=False).resolved()
@@ -79,7 +80,7 @@ def start(data: str, name: str, steps: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def fc8_start(data: str, dropout_scaling: str, classes: int) -> dict[str, Any]:
+def fc8_start(data: Parts, dropout_scaling: str, classes: int) -> dict[str, Any]:
     """fc8 at the start from the released code's initialisation: its input, and the curvature there.
 
     The inputs are nearly one vector a for all images. Along it the loss's second derivative is
@@ -121,11 +122,12 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     cpu.load()
+    data = open_parts(arguments.data)
     file = Path(__file__).parent / "results" / "starts.json"
     known = json.loads(file.read_text(encoding="utf-8"))["starts"] if file.exists() else {}
     starts = dict(known)
     for name in arguments.starts:
-        starts[name] = start(arguments.data, name, arguments.steps)
+        starts[name] = start(data, name, arguments.steps)
         course = starts[name]["losses"][:: max(arguments.steps // 8, 1)]
         print(f"{name:<44} {[round(loss, 2) for loss in course]}", flush=True)
     result = {
@@ -133,7 +135,7 @@ def main() -> None:
         "versions": versions(),
         "starts": {name: starts[name] for name in STARTS if name in starts},
         "fc8": [
-            fc8_start(arguments.data, scaling, classes)
+            fc8_start(data, scaling, classes)
             for scaling in ("training", "test")
             for classes in (10, 1000)
         ],

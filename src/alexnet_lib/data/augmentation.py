@@ -128,7 +128,7 @@ class ColorNoise:
 class TrivialAugment:
     """One random operation of random strength on each image: Müller and Hutter, arXiv 2103.10158.
 
-    torchvision's ``TrivialAugmentWide``, one by one on the CPU: 128 images of CIFAR-10 take 20 ms.
+    torchvision's ``TrivialAugmentWide``, one by one on the CPU, which is slow for large images.
     """
 
     on: ClassVar[On] = "resized"
