@@ -84,18 +84,18 @@ def assert_same_pass(loader: BatchLoader, other: BatchLoader) -> None:
     assert torch.equal(torch.cat(mine[1]), torch.cat(others[1]))
 
 
-def witness(where: str, seen: list):
+def witness(target: str, seen: list):
     """An augmentation that changes nothing and notes what it is given."""
 
     @dataclass(frozen=True)
     class Witness:
-        on: ClassVar[str] = where
+        on: ClassVar[str] = target
 
         def draw(self, count, generator):
             return torch.arange(count)
 
         def apply(self, images, draws):
-            seen.append((where, tuple(images.shape), images.dtype, draws.tolist()))
+            seen.append((target, tuple(images.shape), images.dtype, draws.tolist()))
             return images
 
     return Witness()
