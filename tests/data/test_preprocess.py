@@ -415,3 +415,11 @@ def test_corners_of_another_number_of_images_are_refused():
     corners = torch.zeros(3, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"^corners has shape \(3, 2\); expected \(batch, 2\)"):
         Preprocess(12, 8).network_input(torch.zeros(2, 3, 6, 6), corners=corners)
+
+
+def test_an_image_that_needs_a_gradient_gets_one_with_compiled_kernels_too(implementation):
+    image = torch.rand(1, 3, 8, 8, requires_grad=True)
+    Preprocess(16, 12, scale=2.0)(image).sum().backward()
+    # A resize to twice the side gives each pixel the weight of four, less at the crop.
+    assert image.grad is not None
+    assert image.grad.max().item() == pytest.approx(2.0 * 4)

@@ -369,6 +369,17 @@ def test_a_pair_of_data_sets_is_training_and_test_images_of_the_same_classes(nam
     assert train.classes == test.classes == tuple(names or "012")
 
 
+@bad_input
+def test_a_pair_whose_numbers_stand_for_different_classes_is_refused():
+    train, test = (Items([(torch.zeros(3, 8, 8), 0), (torch.zeros(3, 8, 8), 1)]) for _ in range(2))
+    train.classes, test.classes = ["ant", "bee", "cat"], ["ant", "cat"]
+    with pytest.raises(ValueError, match=r"^the test images of data have the classes"):
+        open_parts((train, test))
+    assert open_parts((train, test), classes=train.classes).test.classes == ("ant", "bee", "cat")
+    test.classes = train.classes
+    assert open_parts((train, test)).test.labels.tolist() == [0, 1]
+
+
 def test_a_pair_may_have_no_test_images():
     train, validation, test = open_parts((Pictures(), None))
     assert (len(train), validation, test) == (6, None, None)

@@ -192,6 +192,13 @@ def test_a_plateau_without_validation_images_is_refused():
             prepare_loaders(data, plateau, options=QUIET)
 
 
+def test_ten_views_that_given_loaders_cannot_show_are_refused_before_the_run():
+    ten = tiny_recipe(resize_ratio=1.5, views=10)
+    with pytest.raises(ValueError, match=r"^data has loaders whose resize is the size of the crop"):
+        prepare_loaders(loaders_of(), ten, options=QUIET)
+    assert prepare_loaders(loaders_of()._replace(test=None), ten, options=QUIET).test is None
+
+
 @pytest.mark.bad_input
 def test_a_recipe_that_is_not_known_is_named():
     with pytest.raises(ValueError, match=r"^recipe is 'plain'; expected a Recipe or one of 'mod"):

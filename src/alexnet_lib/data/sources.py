@@ -47,12 +47,19 @@ Data = str | os.PathLike[str] | Dataset[Any] | tuple[Dataset[Any], Dataset[Any] 
 
 def open_parts(data: Data, *, classes: Iterable[str] | None = None) -> Parts:
     """The images of ``data``; arguments and errors are those of ``build_loaders``."""
-    # Imports torchvision, which the network and the shapes do not need.
+    # Imports torchvision, which the network does not need.
     from alexnet_lib.data.cifar10 import cifar10, is_cifar10
 
     if not isinstance(data, str | os.PathLike | Parts):
         train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
         train_set = wrap_dataset(train, classes)
+        own = getattr(test, "classes", None)
+        if classes is None and own is not None and tuple(map(str, own)) != train_set.classes:
+            raise ValueError(
+                f"the test images of data have the classes {tuple(own)}, the training images "
+                f"{train_set.classes}, so that the same number stands for two classes; expected "
+                "the same classes in both, or classes=... with the names of all"
+            )
         test_set = None if test is None else wrap_dataset(test, train_set.classes)
         return Parts(train_set, None, test_set)
     if classes is not None:

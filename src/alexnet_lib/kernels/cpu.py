@@ -152,12 +152,14 @@ def enlarge(
     """
     if images.dtype not in {torch.uint8, torch.float32} or dtype not in _DTYPES:
         return None
-    if images.device.type != "cpu" or not takes(images):
+    # The loop has no backward pass.
+    differentiable = images.requires_grad and torch.is_grad_enabled()
+    if images.device.type != "cpu" or differentiable or not takes(images):
         return None
     if (kernels := load_when_worthwhile(len(images) * 3 * size**2)) is None:
         return None
     images = images.contiguous()
-    corners = corners.to(torch.int32).contiguous()
+    corners = corners.to("cpu", torch.int32).contiguous()
     shape = (len(images), 3, size, size)
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")
     if crop < size:

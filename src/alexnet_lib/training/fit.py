@@ -129,7 +129,8 @@ def fit(
     with restored_generators(device):
         run = TrainingRun(recipe, loaders, network, seed=seed, options=options)
         _train(run, folder)
-        network.load_state_dict(run.best_weights or {})
+        assert run.best_weights is not None
+        network.load_state_dict(run.best_weights)
         network.eval()
         test = None
         if loaders.test is not None:

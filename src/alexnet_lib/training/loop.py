@@ -238,7 +238,8 @@ def evaluate(
         model: maps images to logits ``(batch, classes)``.
         loader: yields ``(images, labels)``, labels int64 ``(batch,)`` from 0.
         criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
-        device: where to evaluate; None is the model's device, ``"auto"`` is ``default_device()``.
+        device: where to evaluate; the model is moved there and stays there. None is the model's
+            device, ``"auto"`` is ``default_device()``.
         precision: ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``.
         topk: the k of the top-k accuracies, at least 1; those above the number of classes are
             ignored.

@@ -51,6 +51,12 @@ def prepare_loaders(
             "data has no validation images, but the recipe's schedule 'plateau' depends on their "
             "error"
         )
+    if recipe.views == 10 and loaders.test is not None and not loaders.test.preprocess.margin:
+        # At once, since the views are needed only after the last epoch.
+        raise ValueError(
+            "data has loaders whose resize is the size of the crop, but the recipe's views is 10; "
+            "expected a larger resize, or overrides={'views': 1}"
+        )
     return loaders
 
 
