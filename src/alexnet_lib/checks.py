@@ -1,7 +1,13 @@
-"""Checks of arguments: errors give the name, the value and what was expected."""
+"""Checks of arguments: errors give the name, the value and what was expected.
+
+A check returns the value as a plain Python one: NumPy's numbers are numbers too, but JSON and
+keyword arguments of torch do not take them.
+"""
 
 import math
+import operator
 from collections.abc import Callable, Iterable
+from numbers import Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -30,14 +36,18 @@ def at_least(least: int) -> Range:
     return Range(f"an integer of at least {least}", lambda x: x >= least)
 
 
-def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """Raises a ``ValueError`` unless the value is an integer of at least ``least``."""
-    _check(name, value, int | None if optional else int, at_least(least))
+def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> Any:
+    """The value as an ``int``; a ``ValueError`` unless it is an integer of at least ``least``.
+
+    If it is ``optional``, it can also be None.
+    """
+    return _checked(name, value, int | None if optional else int, at_least(least))
 
 
-def check_number(name: str, value: object, allowed: Range) -> None:
-    """Raises a ``ValueError`` unless the value is a number in the range."""
-    _check(name, value, float, allowed)
+def check_number(name: str, value: object, allowed: Range) -> float:
+    """The value as an ``int`` or ``float``; a ``ValueError`` unless it is in the range."""
+    number: float = _checked(name, value, float, allowed)
+    return number
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -51,32 +61,74 @@ def check_fields(instance: Any) -> None:
     """Raises a ``ValueError`` unless each field of a dataclass has the type and range it declares.
 
     Fields are ``Literal``; or ``bool``, ``int``, ``float``, ``str`` or ``tuple[str, ...]``, these
-    also with None.
+    also with None. Numbers of other libraries are replaced by plain ones.
     """
     for name, hint in get_type_hints(type(instance), include_extras=True).items():
         kind, allowed = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
-        _check(name, getattr(instance, name), kind, allowed)
+        # The class may be frozen.
+        object.__setattr__(instance, name, _checked(name, getattr(instance, name), kind, allowed))
 
 
-def _check(name: str, value: Any, hint: Any, allowed: Range | None) -> None:
+def as_integer(value: object) -> int | None:
+    """The value as an ``int``, or None if it is not an integer; True and False are not."""
+    # For isinstance a bool is an int, but it is hardly ever meant as one.
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def as_number(value: object) -> float | None:
+    """The value as an ``int`` or ``float``, or None if it is not a real number."""
+    integer = as_integer(value)
+    if integer is None and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    return integer
+
+
+def type_name(value: object) -> str:
+    """The type of a value with its module, for errors: ``"torchvision.models.alexnet.AlexNet"``."""
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else (f"{kind.__module__}.{kind.__qualname__}")
+    )
+
+
+def length_of(value: Any) -> int | None:
+    """The length, or None; a loader over an iterable data set has ``__len__``, but no length."""
+    try:
+        return len(value)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _checked(name: str, value: Any, hint: Any, allowed: Range | None) -> Any:
     kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     optional = NoneType in kinds
     if value is None and optional:
-        return
+        return None
     kind = kinds[0]
     if get_origin(kind) is Literal:
+        integer = as_integer(value)
+        value = value if integer is None else integer
         check_choice(name, value, get_args(kind))
-        return
+        return value
+    plain: Any = value
     if get_origin(kind) is tuple:
         fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
         expected = "a tuple of strings"
     else:
-        # For isinstance a bool is an int, but it is hardly ever meant as one.
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        fits = fits and isinstance(value, bool) == (kind is bool)
+        if kind in {int, float}:
+            plain = as_integer(value) if kind is int else as_number(value)
+        fits = isinstance(plain, (int, float) if kind is float else kind)
         expected = _TYPES[kind]
         if allowed is not None:
-            fits = fits and -math.inf < value < math.inf and allowed.includes(value)
+            fits = fits and -math.inf < plain < math.inf and allowed.includes(plain)
             expected = allowed.text
     if not fits:
         raise ValueError(f"{name} is {value!r}; expected {expected}" + ", or None" * optional)
+    return plain

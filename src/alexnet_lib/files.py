@@ -9,6 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alexnet_lib.checks import type_name
+
+
+def as_path(path: object, name: str = "path") -> Path:
+    """The path; ``~`` is the user's home folder. ``name`` is that of the argument in errors."""
+    try:
+        return Path(os.fsdecode(path)).expanduser()  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is a {type_name(path)}; expected a path") from None
+    except RuntimeError as error:  # there is no such user
+        raise ValueError(f"{name} is {str(path)!r}: {error}") from None
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -53,7 +65,7 @@ class RunFolder:
     FILES = ("recipe.json", "history.jsonl", "best.safetensors", "last.safetensors", "result.json")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = as_path(path, "out")
         self.recipe, self.history, self.best, self.last, self.result = (
             self.path / name for name in self.FILES
         )
