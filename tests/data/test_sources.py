@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import struct
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from helpers import Items, exif, random_pixels, write_class_folders
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset, TensorDataset
-from torchvision.datasets import FakeData, VisionDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import FakeData, ImageFolder, VisionDataset
 from torchvision.transforms import v2
 
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, WrappedDataset
@@ -111,10 +113,7 @@ def test_what_file_managers_leave_is_passed_over_without_a_word(tmp_path):
 def test_a_strange_suffix_warns_and_names_the_file(tmp_path):
     write_class_folders(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("mine")
-    text = (
-        f"1 files in {tmp_path} are ignored, because their names do not end like those of images; "
-        f"{tmp_path / 'cat' / 'notes.txt'} is the first"
-    )
+    text = f"{tmp_path / 'cat' / 'notes.txt'} is ignored"
     with pytest.warns(UserWarning, match=re.escape(text)):
         train, _, _ = image_folder(tmp_path)
     assert len(train) == 4
@@ -240,26 +239,39 @@ class SizedStream(Stream):
         return 1
 
 
-def test_a_torchvision_data_set_without_transforms_is_decoded_once():
+def fake_data(count: int = 5, size: int = 8, **options) -> FakeData:
+    return FakeData(size=count, image_size=(3, size, size), num_classes=4, **options)
+
+
+def test_a_data_set_of_torchvision_without_transforms_is_held_in_memory():
+    data = fake_data()
+    wrapped = wrap_dataset(data, classes=tuple("abcd"))
+    assert isinstance(wrapped, ImageTensors)
+    items = [data[i] for i in range(5)]
+    pixels = np.stack([np.asarray(image) for image, _ in items])
+    assert np.array_equal(wrapped.images.numpy(), pixels.transpose(0, 3, 1, 2))
+    assert wrapped.labels.tolist() == [int(label) for _, label in items]
+    assert wrapped.classes == ("a", "b", "c", "d")
+
+
+def test_a_subclass_may_be_random_and_is_read_each_time():
     pictures = Pictures()
     wrapped = wrap_dataset(pictures)
-    assert isinstance(wrapped, ImageTensors)
-    assert np.array_equal(wrapped.images.numpy(), np.stack(pictures.pixels).transpose(0, 3, 1, 2))
+    assert isinstance(wrapped, WrappedDataset)
     assert wrapped.labels.tolist() == pictures.targets
     assert wrapped.classes == ("cat", "dog", "emu")
-    assert pictures.decoded == 6
 
 
 def test_a_data_set_with_a_transform_is_read_anew_each_time():
     pictures = Pictures(transform=v2.RandomHorizontalFlip(1.0))
     wrapped = wrap_dataset(pictures)
     assert isinstance(wrapped, WrappedDataset)
-    assert pictures.decoded == 0
+    decoded = pictures.decoded
     for _ in range(2):
         image, label = wrapped[1]
         assert np.array_equal(image.numpy(), pictures.pixels[1][:, ::-1].transpose(2, 0, 1))
         assert label == 1
-    assert pictures.decoded == 2
+    assert pictures.decoded == decoded + 2
 
 
 def test_labels_are_those_after_a_target_transform():
@@ -268,17 +280,7 @@ def test_labels_are_those_after_a_target_transform():
 
 
 def test_large_images_without_transforms_are_read_anew():
-    assert isinstance(wrap_dataset(Pictures(size=(8, 97))), WrappedDataset)
-
-
-def test_a_data_set_that_has_no_targets_is_asked_for_its_labels():
-    fake_data = FakeData(size=5, image_size=(3, 8, 8), num_classes=4)
-    wrapped = wrap_dataset(fake_data, classes="abcd")
-    assert isinstance(wrapped, ImageTensors)
-    assert wrapped.labels.tolist() == [
-        int(label) for _, label in map(fake_data.__getitem__, range(5))
-    ]
-    assert wrapped.classes == ("a", "b", "c", "d")
+    assert isinstance(wrap_dataset(fake_data(size=97)), WrappedDataset)
 
 
 def test_targets_may_be_a_tensor_or_an_array():
@@ -291,7 +293,8 @@ def test_targets_may_be_a_tensor_or_an_array():
 
 def test_a_subset_has_the_labels_and_images_of_its_positions():
     pictures = Pictures()
-    wrapped = wrap_dataset(Subset(pictures, [5, 3]), classes=pictures.classes)
+    wrapped = wrap_dataset(Subset(pictures, [5, 3]))
+    assert wrapped.classes == pictures.classes
     assert wrapped.labels.tolist() == [2, 0]
     assert np.array_equal(wrapped[0][0].numpy(), pictures.pixels[5].transpose(2, 0, 1))
 
@@ -305,13 +308,14 @@ def test_classes_without_names_have_their_numbers():
 def test_a_label_beyond_the_given_classes_is_refused():
     text = "labels run from 0 to 2; expected 0 to 1, the numbers of the 2 classes"
     with pytest.raises(ValueError, match=text):
-        wrap_dataset(Pictures(), classes=["cat", "dog"])
+        wrap_dataset(Pictures(), classes=("cat", "dog"))
 
 
 @bad_input
 @pytest.mark.parametrize("stream", [Stream, SizedStream])
 def test_a_data_set_without_positions_is_refused(stream):
-    text = f"data is a {stream.__name__}; expected .* a map-style data set with a length"
+    name = f"test_sources.{stream.__name__}"
+    text = rf"data is a {name}; expected .* a map-style data set with a length"
     with pytest.raises(TypeError, match=text):
         wrap_dataset(stream())
 
@@ -325,7 +329,8 @@ def test_an_empty_data_set_is_refused():
 @bad_input
 @pytest.mark.parametrize("item", [torch.zeros(3, 8, 8), (torch.zeros(3, 8, 8), 0, 0)])
 def test_items_that_are_no_pairs_are_refused(item):
-    text = rf"item 0 of data is a {type(item).__name__}; expected a pair \(image, label\)"
+    name = "tuple of 3" if isinstance(item, tuple) else "torch.Tensor"
+    text = rf"item 0 of data is a {name}; expected a pair \(image, label\)"
     with pytest.raises(TypeError, match=text):
         wrap_dataset(Items([item]))
 
@@ -386,9 +391,11 @@ def test_a_pair_may_have_no_test_images():
 
 
 @bad_input
-def test_names_of_classes_are_for_data_sets_alone():
-    with pytest.raises(ValueError, match="classes is given, but data is 'shapes'; expected a data"):
-        open_parts("shapes", classes=["cat", "dog"])
+@pytest.mark.parametrize("given", [{"classes": ["cat", "dog"]}, {"parts": {}}])
+def test_names_are_not_for_built_in_sets(given):
+    text = f"{next(iter(given))} is given, but data is 'shapes', which has its own"
+    with pytest.raises(ValueError, match=text):
+        open_parts("shapes", **given)
 
 
 @bad_input
@@ -490,14 +497,35 @@ def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, 
     count = round(percent / 100 * len(labels))
     assume(count < len(labels))
     train, drawn, _ = parts_of(data, validation_fraction=percent / 100, seed=seed)
-    if not count:
+    # Each class keeps an image to train on.
+    possible = sum(max(size - 1, 0) for size in sizes)
+    if not min(count, possible):
         assert drawn is None
         return
-    assert len(drawn) == count
+    assert len(drawn) == min(count, possible)
     assert sorted((*train.indices.tolist(), *drawn.indices.tolist())) == everything.tolist()
     assert torch.equal(drawn.labels, labels[drawn.indices])
     counts = drawn.labels.bincount(minlength=len(sizes)).numpy()
-    assert (abs(counts - count * np.array(sizes) / len(labels)) < 1).all()
+    assert (counts <= np.maximum(np.array(sizes) - 1, 0)).all()
+    exact = count * np.array(sizes) / len(labels)
+    if (np.array(sizes) - 1 >= np.ceil(exact))[np.array(sizes) > 0].all():
+        assert (abs(counts - exact) < 1).all()
+
+
+def test_no_class_is_lost_from_training():
+    for seed in range(5):
+        train, validation, test = parts_of(lazy(3), test_fraction=0.4, seed=seed)
+        assert (len(train), validation, test) == (3, None, None)
+        kept = parts_of(lazy(60), train_images=4, validation_fraction=0.5, seed=seed).train
+        assert sorted(set(kept.labels.tolist())) == [0, 1, 2]
+
+
+def test_which_class_gives_one_more_is_random():
+    extra = set()
+    for seed in range(20):
+        test = parts_of(lazy(60), test_fraction=1 / 60, seed=seed, validation_fraction=0.0).test
+        extra |= set(test.labels.tolist())
+    assert extra == {0, 1, 2}
 
 
 @bad_input
@@ -510,10 +538,6 @@ def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, 
         ),
         ({"test_fraction": 1}, "test_fraction is 1; expected a fraction from 0 to below 1"),
         ({"test_fraction": -0.1}, "test_fraction is -0.1; expected a fraction from 0 to below 1"),
-        (
-            {"validation_fraction": 0.999},
-            "validation_fraction is 0.999 and test_fraction 0.0, which leaves no images",
-        ),
         ({"train_images": 61}, "train_images is 61; expected 3 (one of each class) to 60"),
         ({"train_images": 2}, "train_images is 2; expected 3 (one of each class) to 60"),
         ({"train_images": 30.0}, "train_images is 30.0; expected 3 (one of each class) to 60"),
@@ -523,3 +547,146 @@ def test_a_part_has_the_exact_count_and_the_classes_proportions(sizes, percent, 
 def test_a_wrong_argument_of_the_split_is_named_with_what_was_expected(options, text):
     with pytest.raises(ValueError, match=re.escape(text)):
         parts_of(lazy(60), **options)
+
+
+# What an item is, against what stands beside it
+
+
+def folder_of(tmp_path, **options) -> ImageFolder:
+    return ImageFolder(write_class_folders(tmp_path, count=3, size=(100, 100)), **options)
+
+
+def relabelled(data: ImageFolder) -> ImageFolder:
+    data.samples = [(path, 1 - label) for path, label in data.samples]
+    return data
+
+
+class Swapped(ImageFolder):
+    """A subclass that says something else than ``targets``."""
+
+    def __getitem__(self, index: int):
+        image, label = super().__getitem__(index)
+        return image, 1 - label
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        folder_of,
+        lambda root: relabelled(folder_of(root)),
+        lambda root: folder_of(root, target_transform=lambda label: 1 - label),
+        lambda root: Swapped(write_class_folders(root, count=3, size=(100, 100))),
+        lambda root: Subset(relabelled(folder_of(root)), [5, 0, 1]),
+        lambda root: ConcatDataset([folder_of(root), relabelled(ImageFolder(root))]),
+        lambda root: ConcatDataset([folder_of(root), Swapped(root)]),
+    ],
+)
+def test_labels_are_those_of_the_items(tmp_path, build):
+    data = build(tmp_path)
+    wrapped = wrap_dataset(data)
+    expected = [data[i][1] for i in range(len(data))]
+    assert wrapped.labels.tolist() == expected
+    assert [wrapped[i][1] for i in range(len(data))] == expected
+
+
+def test_labels_of_torchvisions_own_folder_are_known_without_reading_images(tmp_path, monkeypatch):
+    data = folder_of(tmp_path)
+    read = []
+    loader = data.loader
+    monkeypatch.setattr(data, "loader", lambda path: read.append(path) or loader(path))
+    wrap_dataset(data)
+    assert len(read) == 1  # the first image, for the number of channels
+
+
+def mapping(image_key: str, label_key: str, label) -> dict:
+    return {"id": 7, image_key: Image.new("RGB", (8, 8)), label_key: label}
+
+
+@pytest.mark.parametrize(("image", "label"), [("image", "label"), ("img", "fine_label")])
+def test_items_may_be_mappings(image, label):
+    wrapped = wrap_dataset(Items([mapping(image, label, 1), mapping(image, label, 0)]))
+    assert wrapped.labels.tolist() == [1, 0]
+    assert wrapped.image(0).shape == (3, 8, 8)
+
+
+def test_names_of_a_hugging_face_data_set_are_known():
+    data = Items([mapping("image", "label", 1)])
+    data.features = {"image": None, "label": SimpleNamespace(names=["cat", "dog"])}
+    assert wrap_dataset(data).classes == ("cat", "dog")
+
+
+@bad_input
+def test_a_mapping_with_other_keys_is_refused_and_its_keys_named():
+    text = r"item 0 of data has the keys \['id', 'photo', 'label'\]; expected one of \('image'"
+    with pytest.raises(TypeError, match=text):
+        wrap_dataset(Items([mapping("photo", "label", 1)]))
+
+
+def test_labels_may_be_names():
+    image = torch.zeros(3, 8, 8)
+    wrapped = wrap_dataset(Items([(image, "dog"), (image, "cat"), (image, "dog")]))
+    assert (wrapped.classes, wrapped.labels.tolist()) == (("cat", "dog"), [1, 0, 1])
+    with pytest.raises(ValueError, match=r"data has the labels dog, which are not in \('cat',\)"):
+        wrap_dataset(Items([(image, "dog")]), classes=("cat",))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32, torch.tensor, np.array])
+def test_labels_may_be_integers_of_any_kind(kind):
+    image = torch.zeros(3, 8, 8)
+    wrapped = wrap_dataset(Items([(image, kind(200)), (image, kind(3))]))
+    assert (wrapped.labels.tolist(), wrapped.labels.dtype) == ([200, 3], torch.int64)
+
+
+@bad_input
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        (torch.zeros(4, 3, 8, 8), "pass torch.utils.data.TensorDataset(images, labels)"),
+        (np.zeros((4, 8, 8, 3)), "pass torch.utils.data.TensorDataset(images, labels)"),
+        (DataLoader(Items([1])), "pass its data set, loader.dataset"),
+    ],
+)
+def test_what_is_near_a_data_set_is_refused_with_a_hint(data, hint):
+    with pytest.raises(TypeError, match=re.escape(hint)):
+        open_parts(data)
+
+
+def test_an_item_that_cannot_be_read_is_named():
+    class Broken(Items):
+        def __getitem__(self, index):
+            raise struct.error("unpack requires a buffer")
+
+    with pytest.raises(ValueError, match=r"item 0 of data cannot be read: struct\.error: unpack"):
+        wrap_dataset(Broken([0]))
+
+
+# Channels
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(None, 1), (1, 1), (3, 3)])
+def test_tensors_keep_their_channel_unless_told_otherwise(channels, expected):
+    data = TensorDataset(torch.rand(4, 1, 8, 8), torch.arange(4))
+    part = open_parts(data, channels=channels).train
+    assert (part.channels, part.image(0).shape) == (expected, (expected, 8, 8))
+
+
+def test_more_channels_have_to_be_said():
+    data = TensorDataset(torch.rand(4, 5, 8, 8), torch.arange(4))
+    with pytest.raises(ValueError, match="for another number of channels, pass channels=C"):
+        open_parts(data)
+    assert open_parts(data, channels=5).train.image(0).shape == (5, 8, 8)
+
+
+@pytest.mark.parametrize("size", [8, 100])
+def test_photos_can_be_read_as_grey(tmp_path, size):
+    root = write_class_folders(tmp_path, size=(size, size))
+    part = open_parts(root, channels=1).train
+    assert part.channels == 1
+    grey = np.asarray(Image.open(root / "cat" / "0.png").convert("L"))
+    assert np.array_equal(part.image(0)[0].numpy(), grey)
+
+
+def test_built_in_sets_can_be_grey():
+    color, grey = (open_parts("shapes", channels=channels).train for channels in (3, 1))
+    expected = Image.fromarray(color.images[0].movedim(0, -1).numpy()).convert("L")
+    assert np.array_equal(grey.images[0, 0].numpy(), np.asarray(expected))

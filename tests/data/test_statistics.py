@@ -1,19 +1,32 @@
 """The promises of the statistics over images: NumPy's numbers, whatever holds the images."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import Items, first_channels, in_memory, random_pixels, read_lazily
+from helpers import (
+    Items,
+    first_channels,
+    in_memory,
+    random_batch,
+    random_pixels,
+    read_lazily,
+    seeded,
+    write_class_folders,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
+from sklearn.utils.class_weight import compute_class_weight
+from torch.utils.data import DataLoader, IterableDataset
 
+from alexnet_lib.data.sources import open_parts
 from alexnet_lib.data.statistics import (
     ChannelStats,
     compute_channel_stats,
+    compute_class_weights,
     compute_color_components,
     measure_pixels,
 )
@@ -385,22 +398,22 @@ def test_an_image_of_one_pixel_leaves_the_other_statistics():
         (np.zeros((9, 3, 4, 3), np.uint8), "which could have its channels first or last"),
         (
             np.zeros((2, 3, 8, 8), np.uint8),
-            "images is an array of shape (2, 3, 8, 8); expected (H, W, 3) or (N, H, W, 3)",
+            "images is an array of shape (2, 3, 8, 8); expected (H, W, C) or (N, H, W, C)",
         ),
         (
             torch.zeros(2, 8, 8, 3),
-            "images is a tensor of shape (2, 8, 8, 3); expected (3, H, W) or (N, 3, H, W)",
+            "images is a tensor of shape (2, 8, 8, 3); expected (C, H, W) or (N, C, H, W)",
         ),
         (
             torch.zeros(3, 8, 8),
-            "images is a tensor of shape (3, 8, 8); expected (N, 3, H, W): pass images[None]",
+            "images is a tensor of shape (3, 8, 8); expected (N, C, H, W): pass images[None]",
         ),
         (np.full((1, 4, 4, 3), 1.5), "images has floats from 1.5 to 1.5; expected 0 to 1"),
         (np.full((1, 4, 4, 3), -0.5), "images has floats from -0.5 to -0.5; expected 0 to 1"),
         (np.full((1, 4, 4, 3), np.nan), "images has floats from nan to nan; expected 0 to 1"),
         (
             np.zeros((1, 4, 4, 3), np.int32),
-            "images has dtype torch.int32; expected uint8 from 0 to 255 or floats from 0 to 1",
+            "images has dtype torch.int32; expected uint8 from 0 to 255, floats from 0",
         ),
         (
             Items([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 2.0)]),
@@ -446,3 +459,87 @@ def test_components_refuse_what_the_statistics_refuse():
         compute_color_components(torch.full((1, 3, 4, 4), 2.0))
     with pytest.raises(TypeError, match="images is a int; expected an array, a tensor"):
         compute_color_components(7)
+
+
+# Channels, samples, weights of classes
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_each_channel_has_its_statistics(channels):
+    images = torch.rand(6, channels, 4, 5, dtype=torch.float64, generator=seeded())
+    stats = compute_channel_stats(images, channels=channels)
+    components = compute_color_components(images, channels=channels)
+    assert np.allclose(stats.mean, images.mean((0, 2, 3)))
+    assert np.allclose(stats.std, images.std((0, 2, 3), correction=0))
+    assert np.shape(components.directions) == (channels, channels)
+
+
+@pytest.mark.bad_input
+def test_grey_and_coloured_arrays_together_are_refused():
+    images = [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.uint8)]
+    with pytest.raises(ValueError, match="images have 1 channels and 3; expected the same in all"):
+        compute_channel_stats(images)
+    assert len(compute_channel_stats(images, channels=3).mean) == 3
+
+
+def test_items_may_be_mappings():
+    images = [{"image": np.full((8, 8, 3), 255, np.uint8), "label": 0}]
+    assert compute_channel_stats(images).mean == (1.0, 1.0, 1.0)
+
+
+class Unsized(IterableDataset):
+    def __iter__(self):
+        yield torch.ones(3, 4, 4), 0
+
+
+def test_a_loader_over_a_stream_has_no_length():
+    assert compute_channel_stats(DataLoader(Unsized(), batch_size=1)).count == 1
+
+
+def test_a_sample_of_photos_is_seeded_and_of_the_size_that_is_asked_for(tmp_path):
+    part = open_parts(write_class_folders(tmp_path, count=20, size=(100, 100))).train
+    same, again, other = (measure_pixels(part, sample=10, seed=seed) for seed in (0, 0, 1))
+    assert (same, same.count) == (again, 10)
+    assert same.mean != other.mean
+    assert measure_pixels(part, sample=100) == measure_pixels(part)
+    assert measure_pixels(part).count == 40
+
+
+def test_images_in_memory_are_all_measured():
+    assert measure_pixels(in_memory(random_batch(20, 4, 4)), sample=5).count == 20
+
+
+def test_bad_photos_can_be_left_out(tmp_path):
+    root = write_class_folders(tmp_path, count=5, size=(100, 100))
+    part = open_parts(root).train
+    (root / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        measure_pixels(part)
+    assert measure_pixels(part, skip_bad=True).count == 9
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda x: np.array(x, np.uint8)])
+def test_class_weights_are_those_of_scikit_learn(kind):
+    labels = [0, 0, 0, 1, 2, 2]
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert np.allclose(compute_class_weights(kind(labels)), expected)
+
+
+def test_class_weights_of_a_set_and_of_a_class_without_images():
+    weights = compute_class_weights(replace(in_memory(random_batch(4, 4, 4)), classes=tuple("abc")))
+    assert weights.tolist() == pytest.approx([2 / 3, 2 / 3, 0])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ([], "labels has shape (0,)"),
+        ([0.5], "dtype torch.float32; expected integers (N,)"),
+        ([[0]], "labels has shape (1, 1)"),
+        ([-1, 0], "labels run from -1 to 0"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        compute_class_weights(labels)

@@ -1,8 +1,7 @@
 """Images as tensors, and sets of images: in memory, as files, or from other data sets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,41 +9,76 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alexnet_lib.checks import type_name
+from alexnet_lib.data.decoding import ImageError, pil_to_tensor, read_image
+
 ImageLike = Image.Image | np.ndarray | Tensor
 
+# Of red, green and blue in the luma of ITU-R 601, in units of 1 / 65536: as in Pillow's mode L.
+_LUMA = (19595, 38470, 7471)
 
-def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor, "*batch 3 h w"]:
+# The keys of items that are mappings, as in the data sets of Hugging Face.
+IMAGE_KEYS = ("image", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels", "fine_label", "target")
+
+
+def image_to_tensor(
+    image: ImageLike,
+    argument: str = "image",
+    channels: int | None = None,
+    background: str = "white",
+) -> Shaped[Tensor, "*batch c h w"]:
     """One image, or a batch of one size, as a tensor with its channels first.
 
-    PIL images have any 8-bit mode or 16-bit grey: EXIF rotation is applied, grey and palette become
-    RGB, an alpha channel is dropped. Arrays are ``(H, W, 3)`` or ``(N, H, W, 3)``, tensors
-    ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 from 0 to 255 or floating from 0 to 1; they keep their
-    dtype and their memory. ``argument`` is the name of the image in errors: a ``TypeError`` for
-    another type, or a ``ValueError`` for a wrong rank, channel count, dtype or range.
+    Arrays are ``(H, W)``, ``(H, W, C)`` or ``(N, H, W, C)``, tensors ``(H, W)``, ``(C, H, W)`` or
+    ``(N, C, H, W)``: uint8 from 0 to 255, floating from 0 to 1, or uint16 from 0 to 65535, which
+    becomes float32 from 0 to 1; the others keep their dtype and their memory. PIL images are
+    converted as those of files (``read_image``).
+
+    Args:
+        image: the image.
+        argument: its name in errors.
+        channels: number of channels of the result. Grey images are repeated for 3, colour images
+            become their luma for 1. None keeps the 1 or 3 of an array or tensor, and makes RGB of
+            a PIL image.
+        background: colour behind transparent pixels of a PIL image.
+
+    Raises:
+        TypeError: the image has another type.
+        ValueError: a wrong rank, number of channels, dtype or range.
     """
     if isinstance(image, Image.Image):
-        return _pil_to_tensor(image, argument)
+        return pil_to_tensor(image, argument, 3 if channels is None else channels, background)
     if isinstance(image, np.ndarray):
-        kind, layout, channel_axis = "an array", "(H, W, 3) or (N, H, W, 3)", -1
-        # torch cannot share the memory of an array that is read-only or has negative strides.
-        shared = image.flags.writeable and min(image.strides, default=0) >= 0
-        tensor = torch.from_numpy(image if shared else image.copy())
+        kind, layout, channel_axis = "an array", "(H, W, {0}) or (N, H, W, {0})", -1
+        tensor = _array_to_tensor(image, argument)
     elif isinstance(image, Tensor):
-        kind, layout, channel_axis, tensor = "a tensor", "(3, H, W) or (N, 3, H, W)", -3, image
+        kind, layout, channel_axis, tensor = "a tensor", "({0}, H, W) or (N, {0}, H, W)", -3, image
     else:
         raise TypeError(
-            f"{argument} is a {type(image).__name__}; expected a PIL image, an array or a tensor"
+            f"{argument} is a {type_name(image)}; expected a PIL image, an array or a tensor"
         )
     shape = tuple(tensor.shape)
-    if tensor.ndim not in {3, 4} or shape[channel_axis] != 3 or 0 in shape[-3:]:
-        raise ValueError(f"{argument} is {kind} of shape {shape}; expected {layout}")
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        expected = "uint8 from 0 to 255 or floats from 0 to 1"
-        raise ValueError(f"{argument} has dtype {tensor.dtype}; expected {expected}")
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(channel_axis)
+    allowed = {1, 3} if channels in {None, 1, 3} else {channels}
+    number = tensor.shape[channel_axis] if tensor.ndim in {3, 4} else 0
+    if number not in allowed or 0 in tensor.shape[-3:]:
+        expected = layout.format("C") + f" with C = {' or '.join(map(str, sorted(allowed)))}"
+        expected += ", or (H, W)" if 1 in allowed else ""
+        if tensor.ndim in {3, 4} and tensor.shape[-4 - channel_axis] in allowed:
+            expected += ": move the axis of the channels"
+        elif channels is None and number:
+            expected += ": for another number of channels, pass channels=C"
+        raise ValueError(f"{argument} is {kind} of shape {shape}; expected {expected}")
+    if tensor.dtype == torch.uint16:
+        tensor = tensor.to(torch.float32) / 65535
+    elif tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+        raise ValueError(_wrong_dtype(argument, tensor.dtype))
     if tensor.is_floating_point() and tensor.numel():
         low, high = (value.item() for value in torch.aminmax(tensor.detach()))
         if not (low >= 0 and high <= 1):
@@ -52,22 +86,43 @@ def image_to_tensor(image: ImageLike, argument: str = "image") -> Shaped[Tensor,
                 f"{argument} has floats from {low:.4g} to {high:.4g}; expected 0 to 1: divide by "
                 "the largest possible value first, and leave the normalisation to Preprocess"
             )
-    return tensor.movedim(channel_axis, -3)
+    return with_channels(tensor.movedim(channel_axis, -3), channels or number, argument)
 
 
-def _pil_to_tensor(image: Image.Image, argument: str) -> Tensor:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion to RGB clips 16-bit grey at 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in {"I", "F"}:
-        raise ValueError(
-            f"{argument} is a PIL image of mode {image.mode!r}, whose range is not defined; "
-            "expected 8-bit or 16-bit"
-        )
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # directly to RGB, Pillow warns
-    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)
+def _array_to_tensor(array: np.ndarray, argument: str) -> Tensor:
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    # torch cannot share the memory of an array that is read-only or has negative strides.
+    shared = array.flags.writeable and min(array.strides, default=0) >= 0
+    try:
+        return torch.from_numpy(array if shared else array.copy())
+    except TypeError:  # strings and objects
+        raise ValueError(_wrong_dtype(argument, array.dtype)) from None
+
+
+def _wrong_dtype(argument: str, dtype: object) -> str:
+    expected = "uint8 from 0 to 255, floats from 0 to 1, or uint16 from 0 to 65535"
+    return f"{argument} has dtype {dtype}; expected {expected}"
+
+
+def with_channels(
+    images: Shaped[Tensor, "*batch c h w"], channels: int, argument: str = "images"
+) -> Shaped[Tensor, "*batch c2 h w"]:
+    """Images with 1 or 3 channels: grey is repeated, colour becomes its luma (ITU-R 601)."""
+    present = images.shape[-3]
+    if present == channels:
+        return images
+    if (present, channels) == (1, 3):
+        return images.expand(*images.shape[:-3], 3, -1, -1)
+    if (present, channels) != (3, 1):
+        raise ValueError(f"{argument} has {present} channels; expected {channels}")
+    red, green, blue = images.unbind(-3)
+    if images.dtype == torch.uint8:  # exactly as Pillow rounds
+        red, green, blue = red.int(), green.int(), blue.int()
+        luma = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 2**15) >> 16
+    else:
+        luma = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]) / 2**16
+    return luma.to(images.dtype).unsqueeze(-3)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -76,10 +131,14 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
-    """Images with int64 ``labels`` from 0 to ``len(classes) - 1``, and the names of the classes."""
+    """Images with int64 ``labels`` from 0 to ``len(classes) - 1``, and the names of the classes.
+
+    All images have ``channels`` channels.
+    """
 
     labels: Tensor
     classes: tuple[str, ...]
+    channels: int
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes)
@@ -91,7 +150,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         return self.image(index), int(self.labels[index])
 
     @abstractmethod
-    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:
         """One image, uint8, or floating from 0 to 1."""
 
     @abstractmethod
@@ -103,11 +162,15 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 class ImageTensors(ImageSet):
     """Images held in memory as one tensor."""
 
-    images: UInt8[Tensor, "n 3 h w"]
+    images: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
 
-    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102  (as above)
+    @property
+    def channels(self) -> int:  # type: ignore[override]  # noqa: D102  (as above)
+        return self.images.shape[1]
+
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:  # noqa: D102
         return self.images[index]
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageTensors":  # noqa: D102
@@ -116,14 +179,17 @@ class ImageTensors(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles(ImageSet):
-    """Image files, decoded at each access."""
+    """Image files, decoded at each access; ``background`` is behind transparent pixels."""
 
     files: tuple[Path, ...]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
+    channels: int = 3
+    background: str = "white"
 
-    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102
-        return read_image(self.files[index])
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:  # noqa: D102
+        file = self.files[index]
+        return read_image(file, channels=self.channels, background=self.background)
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageFiles":  # noqa: D102
         files = tuple(self.files[i] for i in indices.tolist())
@@ -132,19 +198,50 @@ class ImageFiles(ImageSet):
 
 @dataclass(frozen=True, eq=False)
 class WrappedDataset(ImageSet):
-    """The items ``indices`` of a user's map-style data set of (image, label), read each time."""
+    """The items ``indices`` of a user's map-style data set, read each time."""
 
     dataset: Dataset[Any]
     indices: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
+    channels: int = 3
+    background: str = "white"
 
-    def image(self, index: int) -> Shaped[Tensor, "3 h w"]:  # noqa: D102
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:  # noqa: D102
         position = int(self.indices[index])
-        return image_to_tensor(self.dataset[position][0], f"image {position} of the data set")
+        image, _ = read_item(self.dataset, position)
+        name = f"image {position} of the data set"
+        return image_to_tensor(image, name, self.channels, self.background)
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "WrappedDataset":  # noqa: D102
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
+
+
+def read_item(dataset: Any, index: int) -> tuple[Any, Any]:
+    """Image and label of an item of a user's data set: a pair, or a mapping with usual keys."""
+    try:
+        item = dataset[index]
+    except Exception as error:
+        reason = f"{type_name(error)}: {error}"
+        raise ImageError(f"item {index} of data cannot be read: {reason}") from error
+    if isinstance(item, Mapping):
+        image_key, label_key = (
+            next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
+        )
+        if image_key is not None and label_key is not None:
+            return item[image_key], item[label_key]
+        raise TypeError(
+            f"item {index} of data has the keys {[*item]}; expected one of {IMAGE_KEYS} for the "
+            f"image and one of {LABEL_KEYS} for the label: rename the columns"
+        )
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        raise TypeError(
+            f"item {index} of data is a {type_name(item)}{length}; expected a pair (image, label), "
+            "or a mapping with 'image' and 'label'"
+        )
+    image, label = item
+    return image, label
 
 
 def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:
@@ -156,23 +253,3 @@ def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:
                 f"labels run from {low} to {high}; expected 0 to {len(classes) - 1}, "
                 f"the numbers of the {len(classes)} classes"
             )
-
-
-def read_image(file: Path) -> UInt8[Tensor, "3 h w"]:
-    """The pixels of an image file; a ``ValueError`` names a file that cannot be decoded."""
-    with open_image(file) as image:
-        return image_to_tensor(image, "it")
-
-
-@contextmanager
-def open_image(file: Path) -> Iterator[Image.Image]:
-    """An open image file; errors of its decoder become a ``ValueError`` that names it."""
-    try:
-        with Image.open(file) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{file} cannot be read as an image: unknown format") from error
-    # Errors of Pillow's decoders for damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{file} cannot be read as an image: {reason}") from error

@@ -1,36 +1,48 @@
 """Image folders, CIFAR-10, the shapes and users' data sets: opened, and split into parts."""
 
-import operator
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 from tqdm.auto import tqdm
 
-from alexnet_lib.checks import FRACTION, check_number
+from alexnet_lib.checks import FRACTION, as_integer, check_number, length_of, type_name
+from alexnet_lib.data.folders import (
+    SMALL_IMAGE,
+    OnBadImage,
+    PartNames,
+    Reading,
+    class_folders,
+    listed,
+    part_folders,
+)
 from alexnet_lib.data.images import (
-    ImageFiles,
+    LABEL_KEYS,
     ImageSet,
     ImageTensors,
     WrappedDataset,
-    open_image,
-    read_image,
+    image_to_tensor,
+    read_item,
+    with_channels,
 )
 from alexnet_lib.data.shapes import shapes
+from alexnet_lib.data.tables import TABLE_SUFFIXES, image_table
 from alexnet_lib.devices import generator_for
-
-# Images of one size, with sides up to this number of pixels, are decoded once and kept in memory.
-SMALL_IMAGE = 96
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Files of file managers and archivers.
-_LITTER = (".DS_Store", "Thumbs.db", ".ipynb_checkpoints", "__MACOSX", "desktop.ini")
-_VALIDATION_NAMES = ("val", "valid", "validation")
+from alexnet_lib.files import as_path
 
 
 class Parts(NamedTuple):
@@ -41,40 +53,109 @@ class Parts(NamedTuple):
     test: ImageSet | None
 
 
-# "shapes", "cifar10" or a folder; training images, or a pair of training and test images.
-Data = str | os.PathLike[str] | Dataset[Any] | tuple[Dataset[Any], Dataset[Any] | None] | Parts
+# "shapes", "cifar10", a folder or a CSV file; training images, or a pair of training and test
+# images.
+Data = str | os.PathLike[str] | Dataset[Any] | tuple[Any, Any] | Parts
 
 
-def open_parts(data: Data, *, classes: Iterable[str] | None = None) -> Parts:
+def open_parts(
+    data: Data,
+    *,
+    classes: Iterable[str] | None = None,
+    parts: PartNames | None = None,
+    channels: int | None = None,
+    background: str = "white",
+    on_bad_image: OnBadImage = "stop",
+    bad_image_limit: float = 0.1,
+) -> Parts:
     """The images of ``data``; arguments and errors are those of ``build_loaders``."""
+    if classes is not None:
+        names = (classes,) if isinstance(classes, str) else tuple(map(str, classes))
+        if isinstance(classes, str) or len(set(names)) < len(names):
+            raise ValueError(f"classes is {classes!r}; expected a list of different names")
+        classes = names
+    if isinstance(data, Parts):
+        return _with_channels(data, channels)
+    files = Reading(3 if channels is None else channels, background, on_bad_image, bad_image_limit)
+    if not isinstance(data, tuple) or len(data) != 2:
+        return _open(data, classes, parts, channels, files)
+    train, test = data
+    opened = _open(train, classes, parts, channels, files)
+    if opened[1:] != (None, None):
+        raise ValueError(f"data is a pair, but {train!r} has parts itself; expected one of them")
+    if test is None:
+        return opened
+    return Parts(opened.train, None, _open_test(test, opened.train, files, named=classes is None))
+
+
+def _open_test(data: Any, train: ImageSet, files: Reading, *, named: bool) -> ImageSet:
+    """The test images of a pair; ``named``: they have the classes of the training images."""
+    files = replace(files, channels=train.channels)
+    if isinstance(data, str | os.PathLike):
+        path = as_path(data, "data")
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return image_table(path, files, classes=train.classes, parts=None)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder")
+        return class_folders(path, files, training=train.classes)
+    names = _class_names(data)
+    if named and names is not None and names != train.classes:
+        raise ValueError(
+            f"the test images of data have the classes {names}, the training images "
+            f"{train.classes}, so that the same number stands for two classes; expected "
+            "the same classes in both, or classes=... with the names of all"
+        )
+    return wrap_dataset(data, train.classes, train.channels, files.background)
+
+
+def _open(
+    data: Any,
+    classes: tuple[str, ...] | None,
+    parts: PartNames | None,
+    channels: int | None,
+    reading: Reading,
+) -> Parts:
     # Imports torchvision, which the network does not need.
     from alexnet_lib.data.cifar10 import cifar10, is_cifar10
 
-    if not isinstance(data, str | os.PathLike | Parts):
-        train, test = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
-        train_set = wrap_dataset(train, classes)
-        own = getattr(test, "classes", None)
-        if classes is None and own is not None and tuple(map(str, own)) != train_set.classes:
-            raise ValueError(
-                f"the test images of data have the classes {tuple(own)}, the training images "
-                f"{train_set.classes}, so that the same number stands for two classes; expected "
-                "the same classes in both, or classes=... with the names of all"
-            )
-        test_set = None if test is None else wrap_dataset(test, train_set.classes)
-        return Parts(train_set, None, test_set)
-    if classes is not None:
-        raise ValueError(f"classes is given, but data is {data!r}; expected a data set as data")
-    if isinstance(data, Parts):
-        return data
-    if data == "shapes":
-        train, test = shapes()
-    elif data == "cifar10":
-        train, test = cifar10("data")
-    elif is_cifar10(data):
-        train, test = cifar10(data, download=False)
-    else:
-        return image_folder(data)
-    return Parts(train, None, test)
+    if not isinstance(data, str | os.PathLike):
+        if parts is not None:
+            raise ValueError(f"parts is given, but data is a {type_name(data)}; expected a folder")
+        return Parts(wrap_dataset(data, classes, channels, reading.background), None, None)
+    path = as_path(data, "data")
+    built_in = isinstance(data, str) and data in {"shapes", "cifar10"}
+    if built_in and path.is_dir():
+        warnings.warn(
+            f"data is {data!r}, the built-in set; the folder of this name is not used: its name is "
+            f"'./{data}'",
+            stacklevel=3,
+        )
+    if built_in or (path.suffix.lower() not in TABLE_SUFFIXES and is_cifar10(path)):
+        if classes is not None or parts is not None:
+            given = "classes" if parts is None else "parts"
+            raise ValueError(f"{given} is given, but data is {data!r}, which has its own")
+        if data == "shapes":
+            train, test = shapes()
+        else:
+            root = "data" if built_in else path
+            train, test = cifar10(root, download=built_in)
+        return _with_channels(Parts(train, None, test), channels)
+    if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+        return Parts(image_table(path, reading, classes=classes, parts=parts), None, None)
+    return image_folder(path, reading, classes=classes, parts=parts)
+
+
+def _with_channels(parts: Parts, channels: int | None) -> Parts:
+    """The parts with this number of channels, if they are in memory."""
+
+    def changed(part: ImageSet | None) -> ImageSet | None:
+        if channels is None or not isinstance(part, ImageTensors):
+            return part
+        return replace(part, images=with_channels(part.images, channels, "data"))
+
+    train, validation, test = map(changed, parts)
+    assert train is not None
+    return Parts(train, validation, test)
 
 
 def split(
@@ -89,149 +170,142 @@ def split(
 
     Arguments and errors are those of ``build_loaders``.
     """
-    check_number("validation_fraction", validation_fraction, FRACTION)
-    check_number("test_fraction", test_fraction, FRACTION)
+    validation_fraction = check_number("validation_fraction", validation_fraction, FRACTION)
+    test_fraction = check_number("test_fraction", test_fraction, FRACTION)
     train, validation, test = parts
-    generator = generator_for(seed, 0)
+    generator, ties = generator_for(seed, 0), generator_for(seed, 1, 1)
     if test is None and test_fraction:
-        train, test = _split_off(train, round(test_fraction * len(train)), generator)
+        train, test = _split_off(train, round(test_fraction * len(train)), generator, ties)
     if train_images is not None:
-        least = len(train.classes)
-        if not isinstance(train_images, int) or not least <= train_images <= len(train):
+        least, number = len(train.classes), as_integer(train_images)
+        if number is None or not least <= number <= len(train):
             raise ValueError(
                 f"train_images is {train_images!r}; expected {least} (one of each class) to "
                 f"{len(train):,}, the training images there are"
             )
-        _, train = _split_off(train, train_images, generator)
-    if validation is None and validation_fraction and len(train):
-        train, validation = _split_off(train, round(validation_fraction * len(train)), generator)
-    if not len(train):
-        raise ValueError(
-            f"validation_fraction is {validation_fraction!r} and test_fraction {test_fraction!r}, "
-            "which leaves no images to train on; expected smaller ones, or more images"
-        )
+        _, train = _split_off(train, number, generator, ties, keep="drawn")
+    if validation is None and validation_fraction:
+        count = round(validation_fraction * len(train))
+        train, validation = _split_off(train, count, generator, ties)
     return Parts(train, validation if validation else None, test if test else None)
 
 
-def _split_off(data: ImageSet, count: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
-    """The rest, and ``count`` images drawn in the classes' proportions, both in their old order."""
+def _split_off(
+    data: ImageSet,
+    count: int,
+    generator: torch.Generator,
+    ties: torch.Generator,
+    *,
+    keep: Literal["rest", "drawn"] = "rest",
+) -> tuple[ImageSet, ImageSet]:
+    """The rest, and ``count`` images drawn in the classes' proportions, both in their old order.
+
+    Each class keeps at least one image in the part ``keep``; so the other may have fewer.
+    """
     sizes = torch.bincount(data.labels, minlength=len(data.classes))
-    # Largest remainders, so that the classes' counts add up to `count`; in integers and with a
-    # stable sort, so that they are the same on every machine.
-    counts = sizes * count // len(data)
-    largest = (sizes * count % len(data)).argsort(descending=True, stable=True)
-    counts[largest[: count - int(counts.sum())]] += 1
-    order = torch.randperm(len(data), generator=generator)
-    order = order[data.labels[order].argsort(stable=True)]
+    least = (sizes.clamp(max=1) if keep == "drawn" else torch.zeros_like(sizes)).tolist()
+    most = (sizes if keep == "drawn" else (sizes - 1).clamp(min=0)).tolist()
+    # Largest remainders, in integers, so that they are the same on every machine; equal ones in
+    # random order.
+    shares = (sizes * count).tolist()
+    counts = [min(max(x // len(data), a), b) for x, a, b in zip(shares, least, most, strict=True)]
+    missing = count - sum(counts)
+    sign = 1 if missing > 0 else -1
+    order = torch.randperm(len(sizes), generator=ties).tolist()
+    while missing:
+        bound = most if missing > 0 else least
+        free = [i for i in order if counts[i] != bound[i]]
+        if not free:
+            break
+        free.sort(key=lambda i: sign * (counts[i] * len(data) - shares[i]))
+        for i in free[: abs(missing)]:
+            counts[i] += sign
+            missing -= sign
+    order_of_images = torch.randperm(len(data), generator=generator)
+    order_of_images = order_of_images[data.labels[order_of_images].argsort(stable=True)]
     drawn = torch.zeros(len(data), dtype=torch.bool)
-    for class_count, indices in zip(counts.tolist(), order.split(sizes.tolist()), strict=True):
-        drawn[indices[:class_count]] = True
+    for number, indices in zip(counts, order_of_images.split(sizes.tolist()), strict=True):
+        drawn[indices[:number]] = True
     return data.subset((~drawn).nonzero()[:, 0]), data.subset(drawn.nonzero()[:, 0])
 
 
-def image_folder(root: str | os.PathLike[str]) -> Parts:
+def image_folder(
+    folder: Path,
+    reading: Reading = Reading(),  # noqa: B008  (frozen)
+    *,
+    classes: tuple[str, ...] | None = None,
+    parts: PartNames | None = None,
+) -> Parts:
     """The images of a folder; errors are those of ``build_loaders``.
 
-    With a ``test/``, ``val/`` is the validation part; without, it is the test part, as for
-    ImageNet. Files of file managers (``.DS_Store``, ``Thumbs.db``, ``__MACOSX`` ...) are ignored.
+    With a test part, ``val/`` is the validation part; without, it is the test part, as for
+    ImageNet.
     """
-    folder = Path(root)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file; expected a folder of images (unpack an archive first), or a file "
+            f"that ends in {' or '.join(TABLE_SUFFIXES)}"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    if not (folder / "train").is_dir():
-        return Parts(_class_folders(folder), None, None)
-    train = _class_folders(folder / "train")
-    validation = [name for name in _VALIDATION_NAMES if (folder / name).is_dir()][:1]
-    test = ["test"] if (folder / "test").is_dir() else []
-    parts = [_class_folders(folder / name, train.classes) for name in validation + test]
-    return Parts(train, parts[0] if len(parts) == 2 else None, parts[-1] if parts else None)
+    folders = part_folders(folder, parts)
+    if not folders:
+        return Parts(class_folders(folder, reading, classes=classes), None, None)
+    train = class_folders(folders["train"], reading, classes=classes)
+    # Selected classes leave others out; otherwise a folder of no training class is an error.
+    others = {
+        part: class_folders(folders[part], reading, classes=classes, training=train.classes)
+        for part in ("validation", "test")
+        if part in folders
+    }
+    if "test" not in others:
+        return Parts(train, None, others.get("validation"))
+    return Parts(train, others.get("validation"), others["test"])
 
 
-def _class_folders(folder: Path, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """The images of a folder of class folders; ``classes`` are those of the training set."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_litter(path))
-    classes = classes or tuple(names)
-    if unknown := sorted(set(names) - set(classes)):
-        raise ValueError(f"{folder} has the folders {unknown}, which are not training classes")
-    labelled = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).rglob("*"))
-        if file.is_file() and not any(map(_is_litter, (file, *file.relative_to(folder).parents)))
-    ]
-    others = [file for file, _ in labelled if file.suffix.lower() not in IMAGE_SUFFIXES]
-    images = [pair for pair in labelled if pair[0].suffix.lower() in IMAGE_SUFFIXES]
-    files, labels = [file for file, _ in images], [label for _, label in images]
-    empty = [classes[label] for label in sorted({*range(len(classes))} - {*labels})]
-    if not files:
-        raise ValueError(f"{folder} has no images in class folders; expected CLASS/IMAGE.jpg")
-    if len(classes) < 2:
-        raise ValueError(f"{folder} has one class, {classes[0]!r}; expected at least two")
-    if empty:
-        raise ValueError(f"{folder} has no images for the classes {empty}")
-    if others:
-        warnings.warn(
-            f"{len(others)} files in {folder} are ignored, because their names do not end like "
-            f"those of images; {others[0]} is the first",
-            stacklevel=3,
-        )
-    source = ImageFiles(tuple(files), torch.tensor(labels), classes)
-    sizes = _read_all(_image_size, files, folder)
-    if len(set(sizes)) > 1 or max(sizes[0]) > SMALL_IMAGE:
-        return source
-    pixels = _read_all(read_image, files, folder)
-    if len({image.shape for image in pixels}) > 1:  # EXIF has rotated some of them
-        return source
-    return ImageTensors(torch.stack(pixels), source.labels, classes)
+def wrap_dataset(
+    dataset: Any,
+    classes: tuple[str, ...] | None = None,
+    channels: int | None = None,
+    background: str = "white",
+) -> ImageSet:
+    """A user's map-style data set; errors are those of ``build_loaders``.
 
-
-def _is_litter(path: Path) -> bool:
-    return path.name in _LITTER or path.name.startswith("._")
-
-
-def _image_size(file: Path) -> tuple[int, int]:
-    """Width and height, from the file's header."""
-    with open_image(file) as image:
-        return image.size
-
-
-def _read_all(read: Callable[[Path], Any], files: Sequence[Path], folder: Path) -> list[Any]:
-    """``read`` of each file; one error names all files that cannot be read."""
-    results, problems = [], []
-    for file in tqdm(files, f"reading {folder}", disable=None, leave=False):
-        try:
-            results.append(read(file))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError("; ".join(problems[:10]) + more)
-    return results
-
-
-def wrap_dataset(dataset: Dataset[Any], classes: Iterable[str] | None = None) -> ImageSet:
-    """A user's map-style data set of (image, label); errors are those of ``build_loaders``.
-
-    The images of a torchvision data set without a transform are decoded once, if they are small and
-    of one size. Other items are read in each epoch, because they may be random.
+    The images of torchvision's own data sets without a transform are decoded once, if they are
+    small and of one size. Other items are read in each epoch, because they may be random.
     """
-    indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
-    if not indexed or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, ImageSet):
+        return dataset
+    hint = ""
+    if isinstance(dataset, DataLoader):
+        hint = ": pass its data set, loader.dataset"
+    elif hasattr(dataset, "shape"):
+        hint = ": pass torch.utils.data.TensorDataset(images, labels)"
+    indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset | Mapping)
+    if hint or not indexed or length_of(dataset) is None:
         raise TypeError(
-            f"data is a {type(dataset).__name__}; expected 'shapes', 'cifar10', a folder, a "
-            "map-style data set with a length, or a pair of them: training and test images"
+            f"data is a {type_name(dataset)}; expected 'shapes', 'cifar10', a folder, a CSV file, "
+            f"a map-style data set with a length, or a pair of them: training and test images{hint}"
         )
     if not len(dataset):
         raise ValueError("data is an empty data set; expected at least one image")
-    labels = torch.tensor([_checked_label(*pair) for pair in enumerate(_labels(dataset))])
-    names = getattr(dataset, "classes", None) if classes is None else classes
-    names = tuple(map(str, range(int(labels.max()) + 1) if names is None else names))
-    wrapped = WrappedDataset(dataset, torch.arange(len(labels)), labels, names)
-    if getattr(dataset, "transforms", dataset) is not None:
+    first, _ = read_item(dataset, 0)
+    name = "image 0 of the data set"
+    channels = image_to_tensor(first, name, channels, background).shape[-3]
+    values = _stored_labels(dataset)
+    if values is None:
+        bar = tqdm(range(len(dataset)), "labels", disable=None, leave=False)
+        values = [read_item(dataset, index)[1] for index in bar]
+    names = _class_names(dataset) if classes is None else classes
+    labels, names = _numbered(values, names)
+    wrapped = WrappedDataset(
+        dataset, torch.arange(len(labels)), labels, names, channels, background
+    )
+    if not _same_each_time(dataset):
         return wrapped
     images: list[Tensor] = []
     for i in tqdm(range(len(wrapped)), "reading", disable=None, leave=False):
-        image, _ = wrapped[i]
+        image = wrapped.image(i)
         same_shape = not images or image.shape == images[0].shape
         if image.dtype != torch.uint8 or max(image.shape) > SMALL_IMAGE or not same_shape:
             return wrapped
@@ -239,26 +313,78 @@ def wrap_dataset(dataset: Dataset[Any], classes: Iterable[str] | None = None) ->
     return ImageTensors(torch.stack(images), labels, names)
 
 
-def _labels(dataset: Any) -> Iterator[Any]:
-    targets = getattr(dataset, "targets", None)
-    # torchvision's targets do not include a target_transform.
-    untransformed = getattr(dataset, "target_transform", None) is None
-    if targets is not None and len(targets) == len(dataset) and untransformed:
-        yield from targets.tolist() if hasattr(targets, "tolist") else targets
-        return
-    for i in tqdm(range(len(dataset)), "labels", disable=None, leave=False):
-        item = dataset[i]
-        if not isinstance(item, tuple | list) or len(item) != 2:
+def _method_of_torchvision(dataset: Any) -> bool:
+    """Whether torchvision's own code reads the items, not that of a subclass."""
+    method = getattr(type(dataset), "__getitem__", None)
+    return getattr(method, "__module__", "").startswith("torchvision.datasets.")
+
+
+def _same_each_time(dataset: Any) -> bool:
+    """Whether the items are known to be the same in each epoch."""
+    if not _method_of_torchvision(dataset) or getattr(dataset, "transforms", dataset) is not None:
+        return False
+    from torchvision.datasets.folder import default_loader
+
+    return getattr(dataset, "loader", default_loader) is default_loader
+
+
+def _stored_labels(dataset: Any) -> Sequence[Any] | None:  # noqa: PLR0911
+    """The labels of the items, where they are known without reading images; else None.
+
+    Only of code that is known to read them from there: an attribute of another class may say
+    something else than its items.
+    """
+    if type(dataset) is Subset:
+        inner = _stored_labels(dataset.dataset)
+        return inner and [inner[i] for i in dataset.indices]
+    if type(dataset) is ConcatDataset:
+        parts = [_stored_labels(part) for part in dataset.datasets]
+        return None if None in parts else [label for part in parts for label in part or ()]
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        return [*dataset.tensors[1]]
+    if type(dataset).__module__ == "datasets.arrow_dataset" and not dataset.format["type"]:
+        return next((dataset[key] for key in LABEL_KEYS if key in dataset.column_names), None)
+    if "torchvision.datasets" not in sys.modules or not _method_of_torchvision(dataset):
+        return None
+    from torchvision.datasets import CIFAR10, MNIST, DatasetFolder
+
+    if dataset.target_transform is not None:
+        return None
+    if isinstance(dataset, DatasetFolder):
+        return [label for _, label in dataset.samples]
+    if isinstance(dataset, CIFAR10 | MNIST):
+        targets = dataset.targets
+        return targets.tolist() if isinstance(targets, Tensor) else [*targets]
+    return None
+
+
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    """The names that a data set gives its classes, also behind a ``Subset``."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    names, features = (getattr(dataset, name, None) for name in ("classes", "features"))
+    if names is None and isinstance(features, Mapping):
+        label = next((features[key] for key in LABEL_KEYS if key in features), None)
+        names = getattr(label, "names", None)
+    return tuple(map(str, names)) if isinstance(names, Iterable) else None
+
+
+def _numbered(
+    values: Sequence[Any], names: tuple[str, ...] | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels as int64 numbers, and the names of the classes; labels may be names themselves."""
+    if all(isinstance(value, str) for value in values):
+        names = names or tuple(sorted(set(values)))
+        numbers = {name: number for number, name in enumerate(names)}
+        if unknown := sorted(set(values) - set(numbers)):
+            raise ValueError(f"data has the labels {listed(unknown)}, which are not in {names}")
+        return torch.tensor([numbers[value] for value in values]), names
+    labels = []
+    for index, value in enumerate(values):
+        if (number := as_integer(value)) is None:
             raise TypeError(
-                f"item {i} of data is a {type(item).__name__}; expected a pair (image, label)"
+                f"the label of image {index} of the data set is {value!r}; expected an integer "
+                "from 0, or the name of a class"
             )
-        yield item[1]
-
-
-def _checked_label(index: int, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"the label of image {index} of the data set is {value!r}; expected an integer from 0"
-        ) from None
+        labels.append(number)
+    return torch.tensor(labels), names or tuple(map(str, range(max(labels) + 1)))

@@ -1,6 +1,7 @@
 """Channel statistics and colour components, measured in one pass over a set of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -10,21 +11,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from alexnet_lib.checks import check_choice
-from alexnet_lib.data.images import ImageTensors, image_to_tensor
+from alexnet_lib.checks import check_choice, check_integer, length_of, type_name
+from alexnet_lib.data.decoding import ImageError
+from alexnet_lib.data.images import (
+    IMAGE_KEYS,
+    ImageFiles,
+    ImageSet,
+    ImageTensors,
+    check_labels,
+    image_to_tensor,
+)
+from alexnet_lib.devices import generator_for
 
 Images = np.ndarray | Tensor | Dataset[Any] | DataLoader[Any]
 StatsKind = Literal["pixel", "per_image"]
-Triple = tuple[float, float, float]
+Values = tuple[float, ...]  # one for each channel
+_PHOTOS = 64  # photos that are decoded at a time
 _BLOCK = 256  # images of an array or a tensor at a time, to bound the float64 copies
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Mean and standard deviation of red, green and blue in ``count`` images, from 0 to 1."""
+    """Mean and standard deviation of each channel in ``count`` images, for values from 0 to 1."""
 
-    mean: Triple
-    std: Triple
+    mean: Values
+    std: Values
     count: int
 
     def __str__(self) -> str:
@@ -45,17 +56,21 @@ IMAGENET_STATS = ChannelStats((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), coun
 class ColorComponents:
     """Principal components of the pixel colours of ``count`` images, the largest first.
 
-    ``directions[i]`` is the i-th unit vector (red, green, blue) and ``std[i]`` the standard
+    ``directions[i]`` is the i-th unit vector, of length C, and ``std[i]`` the standard
     deviation of the pixels along it (the root of the eigenvalue), for values from 0 to 1.
     """
 
-    std: Triple
-    directions: tuple[Triple, Triple, Triple]
+    std: Values
+    directions: tuple[Values, ...]
     count: int
 
 
 def compute_channel_stats(
-    images: Images, *, std: StatsKind = "pixel", progress: bool = True
+    images: Images,
+    *,
+    std: StatsKind = "pixel",
+    channels: int | None = None,
+    progress: bool = True,
 ) -> ChannelStats:
     """Mean and standard deviation of each channel, for values from 0 to 1, in one float64 pass.
 
@@ -65,11 +80,12 @@ def compute_channel_stats(
     between images; for CIFAR-10 it is the often copied 0.2023, 0.1994, 0.2010.
 
     Args:
-        images: an array ``(N, H, W, 3)`` or ``(H, W, 3)``; a tensor ``(N, 3, H, W)``; or a
+        images: an array ``(N, H, W, C)`` or ``(H, W, C)``; a tensor ``(N, C, H, W)``; or a
             ``Dataset`` or ``DataLoader`` that yields such images, or PIL images, alone or as the
             first of a pair (image, label). uint8 from 0 to 255, or floating from 0 to 1. Except
             in ``std="per_image"``, an image has the weight of its number of pixels.
         std: ``"pixel"`` or ``"per_image"``.
+        channels: number of channels, as in ``build_loaders``; None is 1 or 3, as the images have.
         progress: show a bar in a terminal, if the images come one by one.
 
     Raises:
@@ -88,10 +104,12 @@ def compute_channel_stats(
         (0.0, 0.0, 0.0)
     """
     check_choice("std", std, get_args(StatsKind))
-    return measure_pixels(images, progress=progress).channel_stats(std)
+    return measure_pixels(images, channels=channels, progress=progress).channel_stats(std)
 
 
-def compute_color_components(images: Images, *, progress: bool = True) -> ColorComponents:
+def compute_color_components(
+    images: Images, *, channels: int | None = None, progress: bool = True
+) -> ColorComponents:
     """The principal components of all pixels' colours, for ``ColorNoise`` (paper, section 4.1).
 
     Arguments and errors are those of ``compute_channel_stats``. The components are for values from
@@ -106,7 +124,7 @@ def compute_color_components(images: Images, *, progress: bool = True) -> ColorC
         >>> components.std[0], [round(x, 4) for x in components.directions[0]]
         (0.5, [0.0, 1.0, 0.0])
     """
-    return measure_pixels(images, progress=progress).color_components
+    return measure_pixels(images, channels=channels, progress=progress).color_components
 
 
 @dataclass(frozen=True)
@@ -116,9 +134,9 @@ class PixelStatistics:
     ``per_image_std`` is None if an image has one pixel, which has no standard deviation.
     """
 
-    mean: Triple
-    std: Triple
-    per_image_std: Triple | None
+    mean: Values
+    std: Values
+    per_image_std: Values | None
     color_components: ColorComponents
     count: int
 
@@ -133,14 +151,38 @@ class PixelStatistics:
         return ChannelStats(self.mean, deviation, self.count)
 
 
-def measure_pixels(images: Images, *, progress: bool = True) -> PixelStatistics:
-    """The statistics in one pass; arguments and errors are those of ``compute_channel_stats``."""
+def measure_pixels(
+    images: Images,
+    *,
+    channels: int | None = None,
+    progress: bool = True,
+    sample: int | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+) -> PixelStatistics:
+    """The statistics in one pass; arguments and errors are those of ``compute_channel_stats``.
+
+    Of an ``ImageSet`` that is not in memory, a random ``sample`` of so many images is measured;
+    None measures all. With ``skip_bad``, images that cannot be read are left out.
+    """
+    if isinstance(images, ImageSet) and not isinstance(images, ImageTensors):
+        channels = images.channels
+        if sample is not None and sample < len(images):
+            drawn = torch.randperm(len(images), generator=generator_for(seed, 2, 1))[:sample]
+            images = images.subset(drawn.sort().values)
     count = pixels = 0
     smallest = 2
-    mean = torch.zeros(3, dtype=torch.float64)
-    products = torch.zeros(3, 3, dtype=torch.float64)  # of two channels' deviations from the mean
-    deviations = torch.zeros(3, dtype=torch.float64)
-    for block in _blocks(images, progress=progress):
+    mean = products = deviations = torch.zeros(0, dtype=torch.float64)
+    for block in _blocks(images, channels, progress=progress, skip_bad=skip_bad):
+        if not count:
+            mean, deviations = torch.zeros(2, block.shape[1], dtype=torch.float64)
+            # Of two channels' deviations from the mean.
+            products = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        elif block.shape[1] != len(mean):
+            raise ValueError(
+                f"images have {len(mean)} channels and {block.shape[1]}; expected the same in all: "
+                "pass channels=3 or 1"
+            )
         # float64 on the CPU: Apple's MPS has none.
         values = block.cpu().to(torch.float64).flatten(2)
         if block.dtype == torch.uint8:
@@ -183,19 +225,58 @@ def _color_components(covariance: Tensor, count: int) -> ColorComponents:
     directions = directions * largest.sign()
     # Rounding can leave the eigenvalue of a flat direction a little below 0.
     std = eigenvalues.flip(0).clamp(min=0).sqrt()
-    first, second, third = map(tuple, directions.tolist())
-    return ColorComponents(tuple(std.tolist()), (first, second, third), count)
+    return ColorComponents(tuple(std.tolist()), tuple(map(tuple, directions.tolist())), count)
 
 
-def _blocks(images: Any, *, progress: bool) -> Iterator[Tensor]:
-    """The images as tensors ``(n, 3, H, W)``."""
+def compute_class_weights(labels: Any, classes: int | None = None) -> Tensor:
+    """The weight of each class in a loss: inversely proportional to its number of images.
+
+    n / (classes x images of the class), as scikit-learn's ``"balanced"``: the mean weight of an
+    image is 1. A class without images gets 0.
+
+    Args:
+        labels: integers ``(N,)``, as a list, an array or a tensor; or a loader of the library.
+        classes: number of classes; None is the loader's, or the largest label plus 1.
+
+    Returns:
+        float32 ``(classes,)``, for example for ``torch.nn.CrossEntropyLoss(weight=...)``.
+
+    Raises:
+        ValueError: no labels, or one that is no integer from 0 to below ``classes``.
+
+    Example:
+        >>> from alexnet_lib import compute_class_weights
+        >>> compute_class_weights([0, 0, 0, 1])
+        tensor([0.6667, 2.0000])
+    """
+    dataset = getattr(labels, "dataset", labels)
+    if isinstance(dataset, ImageSet):
+        labels, classes = dataset.labels, len(dataset.classes) if classes is None else classes
+    numbers = torch.as_tensor(labels).cpu()
+    if numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
+        raise ValueError(
+            f"labels has shape {tuple(numbers.shape)} and dtype {numbers.dtype}; expected integers "
+            "(N,), at least one"
+        )
+    numbers = numbers.long()
+    number = int(numbers.max()) + 1 if classes is None else check_integer("classes", classes, 1)
+    check_labels(numbers, [*map(str, range(number))])
+    counts = torch.bincount(numbers, minlength=number)
+    weights = len(numbers) / (number * counts.clamp(min=1).double()) * (counts > 0)
+    return weights.float()
+
+
+def _blocks(
+    images: Any, channels: int | None, *, progress: bool, skip_bad: bool
+) -> Iterator[Tensor]:
+    """The images as tensors ``(n, C, H, W)``."""
     if isinstance(images, ImageTensors):
-        images = images.images
+        images, channels = images.images, images.channels
     if isinstance(images, np.ndarray | Tensor):
-        batch = _batch(images, "images")
+        batch = _batch(images, "images", channels)
         if isinstance(images, Tensor) and images.ndim == 3:
             raise ValueError(
-                f"images is a tensor of shape {tuple(images.shape)}; expected (N, 3, H, W): pass "
+                f"images is a tensor of shape {tuple(images.shape)}; expected (N, C, H, W): pass "
                 "images[None] for a single image"
             )
         if len(batch):  # split makes one empty block of no images
@@ -203,23 +284,51 @@ def _blocks(images: Any, *, progress: bool) -> Iterator[Tensor]:
         return
     if not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
         raise TypeError(
-            f"images is a {type(images).__name__}; expected an array, a tensor, a Dataset or a "
+            f"images is a {type_name(images)}; expected an array, a tensor, a Dataset or a "
             "DataLoader"
         )
-    # Not every Dataset is iterable or raises the IndexError that ends iteration by index.
-    items = images if hasattr(images, "__iter__") else (images[i] for i in range(len(images)))
-    total = len(images) if hasattr(images, "__len__") else None
+    total = length_of(images)
+    items: Iterable[Any]
+    if isinstance(images, ImageSet):
+        items = _read(images, skip_bad=skip_bad)
+    elif hasattr(images, "__iter__"):
+        items = images
+    else:  # not every Dataset is iterable or raises the IndexError that ends iteration by index
+        items = (images[i] for i in range(len(images)))
     bar = tqdm(items, "channel statistics", total, disable=None if progress else True, leave=False)
     for index, item in enumerate(bar):
+        if isinstance(item, Mapping):
+            item = next((item[key] for key in IMAGE_KEYS if key in item), item)  # noqa: PLW2901
         image = item[0] if isinstance(item, tuple | list) else item
-        yield _batch(image, f"images[{index}]")
+        yield _batch(image, f"images[{index}]", channels)
 
 
-def _batch(image: Any, argument: str) -> Tensor:
-    if isinstance(image, np.ndarray) and image.ndim in {3, 4} and image.shape[-3::2] == (3, 3):
-        raise ValueError(
-            f"{argument} is an array of shape {image.shape}, which could have its channels first "
-            "or last; pass a tensor with its channels first"
-        )
-    tensor = image_to_tensor(image, argument)
+def _read(images: ImageSet, *, skip_bad: bool) -> Iterator[Tensor]:
+    """The images of a set; files are decoded in several threads."""
+
+    def read(index: int) -> Tensor | None:
+        try:
+            return images.image(index)
+        except ImageError:
+            if skip_bad:
+                return None
+            raise
+
+    if not isinstance(images, ImageFiles):
+        yield from (image for i in range(len(images)) if (image := read(i)) is not None)
+        return
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for indices in torch.arange(len(images)).split(_PHOTOS):
+            yield from (image for image in pool.map(read, indices.tolist()) if image is not None)
+
+
+def _batch(image: Any, argument: str, channels: int | None) -> Tensor:
+    if isinstance(image, np.ndarray) and image.ndim in {3, 4}:
+        first, last = image.shape[-3], image.shape[-1]
+        if first == last and first == (channels or 3):
+            raise ValueError(
+                f"{argument} is an array of shape {image.shape}, which could have its channels "
+                "first or last; pass a tensor with its channels first"
+            )
+    tensor = image_to_tensor(image, argument, channels)
     return tensor if tensor.ndim == 4 else tensor[None]

@@ -1,0 +1,306 @@
+"""Folders of image files: their parts, their classes, and what else lies in them.
+
+Every entry of a folder is used, or is litter of a file manager, or is named in an error or a
+warning.
+"""
+
+import os
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from alexnet_lib.data.decoding import ImageError, open_image
+from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors
+from alexnet_lib.devices import generator_for
+
+OnBadImage = Literal["stop", "skip"]
+
+# Images of one size, with sides up to this number of pixels, are decoded once and kept in memory.
+SMALL_IMAGE = 96
+# The heads of so many files are read to find out whether all are small; of more files, a sample.
+_HEADS = 1000
+
+_SUFFIXES = (
+    ".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tga .tif "
+    ".tiff .webp"
+)
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+
+# Of file managers, archivers and operating systems; and all names that begin with a dot.
+_LITTER = frozenset(
+    (
+        *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"),
+        *("@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"),
+    )
+)
+
+_PART_WORDS = {
+    "train": {"train", "training", "trn", "trainset", "trainingset"},
+    "validation": {"val", "valid", "validation", "dev", "valset", "validset", "validationset"},
+    "test": {"test", "testing", "tst", "testset"},
+}
+# Words that may stand beside those in the name of a part's folder, as in "train_images".
+_FILLERS = {"set", "images", "imgs", "data", "split", "seg"}
+PartNames = Mapping[str, str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become pixels, and what becomes of those that cannot be read.
+
+    The fields are the arguments of ``build_loaders``.
+    """
+
+    channels: int = 3
+    background: str = "white"
+    on_bad_image: OnBadImage = "stop"
+    bad_image_limit: float = 0.1
+
+
+@dataclass
+class _Notes:
+    """What lies in a folder and is not used."""
+
+    paths: list[str] = field(default_factory=list)
+
+    def warn(self, folder: Path) -> None:
+        if self.paths:
+            warnings.warn(
+                f"{folder}: {listed(self.paths)} {'is' if len(self.paths) == 1 else 'are'} ignored",
+                stacklevel=4,
+            )
+
+
+def listed(items: Sequence[object], most: int = 10) -> str:
+    """The items with commas; the number of those after the first ``most``."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
+    """The folders of the parts ``train``, ``validation`` and ``test``; {}: all are classes."""
+    if parts is not None:
+        return _given_parts(folder, parts)
+    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        if part := _part_of(name):
+            by_part.setdefault(part, []).append(name)
+    matched = [name for group in by_part.values() for name in group]
+    others = [name for name in names if name not in matched]
+    # A part has folders of classes, a class has images.
+    structured = [name for name in matched if _has_folders(folder / name)]
+    if not by_part or (others and not structured):
+        return {}
+    remedy = (
+        "name the folders with parts={'train': ..., 'test': ...} (--part train=... --part "
+        "test=...), or pass parts={} (--part none) if all of them are classes"
+    )
+    for part, group in by_part.items():
+        if len(group) > 1:
+            raise ValueError(f"{folder} has {group}, which both could be the {part} part: {remedy}")
+    if "train" not in by_part:
+        raise ValueError(f"{folder} has {names}, but no training part: {remedy}")
+    if others and (len(structured) < 2 or by_part["train"][0] not in structured):
+        raise ValueError(
+            f"{folder} has {matched}, which look like parts, beside {listed(others)}: {remedy}"
+        )
+    for name in matched:
+        if name not in structured:
+            raise ValueError(
+                f"{folder / name} has no folders of classes; expected CLASS/IMAGE.jpg in it, or a "
+                f"CSV file of image,label as data; to leave it out, or otherwise, {remedy}"
+            )
+    if others:
+        warnings.warn(
+            f"{folder} has {matched}, so {listed(others)} are ignored: to use them, {remedy}",
+            stacklevel=4,
+        )
+    _Notes([e.name for e in _entries(folder) if not e.is_dir()]).warn(folder)
+    return {part: folder / group[0] for part, group in by_part.items()}
+
+
+def _given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
+    given = {"validation" if key == "val" else key: folder / name for key, name in parts.items()}
+    if unknown := sorted(set(given) - set(_PART_WORDS)):
+        raise ValueError(f"parts has {unknown}; expected train, validation and test")
+    if given and "train" not in given:
+        raise ValueError(f"parts has {sorted(given)}; expected train among them")
+    for part, path in given.items():
+        if not path.is_dir():
+            raise FileNotFoundError(f"parts has {part}={str(path)!r}, which is not a folder")
+    return given
+
+
+def _part_of(name: str) -> str | None:
+    words = [word for word in re.split(r"[^a-z0-9]+", name.casefold()) if word]
+    named = [part for part, own in _PART_WORDS.items() for word in words if word in own]
+    fillers = sum(word in _FILLERS for word in words)
+    return named[0] if len(named) == 1 and len(words) == fillers + 1 else None
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder without litter, sorted by name."""
+    with os.scandir(folder) as found:
+        return sorted((e for e in found if not _is_litter(e.name)), key=lambda entry: entry.name)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() for entry in _entries(folder))
+
+
+def _files_below(folder: str, notes: _Notes, above: tuple[str, ...] = ()) -> list[str]:
+    """The image files of a folder and of those below it, also behind links."""
+    real = os.path.realpath(folder)
+    if real in above:
+        notes.paths.append(f"{folder} (a link to a folder above it)")
+        return []
+    files: list[str] = []
+    for entry in _entries(Path(folder)):
+        if entry.is_dir():
+            files += _files_below(entry.path, notes, (*above, real))
+        elif not entry.is_file():
+            notes.paths.append(f"{entry.path} (a link to nothing, or no file)")
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            files.append(entry.path)
+        else:
+            notes.paths.append(entry.path)
+    return files
+
+
+def class_folders(
+    folder: Path,
+    reading: Reading,
+    *,
+    classes: tuple[str, ...] | None = None,
+    training: tuple[str, ...] | None = None,
+) -> ImageSet:
+    """The images of a folder of class folders.
+
+    ``classes`` selects and orders the folders; ``training`` are the classes of the training part,
+    of which another part may lack some.
+    """
+    notes = _Notes()
+    names: dict[str, str] = {}  # macOS decomposes accents in names, other systems do not
+    for entry in _entries(folder):
+        if not entry.is_dir():
+            notes.paths.append(entry.path)
+            continue
+        name = unicodedata.normalize("NFC", entry.name)
+        if name in names:
+            raise ValueError(f"{folder} has two folders with the name {name!r}")
+        names[name] = entry.path
+    expected = classes or training or tuple(names)
+    if classes is None and (unknown := sorted(set(names) - set(expected))):
+        raise ValueError(f"{folder} has the folders {unknown}, which are not training classes")
+    files, labels, empty = [], [], []
+    for label, name in enumerate(expected):
+        present = _files_below(names[name], notes) if name in names else []
+        files += present
+        labels += [label] * len(present)
+        if not present:
+            empty.append(name)
+    if not files:
+        raise ValueError(_no_images(folder, names))
+    if len(expected) < 2:
+        inner = f", or {folder / expected[0]} as data" if _has_folders(folder / expected[0]) else ""
+        raise ValueError(f"{folder} has one class, {expected[0]!r}; expected at least two{inner}")
+    if empty and training is None:
+        raise ValueError(f"{folder} has no images for the classes {empty}")
+    if empty:
+        warnings.warn(f"{folder} has no images for the classes {empty}", stacklevel=4)
+    notes.warn(folder)
+    return image_files([Path(file) for file in files], labels, expected, reading, str(folder))
+
+
+def _no_images(folder: Path, names: Mapping[str, str]) -> str:
+    loose = [e.name for e in _entries(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
+    text = f"{folder} has no images in class folders; expected CLASS/IMAGE.jpg"
+    if loose:
+        text += f" (it has {len(loose):,} images itself: put those of each class into a folder, or "
+        text += "pass a CSV file of image,label as data)"
+    return text
+
+
+def image_files(
+    files: Sequence[Path],
+    labels: Sequence[int],
+    classes: tuple[str, ...],
+    reading: Reading,
+    source: str,
+) -> ImageSet:
+    """A set of image files; small images of one size are decoded now and kept in memory."""
+    numbers = torch.tensor(labels, dtype=torch.int64)
+    images = ImageFiles(tuple(files), numbers, classes, reading.channels, reading.background)
+    sample = torch.randperm(len(files), generator=generator_for(0))[:_HEADS].sort().values
+    heads, _ = _read_all(_image_size, [files[i] for i in sample.tolist()], source, reading)
+    sizes = {size for size in heads if size is not None}
+    if len(sizes) != 1 or max(next(iter(sizes))) > SMALL_IMAGE:
+        return images
+    pixels, bad = _read_all(images.image, range(len(files)), source, reading)
+    good = [image for image in pixels if image is not None]
+    # EXIF may have turned some, and heads of others were not read.
+    if len({(image.shape, image.dtype) for image in good}) != 1 or good[0].dtype != torch.uint8:
+        return images
+    for problem in bad:
+        warnings.warn(f"{problem}; it is left out", stacklevel=5)
+    kept = torch.tensor([image is not None for image in pixels])
+    return ImageTensors(torch.stack(good), numbers[kept], classes)
+
+
+def _image_size(file: Path) -> tuple[int, int]:
+    """Width and height, from the file's header."""
+    with open_image(file) as image:
+        return image.size
+
+
+def _read_all(
+    read: Callable[[Any], Any], items: Sequence[Any], source: str, reading: Reading
+) -> tuple[list[Any], list[str]]:
+    """``read`` of each item in several threads, None where it fails; and the errors.
+
+    Unless bad images are skipped, one error names all files that cannot be read.
+    """
+
+    def attempt(item: Any) -> Any:
+        try:
+            return read(item)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        bar = tqdm(
+            pool.map(attempt, items, chunksize=1),
+            f"reading {source}",
+            len(items),
+            disable=None,
+            leave=False,
+        )
+        results = [*bar]
+    problems = [str(result) for result in results if isinstance(result, ImageError)]
+    if problems and reading.on_bad_image == "stop":
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ImageError("; ".join(problems[:10]) + more)
+    check_bad_images(problems, len(items), reading.bad_image_limit)
+    return [None if isinstance(result, ImageError) else result for result in results], problems
+
+
+def check_bad_images(problems: Sequence[str], total: int, limit: float) -> None:
+    """Raises an ``ImageError`` if more than the fraction ``limit`` of the images are bad."""
+    if len(problems) > limit * total:
+        raise ImageError(
+            f"{len(problems):,} of {total:,} images cannot be read, more than the fraction "
+            f"bad_image_limit, {limit}: {'; '.join(problems[:10])}"
+        )

@@ -1,0 +1,132 @@
+"""CSV files of images and labels, as competitions hand them out."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from alexnet_lib.data.folders import (
+    IMAGE_SUFFIXES,
+    PartNames,
+    Reading,
+    image_files,
+    listed,
+    part_folders,
+)
+from alexnet_lib.data.images import ImageSet
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+_IMAGE_COLUMNS = tuple(
+    "image file filename file_name filepath path img image_id image_name image_path id name".split()
+)
+_LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "species", "breed")
+
+
+def image_table(
+    file: Path, reading: Reading, *, classes: tuple[str, ...] | None, parts: PartNames | None
+) -> ImageSet:
+    """The images of a CSV file with a header; errors are those of ``build_loaders``.
+
+    ``parts={"train": FOLDER}`` says where the images are. Otherwise it is the folder of the CSV
+    file, or the one folder in it that has the first image, the training part where several have.
+    """
+    rows = _rows(file)
+    names = [name for _, name, _ in rows]
+    labels = [label for _, _, label in rows]
+    if unlabelled := [line for line, _, label in rows if not label]:
+        raise ValueError(f"{file} has no label in the lines {listed(unlabelled)}")
+    by_name: dict[str, str] = {}
+    for line, name, label in rows:
+        if by_name.setdefault(name, label) != label:
+            raise ValueError(
+                f"{file}, line {line}: {name} has the label {label!r}, and {by_name[name]!r} before"
+            )
+    if len(by_name) < len(rows):
+        repeated = len(rows) - len(by_name)
+        raise ValueError(f"{file} names {repeated:,} images twice; expected a line for each")
+    present = _sorted(set(labels))
+    if classes is not None and (unknown := sorted(set(present) - set(classes))):
+        raise ValueError(f"{file} has the labels {listed(unknown)}, which are not in classes")
+    expected = classes or tuple(present)
+    if len(expected) < 2:
+        raise ValueError(f"{file} has one label, {expected[0]!r}; expected at least two")
+    if empty := [name for name in expected if name not in present]:
+        raise ValueError(f"{file} has no images for the classes {empty}")
+    folder = _folder(file, names[0], parts)
+    found = [_find(folder, name) for name in names]
+    if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
+        raise FileNotFoundError(
+            f"{file} names {len(missing):,} images that are not in {folder}: {listed(missing)}"
+        )
+    numbers = {name: number for number, name in enumerate(expected)}
+    files = [path for path in found if path is not None]
+    return image_files(files, [numbers[label] for label in labels], expected, reading, str(file))
+
+
+def _rows(file: Path) -> list[tuple[int, str, str]]:
+    """Line, image and label of each row."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}; save it in that encoding") from None
+    header, *_ = text.splitlines() or [""]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    columns = [name.strip().casefold() for name in next(reader, [])]
+    image, label = (_column(columns, known) for known in (_IMAGE_COLUMNS, _LABEL_COLUMNS))
+    if image is None and label is not None and len(columns) == 2:
+        image = 1 - label
+    if label is None and image is not None and len(columns) == 2:
+        label = 1 - image
+    if image is None or label is None:
+        raise ValueError(
+            f"{file} has the columns {columns}; expected a header with 'image' and 'label'"
+        )
+    rows = []
+    for row in reader:
+        if any(cell.strip() for cell in row):
+            if len(row) != len(columns):
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: {len(row)} columns; expected {len(columns)}"
+                )
+            rows.append((reader.line_num, row[image].strip(), row[label].strip()))
+    if not rows:
+        raise ValueError(f"{file} has no rows; expected a line of image,label for each image")
+    return rows
+
+
+def _column(columns: list[str], known: Iterable[str]) -> int | None:
+    return next((columns.index(name) for name in known if name in columns), None)
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """Numbers by their size, other names by the alphabet."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
+def _folder(file: Path, first: str, parts: PartNames | None) -> Path:
+    here = file.parent
+    if parts:
+        return part_folders(here, parts)["train"]
+    if _find(here, first) is not None:
+        return here
+    inside = [path for path in sorted(here.iterdir()) if path.is_dir() and _find(path, first)]
+    if len(inside) > 1:
+        inside = [path for path in inside if path.name.casefold() == "train"] or inside
+    if len(inside) == 1:
+        return inside[0]
+    where = f"in several folders: {listed(inside)}" if inside else f"neither in {here} nor below"
+    raise FileNotFoundError(
+        f"{file}: its first image, {first!r}, is {where}; name the folder of the images with "
+        "parts={'train': ...} (--part train=...)"
+    )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file of this name, which may lack its ending."""
+    path = folder / name
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return path if path.is_file() else None
+    endings = (".png", ".jpg", ".jpeg", *sorted(IMAGE_SUFFIXES))
+    candidates = (path, *(path.with_name(path.name + ending) for ending in endings))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
