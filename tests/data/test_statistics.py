@@ -484,7 +484,7 @@ def test_grey_and_coloured_arrays_together_are_refused():
 
 def test_items_may_be_mappings():
     images = [{"image": np.full((8, 8, 3), 255, np.uint8), "label": 0}]
-    assert compute_channel_stats(images).mean == (1.0, 1.0, 1.0)
+    assert compute_channel_stats(Items(images)).mean == (1.0, 1.0, 1.0)
 
 
 class Unsized(IterableDataset):

@@ -9,7 +9,6 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -269,26 +268,17 @@ def _image_size(file: Path) -> tuple[int, int]:
 def _read_all(
     read: Callable[[Any], Any], items: Sequence[Any], source: str, reading: Reading
 ) -> tuple[list[Any], list[str]]:
-    """``read`` of each item in several threads, None where it fails; and the errors.
+    """``read`` of each item, None where it fails; and the errors.
 
     Unless bad images are skipped, one error names all files that cannot be read.
     """
-
-    def attempt(item: Any) -> Any:
+    results: list[Any] = []
+    # In one thread: two take a third longer for 60,000 images of 32x32 pixels.
+    for item in tqdm(items, f"reading {source}", disable=None, leave=False):
         try:
-            return read(item)
+            results.append(read(item))
         except ImageError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        bar = tqdm(
-            pool.map(attempt, items, chunksize=1),
-            f"reading {source}",
-            len(items),
-            disable=None,
-            leave=False,
-        )
-        results = [*bar]
+            results.append(error)
     problems = [str(result) for result in results if isinstance(result, ImageError)]
     if problems and reading.on_bad_image == "stop":
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""

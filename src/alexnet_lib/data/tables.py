@@ -15,8 +15,9 @@ from alexnet_lib.data.folders import (
 from alexnet_lib.data.images import ImageSet
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-_IMAGE_COLUMNS = tuple(
-    "image file filename file_name filepath path img image_id image_name image_path id name".split()
+_IMAGE_COLUMNS = (
+    *("image", "file", "filename", "file_name", "filepath", "path", "img"),
+    *("image_id", "image_name", "image_path", "id", "name"),
 )
 _LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "species", "breed")
 
