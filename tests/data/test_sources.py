@@ -378,7 +378,7 @@ def test_a_pair_of_data_sets_is_training_and_test_images_of_the_same_classes(nam
 def test_a_pair_whose_numbers_stand_for_different_classes_is_refused():
     train, test = (Items([(torch.zeros(3, 8, 8), 0), (torch.zeros(3, 8, 8), 1)]) for _ in range(2))
     train.classes, test.classes = ["ant", "bee", "cat"], ["ant", "cat"]
-    with pytest.raises(ValueError, match=r"^the test images of data have the classes"):
+    with pytest.raises(ValueError, match=r"^the other images of data have the classes"):
         open_parts((train, test))
     assert open_parts((train, test), classes=train.classes).test.classes == ("ant", "bee", "cat")
     test.classes = train.classes
@@ -690,3 +690,20 @@ def test_built_in_sets_can_be_grey():
     color, grey = (open_parts("shapes", channels=channels).train for channels in (3, 1))
     expected = Image.fromarray(color.images[0].movedim(0, -1).numpy()).convert("L")
     assert np.array_equal(grey.images[0, 0].numpy(), np.asarray(expected))
+
+
+def test_a_mapping_of_parts_is_opened_as_its_keys_say():
+    def part(count: int) -> TensorDataset:
+        return TensorDataset(torch.zeros(count, 3, 8, 8), torch.arange(count) % 2)
+
+    parts = open_parts({"train": part(6), "val": part(4), "test": part(2)})
+    assert [len(part) for part in parts] == [6, 4, 2]
+    assert open_parts({"train": part(6), "validation": part(4)}).test is None
+
+
+@bad_input
+@pytest.mark.parametrize("keys", [["test"], ["train", "exam"], []])
+def test_a_mapping_of_other_parts_is_refused(keys):
+    data = {key: TensorDataset(torch.zeros(2, 3, 8, 8), torch.arange(2)) for key in keys}
+    with pytest.raises(ValueError, match=r"data has the parts .*; expected train, and validation"):
+        open_parts(data)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -53,9 +54,9 @@ class Parts(NamedTuple):
     test: ImageSet | None
 
 
-# "shapes", "cifar10", a folder or a CSV file; training images, or a pair of training and test
-# images.
-Data = str | os.PathLike[str] | Dataset[Any] | tuple[Any, Any] | Parts
+# "shapes", "cifar10", a folder or a CSV file; training images, a pair of training and test images,
+# or a mapping of parts.
+Data = str | os.PathLike[str] | Dataset[Any] | tuple[Any, Any] | Mapping[str, Any] | Parts
 
 
 def open_parts(
@@ -77,19 +78,27 @@ def open_parts(
     if isinstance(data, Parts):
         return _with_channels(data, channels)
     files = Reading(3 if channels is None else channels, background, on_bad_image, bad_image_limit)
-    if not isinstance(data, tuple) or len(data) != 2:
+    if isinstance(data, tuple) and len(data) == 2:
+        data = {"train": data[0], "test": data[1]}
+    if not isinstance(data, Mapping):
         return _open(data, classes, parts, channels, files)
-    train, test = data
-    opened = _open(train, classes, parts, channels, files)
+    sets = {"validation" if key == "val" else key: part for key, part in data.items()}
+    if "train" not in sets or set(sets) - set(Parts._fields):
+        raise ValueError(f"data has the parts {[*data]}; expected train, and validation or test")
+    opened = _open(sets["train"], classes, parts, channels, files)
     if opened[1:] != (None, None):
-        raise ValueError(f"data is a pair, but {train!r} has parts itself; expected one of them")
-    if test is None:
-        return opened
-    return Parts(opened.train, None, _open_test(test, opened.train, files, named=classes is None))
+        raise ValueError(f"{sets['train']!r} has parts itself; expected training images only")
+    validation, test = (
+        None
+        if (part := sets.get(name)) is None
+        else _open_other(part, opened.train, files, named=classes is None)
+        for name in ("validation", "test")
+    )
+    return Parts(opened.train, validation, test)
 
 
-def _open_test(data: Any, train: ImageSet, files: Reading, *, named: bool) -> ImageSet:
-    """The test images of a pair; ``named``: they have the classes of the training images."""
+def _open_other(data: Any, train: ImageSet, files: Reading, *, named: bool) -> ImageSet:
+    """Validation or test images; ``named``: they have the classes of the training images."""
     files = replace(files, channels=train.channels)
     if isinstance(data, str | os.PathLike):
         path = as_path(data, "data")
@@ -101,7 +110,7 @@ def _open_test(data: Any, train: ImageSet, files: Reading, *, named: bool) -> Im
     names = _class_names(data)
     if named and names is not None and names != train.classes:
         raise ValueError(
-            f"the test images of data have the classes {names}, the training images "
+            f"the other images of data have the classes {names}, the training images "
             f"{train.classes}, so that the same number stands for two classes; expected "
             "the same classes in both, or classes=... with the names of all"
         )
@@ -279,7 +288,7 @@ def wrap_dataset(
     hint = ""
     if isinstance(dataset, DataLoader):
         hint = ": pass its data set, loader.dataset"
-    elif hasattr(dataset, "shape"):
+    elif isinstance(dataset, np.ndarray | Tensor):
         hint = ": pass torch.utils.data.TensorDataset(images, labels)"
     indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset | Mapping)
     if hint or not indexed or length_of(dataset) is None:
@@ -343,7 +352,8 @@ def _stored_labels(dataset: Any) -> Sequence[Any] | None:  # noqa: PLR0911
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         return [*dataset.tensors[1]]
     if type(dataset).__module__ == "datasets.arrow_dataset" and not dataset.format["type"]:
-        return next((dataset[key] for key in LABEL_KEYS if key in dataset.column_names), None)
+        key = next((key for key in LABEL_KEYS if key in dataset.column_names), None)
+        return None if key is None else [*dataset[key]]
     if "torchvision.datasets" not in sys.modules or not _method_of_torchvision(dataset):
         return None
     from torchvision.datasets import CIFAR10, MNIST, DatasetFolder
