@@ -807,8 +807,8 @@ def test_an_augmentation_on_something_else_is_refused():
 @pytest.mark.parametrize(
     ("augmentation", "name"),
     [
-        (v2.RandomHorizontalFlip(), "RandomHorizontalFlip"),
-        ([HorizontalFlip(), v2.RandomCrop(4)], "RandomCrop"),
+        (v2.RandomHorizontalFlip(), "torchvision.transforms.v2._geometry.RandomHorizontalFlip"),
+        ([HorizontalFlip(), v2.RandomCrop(4)], "torchvision.transforms.v2._geometry.RandomCrop"),
         ("flip", "str"),
         (0.5, "float"),
         ([None], "NoneType"),

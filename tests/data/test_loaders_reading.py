@@ -20,10 +20,9 @@ from helpers import (
     read_lazily,
     whole_pass,
 )
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import Dataset
 
-from alexnet_lib.data import images as image_sets
 from alexnet_lib.data.augmentation import (
     ColorNoise,
     CutMix,
@@ -189,10 +188,10 @@ def test_photos_come_from_the_workers_as_bytes_and_no_larger_than_they_are_neede
     photos, monkeypatch
 ):
     arrived = []
-    real = BatchLoader._batch
+    real = BatchLoader._finished
     monkeypatch.setattr(
         BatchLoader,
-        "_batch",
+        "_finished",
         lambda self, raw, *rest: arrived.extend(raw) or real(self, raw, *rest),
     )
     whole_pass(loader_of(photos, batch_size=1, shuffle=False, num_workers=2))
@@ -418,14 +417,13 @@ def folder(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file was decoded."""
     counts: Counter[Path] = Counter()
-    real = image_sets.image_to_tensor
+    real = ImageFile.ImageFile.load_prepare
 
-    def counting(image, *arguments):
-        if isinstance(image, Image.Image):
-            counts[Path(image.filename)] += 1
-        return real(image, *arguments)
+    def counting(image):
+        counts[Path(image.filename)] += 1
+        real(image)
 
-    monkeypatch.setattr(image_sets, "image_to_tensor", counting)
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", counting)
     return counts
 
 

@@ -5,24 +5,39 @@ not depend on the batch size or the number of workers.
 """
 
 import functools
-import math
 import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from alexnet_lib.checks import check_choice, check_integer
-from alexnet_lib.data.augmentation import Augmentation, Mixing, On, RandomCrop
-from alexnet_lib.data.images import ImageSet, ImageTensors, WrappedDataset, to_unit
+from alexnet_lib.checks import Range, check_choice, check_integer, check_number, type_name
+from alexnet_lib.data.augmentation import (
+    Augmentation,
+    ColorNoise,
+    Mixing,
+    On,
+    RandomCrop,
+    TrivialAugment,
+)
+from alexnet_lib.data.folders import OnBadImage, PartNames
+from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, to_unit
 from alexnet_lib.data.preprocess import ImageFit, Preprocess
+from alexnet_lib.data.reading import (
+    Failure,
+    ImageReader,
+    RawBatch,
+    Request,
+    Workers,
+    read_in_threads,
+    seeded_generators,
+)
 from alexnet_lib.data.sources import Data, Parts, open_parts, split
 from alexnet_lib.data.statistics import (
     CIFAR10_STATS,
@@ -38,23 +53,43 @@ Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
 Stats = ChannelStats | StatsKind
 Batch = tuple[Tensor, Tensor]
 
+_LIMIT = Range("a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+
 
 @dataclass
 class _State:
-    """The state of a loader: the epoch of the next pass, and the reader while it is idle."""
+    """What changes in a loader; worker processes, kept while they are idle, stay out of copies."""
 
     epoch: int = 0
-    reader: DataLoader[Any] | None = None
+    bad_images: dict[str, str] = field(default_factory=dict)
+    workers: Workers | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bad_images": {**self.bad_images}, "workers": None}
+
+
+class _Plan(NamedTuple):
+    """What is drawn for an epoch: a row for each of its positions."""
+
+    order: Tensor  # index of the image
+    draws: list[Tensor]  # for each augmentation
+    seeds: Tensor  # for random data sets
 
 
 @dataclass(frozen=True, eq=False)
 class BatchLoader:
     """Batches of normalised images and their labels, on a device.
 
-    Yields ``(images, labels)``: floating ``(batch, 3, image_size, image_size)`` and int64
+    Yields ``(images, labels)``: floating ``(batch, C, image_size, image_size)`` and int64
     ``(batch,)``, or float32 ``(batch, classes)``, the weights of the classes, if an augmentation
-    mixes images. The last batch may be smaller. Each complete pass increments the epoch, which
-    changes the order and the augmentation; an interrupted pass changes nothing.
+    mixes images. The last batch may be smaller.
+
+    A pass is complete when it has yielded its last batch. That increments the epoch, which changes
+    the order and the augmentation. A pass that is left earlier changes nothing, and the next one
+    repeats it: after ``for batch in islice(loader, 10)``, for example, call ``set_epoch``.
+
+    Image files are read in threads while the caller computes, or in worker processes. Data sets of
+    users are read in the caller's thread, or in worker processes.
 
     Args:
         dataset: the images, their labels and the names of the classes.
@@ -67,10 +102,17 @@ class BatchLoader:
         placement: device, dtype and memory format of the images.
         num_workers: processes of the loader that read images not in memory; 0 reads in this one.
         stats: the channel statistics that ``preprocess`` normalises with, if known.
+        drop_last: leave out the last batch of an epoch if it is smaller.
+        balanced: draw as many images as there are with replacement, each class with the same
+            probability; classes without images are never drawn. Needs ``shuffle``.
+        on_bad_image: what to do about an image that cannot be read. ``"stop"`` raises its error.
+            ``"skip"`` leaves it out of its batch, and a batch of which nothing remains out of the
+            epoch, with one warning for each image.
+        bad_image_limit: fraction of the images, from 0 to 1: more bad ones are an error.
 
     Raises:
-        ValueError: an argument is out of its range.
-        TypeError: an augmentation has another type.
+        ValueError: an argument is out of its range, or does not fit the images.
+        TypeError: ``dataset``, ``preprocess`` or an augmentation has another type.
     """
 
     dataset: ImageSet
@@ -82,79 +124,255 @@ class BatchLoader:
     placement: Placement = Placement()  # noqa: RUF009  (immutable)
     num_workers: int = 0
     stats: ChannelStats | None = None
+    drop_last: bool = False
+    balanced: bool = False
+    on_bad_image: OnBadImage = "stop"
+    bad_image_limit: float = 0.1
     _state: _State = field(default_factory=_State, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("num_workers", self.num_workers, 0)
+        if not isinstance(self.dataset, ImageSet):
+            raise TypeError(
+                f"dataset is a {type_name(self.dataset)}; expected the images of a part, as "
+                "build_loaders(data) makes them from a data set or a folder"
+            )
+        if not isinstance(self.preprocess, Preprocess):
+            raise TypeError(f"preprocess is a {type_name(self.preprocess)}; expected a Preprocess")
+        plain = {
+            "batch_size": check_integer("batch_size", self.batch_size, 1),
+            "seed": check_integer("seed", self.seed, 0),
+            "num_workers": check_integer("num_workers", self.num_workers, 0),
+            "bad_image_limit": check_number("bad_image_limit", self.bad_image_limit, _LIMIT),
+        }
+        for name in ("shuffle", "drop_last", "balanced"):
+            value = getattr(self, name)
+            plain[name] = bool(value) if isinstance(value, np.bool_) else value
+            check_choice(name, plain[name], (True, False))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # the class is frozen
+        check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+        self._check_augmentation()
+        self._check_images()
+
+    def _check_augmentation(self) -> None:
+        channels = self.dataset.channels
         for item in self.augmentation:
             if isinstance(item, type) or not isinstance(item, AnyAugmentation):
                 raise TypeError(
-                    f"augmentation has a {type(item).__name__}; expected HorizontalFlip(), "
+                    f"augmentation has a {type_name(item)}; expected HorizontalFlip(), "
                     "RandomCrop() or another of alexnet_lib (torchvision's own belong in the "
                     "data set)"
                 )
             if isinstance(item, Augmentation):
                 check_choice(f"the 'on' of {item}", item.on, get_args(On))
+            if isinstance(item, TrivialAugment) and channels not in {1, 3}:
+                raise ValueError(
+                    f"augmentation has {item}, which is for images of 1 or 3 channels, but the "
+                    f"images have {channels}; expected an augmentation without it"
+                )
+            if isinstance(item, ColorNoise) and len(item.components.std) != channels:
+                raise ValueError(
+                    f"augmentation has ColorNoise of {len(item.components.std)} channels, but the "
+                    f"images have {channels}; expected compute_color_components of these images"
+                )
         for kind in (RandomCrop, Mixing):
             same = [item for item in self.augmentation if isinstance(item, kind)]
             if len(same) > 1:
                 raise ValueError(f"augmentation has {same}; expected at most one {kind.__name__}")
 
+    def _check_images(self) -> None:
+        count, channels = len(self.dataset), self.dataset.channels
+        expected = len(self.preprocess.mean)  # TEMPORARY preprocess.channels
+        if expected != channels:
+            raise ValueError(
+                f"preprocess is for {expected} channels, the length of its mean, "
+                f"but the images have {channels}; expected the same number: give both a mean and "
+                "a std of that length, or build_loaders(data, channels=...)"
+            )
+        if not count:
+            raise ValueError("dataset has no images; expected at least one")
+        if self.drop_last and count < self.batch_size:
+            raise ValueError(
+                f"drop_last is True, but batch_size is {self.batch_size} and there are {count} "
+                f"images, so that no batch is left; expected a batch_size of at most {count}, or "
+                "drop_last=False"
+            )
+        if self.balanced and not self.shuffle:
+            raise ValueError(
+                "balanced is True, but shuffle is False; expected shuffle=True, since a balanced "
+                "epoch is a random draw"
+            )
+
     def __len__(self) -> int:
-        return math.ceil(len(self.dataset) / self.batch_size)
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
 
     @property
     def epoch(self) -> int:
         """The epoch of the next pass, counted from 0."""
         return self._state.epoch
 
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """The images that could not be read so far, as files or items, each with the reason."""
+        return {**self._state.bad_images}
+
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next pass, counted from 0."""
-        self._state.epoch = epoch
+        """Sets the epoch of the next pass, an integer counted from 0."""
+        self._state.epoch = check_integer("epoch", epoch, 0)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch = self.epoch
-        yield from self.batches(epoch)
-        self.set_epoch(epoch + 1)
+        epoch, complete = self.epoch, False
+        with closing(self._numbered_batches(epoch, 0, self.preprocess)) as batches:
+            for number, batch in batches:
+                if number == len(self) - 1:
+                    # Before the last batch is yielded: islice and zip do not ask for more.
+                    complete = True
+                    self.set_epoch(epoch + 1)
+                yield batch
+        if not complete:  # nothing remained of the last batch
+            self.set_epoch(epoch + 1)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, without reading those before it.
 
         They do not depend on earlier passes, and do not change the epoch of the next pass.
         """
-        return self._batches(epoch, start, self.preprocess)
+        epoch, start = check_integer("epoch", epoch, 0), check_integer("start", start, 0)
+        return (batch for _, batch in self._numbered_batches(epoch, start, self.preprocess))
 
     def views(self, number: int) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
         """The views of each batch of the next pass, as in ``Preprocess.views``, and its labels."""
         whole = replace(self.preprocess, image_size=self.preprocess.resize, edge=0)
-        for images, labels in self._batches(self.epoch, 0, whole):
+        for _, (images, labels) in self._numbered_batches(self.epoch, 0, whole):
             yield self.preprocess.views(images, number), labels
 
-    def _batches(self, epoch: int, start: int, preprocess: Preprocess) -> Iterator[Batch]:
+    def _plan(self, epoch: int) -> _Plan:
         generator = generator_for(self.seed, epoch)
         count = len(self.dataset)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        if self.balanced:
+            order = _balanced_order(self.dataset.labels.cpu(), generator)
+        elif self.shuffle:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = torch.arange(count)
         draws = [augmentation.draw(count, generator) for augmentation in self.augmentation]
-        seeds = torch.randint(2**31, (count,), generator=generator)
-        positions = [*torch.arange(count).split(self.batch_size)][start:]
-        if any(isinstance(item, Mixing) for item in self.augmentation):
-            # An image is mixed with the next one of the epoch, which may be in the next batch.
-            positions = [torch.cat([batch, (batch[-1:] + 1) % count]) for batch in positions]
-        raw_batches = self._raw_batches([(order[batch], seeds[batch]) for batch in positions])
-        for batch, (raw, labels) in zip(positions, raw_batches, strict=True):
-            yield self._batch(raw, labels, [drawn[batch] for drawn in draws], preprocess)
+        return _Plan(order, draws, torch.randint(2**31, (count,), generator=generator))
 
-    def _batch(
-        self, raw: list[Tensor], labels: Tensor, draws: list[Tensor], preprocess: Preprocess
+    def _numbered_batches(
+        self, epoch: int, start: int, preprocess: Preprocess
+    ) -> Generator[tuple[int, Batch], None, None]:
+        """Preprocessed and augmented batches with their numbers in the epoch."""
+        plan, count = self._plan(epoch), len(self.dataset)
+        wanted = [*torch.arange(count).split(self.batch_size)][start : len(self)]
+        if self._mixes:
+            # An image is mixed with the next one of the epoch, which may be in the next batch.
+            wanted = [torch.cat([batch, (batch[-1:] + 1) % count]) for batch in wanted]
+        with closing(self._raw_batches(plan, wanted)) as raw_batches:
+            for number, (positions, raw) in enumerate(zip(wanted, raw_batches, strict=True), start):
+                if raw.failures:
+                    positions, raw = self._without_failures(positions, raw, plan)  # noqa: PLW2901
+                if len(positions) > self._mixes:
+                    draws = [drawn[positions] for drawn in plan.draws]
+                    labels = self.dataset.labels[plan.order[positions].to(self._labels_device)]
+                    yield number, self._finished(raw.images, labels, draws, preprocess)
+
+    @property
+    def _mixes(self) -> bool:
+        return any(isinstance(item, Mixing) for item in self.augmentation)
+
+    @property
+    def _labels_device(self) -> torch.device:
+        return self.dataset.labels.device
+
+    def _raw_batches(self, plan: _Plan, wanted: list[Tensor]) -> Generator[RawBatch, None, None]:
+        """The images at the wanted positions, batch by batch."""
+        if isinstance(self.dataset, ImageTensors):
+            for positions in wanted:
+                indices = plan.order[positions].to(self.dataset.images.device)
+                yield RawBatch(self.dataset.images[indices], [*range(len(positions))], [])
+            return
+        requests: list[Request] = [
+            [*zip(plan.order[batch].tolist(), plan.seeds[batch].tolist(), strict=True)]
+            for batch in wanted
+        ]
+        if self.num_workers:
+            yield from self._read_in_workers(requests)
+        elif isinstance(self.dataset, ImageFiles):
+            yield from read_in_threads(self._reader, requests)
+        else:  # user code, which may not expect threads
+            yield from map(self._reader.read_batch, requests)
+
+    @property
+    def _reader(self) -> ImageReader:
+        return ImageReader(self.dataset, self.preprocess)
+
+    def _read_in_workers(self, requests: list[Request]) -> Iterator[RawBatch]:
+        # Processes serve one pass at a time.
+        workers, self._state.workers = self._state.workers, None
+        if workers is None:
+            pin_memory = self.placement.device.type == "cuda"
+            workers = Workers(self._reader, self.num_workers, pin_memory=pin_memory)
+        try:
+            yield from workers.read(requests)
+        finally:
+            self._state.workers = workers
+
+    def _without_failures(
+        self, positions: Tensor, raw: RawBatch, plan: _Plan
+    ) -> tuple[Tensor, RawBatch]:
+        """The batch of the images that could be read, with an image to mix the last one with."""
+        self._note(raw.failures)
+        last = len(positions) - 1
+        kept = positions[raw.kept]
+        if not self._mixes or last in raw.kept or not len(kept):
+            return kept, raw
+        # The next image is missing: mixed is with the next one that can be read, at the latest with
+        # the first of these.
+        position, found = int(positions[-1]), None
+        while not isinstance(found, Tensor):
+            position = (position + 1) % len(self.dataset)
+            found = self._reader.read(int(plan.order[position]), int(plan.seeds[position]))
+            if isinstance(found, Failure):
+                self._note([found])
+        images = [*raw.images, found]
+        return torch.cat([kept, torch.tensor([position])]), raw._replace(images=images)
+
+    def _note(self, failures: list[Failure]) -> None:
+        """Remembers images that cannot be read; raises if that is to stop the pass."""
+        bad, count = self._state.bad_images, len(self.dataset)
+        for failure in failures:
+            if self.on_bad_image == "stop" or not failure.is_of_the_image:
+                raise failure.error
+            if failure.name not in bad:
+                bad[failure.name] = failure.reason
+                text = f"{failure.name} cannot be read and is left out: {failure.reason}"
+                warnings.warn(text, stacklevel=2)
+        if len(bad) > self.bad_image_limit * count:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in [*bad.items()][:10])
+            more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
+            raise ValueError(
+                f"{len(bad)} of {count:,} images cannot be read, which is more than "
+                f"bad_image_limit, {self.bad_image_limit}, allows: {listed}{more}"
+            )
+
+    def _finished(
+        self,
+        raw: Tensor | list[Tensor],
+        labels: Tensor,
+        draws: list[Tensor],
+        preprocess: Preprocess,
     ) -> Batch:
         """One preprocessed and augmented batch; ``raw`` is one tensor, or one for each image."""
         placement = self.placement
-        raw = [image.to(placement.device, non_blocking=True) for image in raw]
         labels = labels.to(placement.device, non_blocking=True)
-        if len(raw) > 1 or not preprocess.only_enlarges(*raw[0].shape[-2:]):
-            raw = [preprocess.resized(image) for image in raw]
-        images = raw[0] if len(raw) == 1 else torch.stack([*map(to_unit, raw)])
+        if isinstance(raw, Tensor):
+            images = raw.to(placement.device, non_blocking=True)
+            if not preprocess.only_enlarges(*images.shape[-2:]):
+                images = preprocess.resized(images)
+        else:
+            raw = [image.to(placement.device, non_blocking=True) for image in raw]
+            images = torch.stack([to_unit(preprocess.resized(image)) for image in raw])
         corners = None
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, RandomCrop):
@@ -178,65 +396,15 @@ class BatchLoader:
                 inputs = augmentation.apply(inputs, drawn[: len(inputs)])
         return inputs, labels
 
-    def _raw_batches(self, batches: list[Batch]) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Images before augmentation, uint8 or floating from 0 to 1, and their labels."""
-        if isinstance(self.dataset, ImageTensors):
-            for indices, _ in batches:
-                selected = indices.to(self.dataset.images.device)
-                yield [self.dataset.images[selected]], self.dataset.labels[selected]
-            return
-        # A reader is used by one pass at a time, and keeps its processes for the next.
-        reader, self._state.reader = self._state.reader, None
-        if reader is None:
-            reader = DataLoader(
-                _Batches(self.dataset, self.preprocess),
-                batch_size=None,
-                sampler=[],
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                pin_memory=self.placement.device.type == "cuda",
-                generator=torch.Generator(),  # instead of the global one
-            )
-        sampler: Any = reader.sampler
-        sampler[:] = [[*zip(i.tolist(), seeds.tolist(), strict=True)] for i, seeds in batches]
-        try:
-            yield from reader
-        finally:
-            self._state.reader = reader
 
-
-@dataclass(frozen=True, eq=False)
-class _Batches(Dataset[tuple[list[Tensor], Tensor]]):
-    """Batches of a set by (index, seed), with images resized if that makes them smaller."""
-
-    dataset: ImageSet
-    preprocess: Preprocess
-
-    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
-        images, labels = [], []
-        for index, seed in batch:
-            user_code = isinstance(self.dataset, WrappedDataset)  # which may be random
-            with _global_generators(seed) if user_code else nullcontext():
-                image, label = self.dataset[index]
-            images.append(self.preprocess.shrunk(image))
-            labels.append(label)
-        alike = len({(image.shape, image.dtype) for image in images}) == 1
-        return [torch.stack(images)] if alike else images, torch.tensor(labels)
-
-
-@contextmanager
-def _global_generators(seed: int) -> Iterator[None]:
-    """Seeds the CPU's global generators, which a data set may use, and restores them afterwards."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
+def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many indices as there are images: a class for each, then one of its images."""
+    sizes = torch.bincount(labels)
+    present = sizes.nonzero()[:, 0]
+    drawn = present[torch.randint(len(present), (len(labels),), generator=generator)]
+    share = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+    first = sizes.cumsum(0) - sizes
+    return labels.argsort(stable=True)[first[drawn] + (share * sizes[drawn]).long()]
 
 
 class Loaders(NamedTuple):
@@ -250,6 +418,11 @@ class Loaders(NamedTuple):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
         return self.train.dataset.classes
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return self.train.dataset.channels
 
     @property
     def stats(self) -> ChannelStats | None:
@@ -308,6 +481,11 @@ def assemble_loaders(
     seed: int,
     num_workers: int,
     placement: Placement,
+    drop_last: bool = False,
+    balanced: bool = False,
+    stats_images: int | None = 2000,
+    on_bad_image: OnBadImage = "stop",
+    bad_image_limit: float = 0.1,
     **sizes: Any,
 ) -> Loaders:
     """Split, statistics, treatment and loaders, for all callers.
@@ -315,13 +493,15 @@ def assemble_loaders(
     ``choose_treatment`` is called once, with a function that measures the training images on its
     first call. The other arguments are those of ``build_loaders``; ``sizes`` those of ``split``.
     """
+    sample = check_integer("stats_images", stats_images, 1, optional=True)
     parts = split(parts, seed=seed, **sizes)
 
     @functools.cache
     def measure() -> PixelStatistics:
+        skip_bad = on_bad_image == "skip"
         # The items of a random data set depend on the seed here too.
-        with _global_generators(derived_seed(seed) % 2**32):
-            return measure_pixels(parts.train)
+        with seeded_generators(derived_seed(seed) % 2**32):
+            return measure_pixels(parts.train, sample=sample, seed=seed, skip_bad=skip_bad)
 
     treatment = choose_treatment(measure)
     train = BatchLoader(
@@ -334,11 +514,22 @@ def assemble_loaders(
         placement=placement,
         num_workers=num_workers,
         stats=treatment.stats,
+        drop_last=drop_last,
+        balanced=balanced,
+        on_bad_image=on_bad_image,
+        bad_image_limit=bad_image_limit,
     )
     validation, test = (
         None
         if data is None
-        else replace(train, dataset=_moved(data, placement.device), shuffle=False, augmentation=())
+        else replace(
+            train,
+            dataset=_moved(data, placement.device),
+            augmentation=(),
+            shuffle=False,
+            drop_last=False,
+            balanced=False,
+        )
         for data in parts[1:]
     )
     return Loaders(train, validation, test)
@@ -357,6 +548,15 @@ def build_loaders(
     test_fraction: float = 0.2,
     train_images: int | None = None,
     classes: Iterable[str] | None = None,
+    parts: PartNames | None = None,
+    channels: int | None = None,
+    background: str = "white",
+    decode: Literal["reduced", "full"] = "reduced",
+    stats_images: int | None = 2000,
+    drop_last: bool = False,
+    balanced: bool = False,
+    on_bad_image: OnBadImage = "stop",
+    bad_image_limit: float = 0.1,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     seed: int = 0,
@@ -386,6 +586,21 @@ def build_loaders(
         test_fraction: fraction of all images for a missing test part, from 0 to below 1.
         train_images: number of training images to use, with those for validation; None uses all.
         classes: names of the classes of a data set; None takes its ``classes``, or their numbers.
+        parts: names of the folders of ``"train"``, ``"validation"`` and ``"test"``, where they
+            are unusual; ``{}``: there are no parts, every folder is a class.
+        channels: of the images. None: photos are RGB, arrays and tensors keep their 1 or 3. Grey
+            images are repeated for 3, colour images become their luma for 1.
+        background: colour behind transparent pixels, as Pillow's ``ImageColor`` names it.
+        decode: ``"reduced"`` lets a JPEG be decoded at a smaller scale, no smaller than ``resize``,
+            which is faster; ``"full"`` decodes each pixel.
+        stats_images: number of images from which the statistics of images that are not in memory
+            are measured, drawn by the seed; None measures all.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
+        balanced: draw the training images of an epoch with replacement, as many as there are, each
+            class equally often on average.
+        on_bad_image: ``"stop"`` raises the error of an image that cannot be read; ``"skip"`` leaves
+            the image out, with a warning.
+        bad_image_limit: fraction of a part's images, from 0 to 1: more bad ones are an error.
         device: of the batches.
         num_workers: processes that read images that are not in memory; 0 reads in this one.
         seed: for the split, the order and the augmentation.
@@ -404,11 +619,33 @@ def build_loaders(
         >>> images.shape, loaders.classes[:3]
         (torch.Size([64, 3, 67, 67]), ('bar', 'bowtie', 'circle'))
     """
-    preprocess = Preprocess(image_size if resize is None else resize, image_size, image_fit)
+    preprocess = Preprocess(
+        image_size if resize is None else resize,
+        image_size,
+        image_fit,
+        **(
+            {"background": background, "decode": decode} if hasattr(Preprocess, "read") else {}
+        ),  # TEMPORARY
+    )
     if not isinstance(stats, ChannelStats) and stats not in get_args(StatsKind):
         raise ValueError(f"stats is {stats!r}; expected a ChannelStats, 'pixel' or 'per_image'")
     if not isinstance(augmentation, Sequence):
         augmentation = () if augmentation is None else (augmentation,)
+
+    opened = open_parts(
+        data,
+        classes=classes,
+        parts=parts,
+        channels=channels,
+        background=background,
+        on_bad_image=on_bad_image,
+        bad_image_limit=bad_image_limit,
+    )
+    if isinstance(stats, ChannelStats) and len(stats.mean) != opened.train.channels:
+        raise ValueError(
+            f"stats has {len(stats.mean)} channels, but the images have {opened.train.channels}; "
+            "expected statistics of these images: 'pixel' measures them"
+        )
 
     def choose_treatment(measure: Callable[[], PixelStatistics]) -> Treatment:
         values = stats if isinstance(stats, ChannelStats) else measure().channel_stats(stats)
@@ -420,7 +657,7 @@ def build_loaders(
         return Treatment(normalised, tuple(augmentation), values)
 
     return assemble_loaders(
-        open_parts(data, classes=classes),
+        opened,
         choose_treatment,
         train_images=train_images,
         validation_fraction=validation_fraction,
@@ -429,6 +666,11 @@ def build_loaders(
         seed=seed,
         num_workers=num_workers,
         placement=Placement(resolve_device(device)),
+        drop_last=drop_last,
+        balanced=balanced,
+        stats_images=stats_images,
+        on_bad_image=on_bad_image,
+        bad_image_limit=bad_image_limit,
     )
 
 
@@ -442,6 +684,8 @@ def build_cifar10_loaders(
     augmentation: Augmentations = None,
     validation_fraction: float = 0.1,
     train_images: int | None = None,
+    drop_last: bool = False,
+    balanced: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     download: bool = True,
@@ -457,6 +701,8 @@ def build_cifar10_loaders(
         augmentation: one or several augmentations of the training images, or None.
         validation_fraction: fraction of the training images for validation.
         train_images: number of training images to use; None uses all.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
+        balanced: draw the training images of an epoch with replacement, as in ``build_loaders``.
         device: of the batches.
         seed: for the split, the order and the augmentation.
         download: download CIFAR-10 if it is missing.
@@ -483,6 +729,8 @@ def build_cifar10_loaders(
         augmentation=augmentation,
         validation_fraction=validation_fraction,
         train_images=train_images,
+        drop_last=drop_last,
+        balanced=balanced,
         device=device,
         seed=seed,
     )

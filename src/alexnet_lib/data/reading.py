@@ -1,0 +1,288 @@
+"""Reading images that are not in memory: in threads, or in worker processes.
+
+Image files are read ahead while the caller computes. An image that cannot be read comes back as
+data, a ``Failure``, so that the caller decides what to do, and the message is the same from a
+worker process. What is read does not depend on the number of threads or processes.
+"""
+
+import math
+import random
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from alexnet_lib.checks import type_name
+from alexnet_lib.data.decoding import ImageError
+from alexnet_lib.data.images import ImageFiles, ImageSet, WrappedDataset
+from alexnet_lib.data.preprocess import Preprocess
+
+# Index and seed of each image of a batch.
+Request = list[tuple[int, int]]
+
+# Batches that threads read beyond the one in use. A worker process has two waiting.
+_AHEAD = 2
+# Images that a thread takes at a time: few, so that a pass that is broken off ends soon.
+_IMAGES_A_TASK = 4
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that cannot be read: its file or item, and the error."""
+
+    name: str
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        """The error in words, without the name of the image."""
+        text = str(self.error) or type_name(self.error)
+        for verb in ("cannot be read as an image: ", "cannot be read: "):
+            text = text.removeprefix(f"{self.name} {verb}")
+        return text
+
+    @property
+    def is_of_the_image(self) -> bool:
+        """Whether the image is to blame, and not the machine, as for want of memory."""
+        return isinstance(self.error, ValueError | TypeError)
+
+    def portable(self, *, traced: bool) -> "Failure":
+        """The same with an error that can travel between processes, whatever was raised."""
+        error = self.error
+        kinds = (ImageError, ValueError, TypeError, MemoryError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), None)
+        text = str(error) if kind else f"{self.name} cannot be read: {type_name(error)}: {error}"
+        trace = "".join(traceback.format_exception(error)) if traced else ""
+        return _FailureInWorker(self.name, (kind or RuntimeError)(text), trace)
+
+
+@dataclass(frozen=True)
+class _FailureInWorker(Failure):
+    """A failure with its traceback as text, which is not lost on the way."""
+
+    trace: str
+
+    def __post_init__(self) -> None:
+        self.error.__cause__ = _WorkerTraceback(self.trace) if self.trace else None
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.name, self.error, self.trace)
+
+
+class _WorkerTraceback(Exception):  # noqa: N818  (it is a text to be shown, and no error)
+    """What happened in a worker process: shown as the cause of the error."""
+
+    def __str__(self) -> str:
+        return f"in a worker process:\n{self.args[0]}"
+
+
+class RawBatch(NamedTuple):
+    """The images of a batch before augmentation, uint8 or floating from 0 to 1.
+
+    ``images`` is one tensor of all if they are alike, else a list; ``kept`` are their positions in
+    the request, without those of the ``failures``.
+    """
+
+    images: Tensor | list[Tensor]
+    kept: list[int]
+    failures: list[Failure]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReader:
+    """Reads images of a set one by one, resized if that makes them smaller."""
+
+    dataset: ImageSet
+    preprocess: Preprocess
+
+    def read(self, index: int, seed: int) -> Tensor | Failure:
+        """An image, or why it cannot be read; random data sets draw from the seed."""
+        data = self.dataset
+        try:
+            if isinstance(data, ImageFiles):
+                if not hasattr(self.preprocess, "read"):  # TEMPORARY
+                    return self.preprocess.shrunk(data.image(index))
+                return self.preprocess.read(data.files[index])
+            with seeded_generators(seed):
+                return self.preprocess.shrunk(data.image(index))
+        except Exception as error:
+            return Failure(self._name(index), error)
+
+    def _name(self, index: int) -> str:
+        if isinstance(self.dataset, ImageFiles):
+            return str(self.dataset.files[index])
+        own = isinstance(self.dataset, WrappedDataset)
+        return f"item {int(self.dataset.indices[index]) if own else index} of data"  # type: ignore[attr-defined]
+
+    def read_batch(self, request: Request) -> RawBatch:
+        """A batch, read in this thread."""
+        batch = _BatchInProgress(self, len(request))
+        batch.read(self, request, 0)
+        return batch.finished()
+
+
+class _BatchInProgress:
+    """The images of a batch while they are read, by several threads.
+
+    Photos, which are resized to one size, go into one tensor at once: nothing is stacked later.
+    """
+
+    def __init__(self, reader: ImageReader, count: int) -> None:
+        side = reader.preprocess.resize
+        shape = (count, reader.dataset.channels, side, side)
+        # Threads do not inherit the inference mode of the caller, and could not write.
+        with torch.inference_mode(False):
+            if get_worker_info() is None:
+                self._together = torch.empty(shape, dtype=torch.uint8, device="cpu")
+            else:  # shared memory is not copied on the way to the main process
+                storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+                empty = torch.tensor([], dtype=torch.uint8, device="cpu")
+                self._together = empty.set_(storage).view(shape)
+        # None stands for an image that is in its place in the common tensor.
+        self._results: list[Tensor | Failure | None] = [None] * count
+
+    def read(self, reader: ImageReader, part: Request, first: int) -> None:
+        """Reads some of the images; ``first`` is the position of the first of them."""
+        for position, (index, seed) in enumerate(part, first):
+            result = reader.read(index, seed)
+            place = self._together[position]
+            if isinstance(result, Failure) or not _alike(result, place):
+                self._results[position] = result
+            else:
+                place.copy_(result)
+
+    def finished(self) -> RawBatch:
+        """The batch, when all of its images are read."""
+        failures = [result for result in self._results if isinstance(result, Failure)]
+        kept = [i for i, result in enumerate(self._results) if not isinstance(result, Failure)]
+        apart = {i: result for i, result in enumerate(self._results) if isinstance(result, Tensor)}
+        images: Tensor | list[Tensor]
+        if apart:
+            images = [apart.get(i, self._together[i]) for i in kept]
+            if all(_alike(image, images[0]) for image in images):
+                images = torch.stack(images)
+        else:
+            images = self._together[kept] if failures else self._together
+        return RawBatch(images, kept, failures)
+
+
+def _alike(image: Tensor, other: Tensor) -> bool:
+    return image.shape == other.shape and image.dtype == other.dtype
+
+
+def read_in_threads(
+    reader: ImageReader, requests: Iterable[Request]
+) -> Generator[RawBatch, None, None]:
+    """The batches, read ahead in as many threads as torch computes with.
+
+    No thread is left when the iterator is exhausted or closed.
+    """
+    pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "alexnet-lib-reader")
+
+    def started(request: Request) -> tuple[_BatchInProgress, list[Future[None]]]:
+        batch = _BatchInProgress(reader, len(request))
+        step = _IMAGES_A_TASK
+        parts = ((request[i : i + step], i) for i in range(0, len(request), step))
+        return batch, [pool.submit(batch.read, reader, *part) for part in parts]
+
+    try:
+        coming = map(started, requests)
+        running = deque(islice(coming, 1 + _AHEAD))
+        while running:
+            batch, tasks = running.popleft()
+            for task in tasks:
+                task.result()
+            running.extend(islice(coming, 1))
+            yield batch.finished()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Workers:
+    """Processes that read batches, for one pass at a time; they go on living for the next pass."""
+
+    def __init__(self, reader: ImageReader, number: int, *, pin_memory: bool) -> None:
+        self._requests: list[Request] = []
+        self._loader = DataLoader(
+            _WorkerBatches(reader),
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=number,
+            collate_fn=_unchanged,
+            persistent_workers=True,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # instead of the global one
+        )
+
+    def read(self, requests: list[Request]) -> Generator[RawBatch, None, None]:
+        """The batches; a ``RuntimeError`` if a process dies, after which new ones are started."""
+        if self._dead():
+            self.close()
+        self._requests[:] = requests
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            dead = self._dead()
+            self.close()
+            if not dead:
+                raise
+            codes = ", ".join(str(process.exitcode) for process in dead)
+            raise RuntimeError(
+                f"{len(dead)} of the {self._loader.num_workers} processes that read images ended "
+                f"in the middle of the work, with exit code {codes} (a negative one is a signal; "
+                "-9 is often the system's, for want of memory). The next pass starts new ones: "
+                "try a smaller batch_size or num_workers"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the processes; the next pass starts others."""
+        if (iterator := self._loader._iterator) is not None:
+            # Until this, torch raises an error for a dead process at whatever is computed.
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
+
+    def _dead(self) -> list[Any]:
+        processes = getattr(self._loader._iterator, "_workers", [])
+        return [process for process in processes if not process.is_alive()]
+
+
+@dataclass(frozen=True, eq=False)
+class _WorkerBatches(Dataset[RawBatch]):
+    """What a worker process does: batches by their requests."""
+
+    reader: ImageReader
+
+    def __getitem__(self, request: Request) -> RawBatch:
+        batch = self.reader.read_batch(request)
+        # The way through a decoder helps nobody; that through a user's code does.
+        traced = not isinstance(self.reader.dataset, ImageFiles)
+        failures = [failure.portable(traced=traced) for failure in batch.failures]
+        return batch._replace(failures=failures)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def seeded_generators(seed: int) -> Iterator[None]:
+    """Seeds the CPU's global generators, which a data set may use, and restores them afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
