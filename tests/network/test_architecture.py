@@ -1,8 +1,10 @@
 """The tables, the arithmetic of shapes and the counts, held against what torch computes."""
 
 import json
+import math
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -377,6 +379,33 @@ def test_a_models_summary_is_of_its_own_sizes():
     assert summary(model) == summary("single_tower", image_size=99, num_classes=10)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_first_layer_depends_on_the_images_channels(name, channels):
+    with torch.device("meta"):
+        model = AlexNet(10, architecture=name, in_channels=channels)
+    assert feature_map_shapes(name, num_classes=10, in_channels=channels) == feature_map_shapes(
+        name, num_classes=10
+    )
+    table = summary(name, num_classes=10, in_channels=channels)
+    assert table == summary(model)
+    assert table.parameters == sum(p.numel() for p in model.parameters())
+    assert table.rows[0].kernel.startswith(f"11x11x{channels} ")
+    assert table.rows[1:] == summary(name, num_classes=10).rows[1:]
+    assert f"images of {table.image_size}x{table.image_size}x{channels}, 10 classes" in str(table)
+
+
+def test_groups_of_the_first_layer_divide_the_images_channels():
+    layers = (Conv("conv1", 8, kernel=3, groups=4), FLATTEN, CLASSES)
+    architecture = Architecture("depthwise", 8, layers)
+    table = summary(architecture, in_channels=8, num_classes=2)
+    assert table.rows[0].kernel == "3x3x2 (8), 4 groups"
+    for call in (feature_map_shapes, summary):
+        assert error_of(call, architecture, in_channels=6) == (
+            "conv1 has 4 groups, which do not divide its 6 input and 8 output channels"
+        )
+
+
 def test_arguments_of_a_models_summary_go_before_the_models_own():
     with torch.device("meta"):
         model = AlexNet(10, image_size=99)
@@ -416,6 +445,9 @@ def test_only_an_adaptive_pool_takes_any_size():
 NO_INTEGERS = [True, 3.0, "3", None]
 
 
+CONV, FLATTEN, CLASSES = Conv("conv", 4, kernel=3), Flatten("flatten"), Linear("classes", None)
+
+
 def error_of(call, *args, **kwargs):
     with pytest.raises(ValueError, match=r".") as caught:
         call(*args, **kwargs)
@@ -439,6 +471,64 @@ def test_conv_output_size_names_an_argument_out_of_its_range(argument, value, le
     arguments = {"size": 9, "kernel": 3, "stride": 1, "padding": 0, argument: value}
     expected = f"{argument} is {value!r}; expected an integer of at least {least}"
     assert error_of(conv_output_size, **arguments) == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [0, *NO_INTEGERS])
+def test_a_number_of_channels_below_1_or_no_integer_is_refused(value):
+    expected = f"in_channels is {value!r}; expected an integer of at least 1"
+    assert error_of(feature_map_shapes, "paper", in_channels=value) == expected
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Conv("c", 0, 3), "channels is 0; expected an integer of at least 1"),
+        (lambda: Conv("c", 4, 3.0), "kernel is 3.0; expected an integer of at least 1"),
+        (lambda: Conv("c", 4, 3, stride=0), "stride is 0; expected an integer of at least 1"),
+        (lambda: Conv("c", 4, 3, padding=-1), "padding is -1; expected an integer of at least 0"),
+        (lambda: Conv("c", 4, 3, groups=True), "groups is True; expected an integer of at least 1"),
+        (lambda: Conv("c", 4, 3, code_std=-1.0), "code_std is -1.0; expected a finite number of"),
+        (lambda: LRN("n", size=0), "size is 0; expected an integer of at least 1"),
+        (lambda: LRN("n", k=math.nan), "k is nan; expected a finite number"),
+        (lambda: LRN("n", beta="1"), "beta is '1'; expected a finite number"),
+        (lambda: MaxPool("p", stride=0), "stride is 0; expected an integer of at least 1"),
+        (lambda: AdaptiveAvgPool("a", 0), "output_size is 0; expected an integer of at least 1"),
+        (lambda: Linear("l", 0), "features is 0; expected an integer of at least 1, or None"),
+        (lambda: ReLU(3), "name is 3; expected a string"),
+    ],
+)
+def test_a_row_of_a_table_is_checked_when_it_is_made(build, message):
+    assert error_of(build).startswith(message)
+
+
+# NumPy's numbers, which the run with type checks refuses; they are stored as plain ones.
+@pytest.mark.bad_input
+def test_numpys_numbers_make_the_same_network():
+    i, x = np.int64, np.float32
+    table = Architecture(
+        "own",
+        image_size=np.uint8(9),
+        layers=(
+            Conv("conv1", i(8), i(3), i(1), i(0), i(1), x(0.5), x(1)),
+            LRN("norm1", i(5), x(0.5), x(0.75), x(2), i(2)),
+            MaxPool("pool1", np.int32(3), np.uint8(2)),
+            AdaptiveAvgPool("avgpool", i(2)),
+            FLATTEN,
+            Linear("fc", None, x(0.5), x(1)),
+        ),
+    )
+    assert Architecture.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    shapes = feature_map_shapes(table, i(12), num_classes=np.uint16(5), in_channels=np.uint8(1))
+    assert json.loads(json.dumps(shapes))["fc"] == [5]
+    text = repr(summary(table, image_size=i(12), num_classes=i(5), in_channels=i(1)))
+    assert "images of 12x12x1, 5 classes" in text
+    assert type(conv_output_size(i(227), kernel=i(11), stride=i(4), padding=i(0))) is int
+    pairs = solve_stride_padding(i(13), output_size=i(13), kernel=i(3))
+    assert [type(n) for pair in pairs for n in pair] == [int, int]
+    # Products of NumPy's small integers overflow.
+    assert conv_output_size(np.uint8(200), kernel=np.uint8(3), padding=np.uint8(100)) == 398
 
 
 @pytest.mark.bad_input
@@ -488,11 +578,9 @@ def test_a_summary_of_something_else_says_what_it_is():
     with pytest.raises(TypeError) as caught:
         summary(torch.nn.Linear(2, 2))
     assert str(caught.value) == (
-        "model_or_architecture is a Linear; expected an AlexNet, an Architecture or the name of one"
+        "model_or_architecture is a torch.nn.modules.linear.Linear; "
+        "expected an AlexNet, an Architecture or the name of one"
     )
-
-
-CONV, FLATTEN, CLASSES = Conv("conv", 4, kernel=3), Flatten("flatten"), Linear("classes", None)
 
 
 @pytest.mark.bad_input

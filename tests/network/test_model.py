@@ -6,13 +6,21 @@ import math
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.ao.quantization import (
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+    quantize_fx,
+)
 from torch.func import functional_call
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from alexnet_lib import ARCHITECTURES, AlexNet, Architecture
@@ -527,6 +535,13 @@ def test_deepcopy_agrees_and_shares_no_weights(paper):
         assert not torch.equal(copied(images), paper(images))
 
 
+def test_a_pruned_first_layer_survives_pickling(paper):
+    model = copy.deepcopy(paper)
+    prune.random_unstructured(model.features.conv1, "weight", 0.5)
+    images = random_images(1, 67)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
+
+
 def test_pickle_keeps_weights_and_architecture():
     model = AlexNet(5, architecture=TINY, seed=0).eval()
     model.classes = tuple("abcde")
@@ -560,6 +575,370 @@ def test_a_state_dict_is_loaded_by_a_model_of_the_same_arguments():
     assert torch.equal(first(images), second(images))
 
 
+# Channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_of_any_number_of_channels_pass(small, channels):
+    size, name = small.image_size, small.architecture.name
+    model = AlexNet(10, architecture=name, image_size=size, in_channels=channels, seed=0).eval()
+    assert model.in_channels == channels
+    with torch.inference_mode():
+        assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
+        # The message says the model's own number.
+        with pytest.raises(ValueError, match=re.escape(f"expected (batch, {channels}, ")):
+            model(torch.zeros(2, channels + 1, size, size))
+
+
+def test_a_grey_model_is_the_colour_one_of_the_summed_weights():
+    colour = AlexNet(10, architecture=TINY, seed=0)
+    grey = AlexNet(10, architecture=TINY, in_channels=1, seed=0)
+    weights = colour.state_dict()
+    weights["features.conv1.weight"] = weights["features.conv1.weight"].sum(1, keepdim=True)
+    grey.load_state_dict(weights)
+    images = random_images(2, 9)[:, :1]
+    torch.testing.assert_close(grey(images), colour(images.expand(2, 3, 9, 9)))
+
+
+def test_groups_of_the_first_layer_divide_the_images_channels():
+    layers = (Conv("conv1", 8, kernel=3, groups=4), *TINY.layers[1:])
+    table = Architecture("depthwise", 9, layers)
+    assert AlexNet(2, architecture=table, in_channels=8).in_channels == 8
+    with pytest.raises(ValueError, match="conv1 has 4 groups, which do not divide its 3 input"):
+        AlexNet(2, architecture=table)
+
+
+# Layers that users replace, as they do for grey images, fine-tuning and compression
+
+
+class Shifted(nn.Module):
+    """A layer wrapped in a module that has no weight of its own, as adapters do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return self.layer(x) + self.shift
+
+
+def grey_conv1():
+    return nn.Conv2d(1, 96, 11, 4)
+
+
+CONV1 = {
+    "grey": grey_conv1,
+    "in a Sequential": lambda: nn.Sequential(grey_conv1(), nn.BatchNorm2d(96)),
+    "behind a grey to colour": lambda: nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 96, 11, 4)),
+    "wrapped": lambda: Shifted(grey_conv1()),
+    "weight_norm": lambda: nn.utils.parametrizations.weight_norm(grey_conv1()),
+    "spectral_norm": lambda: nn.utils.parametrizations.spectral_norm(grey_conv1()),
+    "pruned": lambda: prune.random_unstructured(grey_conv1(), "weight", 0.5),
+    "without a bias": lambda: nn.Conv2d(1, 96, 11, 4, bias=False),
+    "lazy": lambda: nn.LazyConv2d(96, 11, 4),
+}
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("replacement", list(CONV1))
+@traced
+def test_a_conv1_put_in_by_hand_says_itself_what_it_takes(paper, replacement, by_name):
+    model = copy.deepcopy(paper)
+    torch.manual_seed(0)
+    if by_name:
+        model.features.conv1 = CONV1[replacement]()
+    else:
+        model.features[0] = CONV1[replacement]()
+    model.eval()
+    images = random_images(2, 67)[:, :1]
+    with torch.no_grad():
+        # What the layers compute one after the other.
+        expected = model.classifier(model.flatten(model.features(images)))
+        assert torch.equal(model(images), expected)
+        assert model.in_channels == 1
+        assert torch.equal(torch.fx.symbolic_trace(model)(images), expected)
+        assert copy.deepcopy(model).in_channels == 1
+    model.train()(images).sum().backward()
+    assert all(p.grad is not None for p in model.features[0].parameters())
+
+
+def test_a_first_layer_that_takes_bytes_is_given_them(paper):
+    class Normalized(nn.Module):
+        def forward(self, images):
+            return images / 255
+
+    model = copy.deepcopy(paper)
+    model.features.conv1 = nn.Sequential(Normalized(), model.features.conv1)
+    images = torch.randint(0, 256, (2, 3, 67, 67), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(model(images), paper(images / 255))
+
+
+def test_a_hook_may_convert_the_first_layer_before_it_computes(paper):
+    # Sharded and mixed training keep float32 weights and compute with others.
+    model = copy.deepcopy(paper).requires_grad_(False)
+    model.features[1:].bfloat16()
+    model.classifier.bfloat16()
+    model.features.conv1.register_forward_pre_hook(
+        lambda module, inputs: module.bfloat16() and None
+    )
+    assert model(random_images(1, 67, torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "replacement", [nn.Identity, lambda: nn.BatchNorm2d(96), lambda: nn.GroupNorm(2, 96)]
+)
+def test_normalisation_layers_can_be_replaced(paper, replacement):
+    model = copy.deepcopy(paper)
+    model.features.norm1 = replacement()
+    images = random_images(2, 67)
+    expected = model.classifier(model.flatten(model.features(images)))
+    assert torch.equal(model(images), expected)
+    assert (model.in_channels, model.num_classes) == (3, 10)
+
+
+class LowRank(nn.Module):
+    """An adapter of low rank beside a linear layer, as LoRA writes it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base = layer
+        self.down = nn.Linear(layer.in_features, 2, bias=False)
+        self.up = nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+LAST = {
+    "other classes": (lambda: nn.Linear(4096, 7), 7),
+    "in a Sequential": (lambda: nn.Sequential(nn.Linear(4096, 20), nn.ReLU(), nn.Linear(20, 7)), 7),
+    "with a softmax": (lambda: nn.Sequential(nn.Linear(4096, 7), nn.LogSoftmax(1)), 7),
+    "an adapter": (lambda: LowRank(nn.Linear(4096, 7)), 7),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4096, 7)), 7),
+    "none: fc7's features": (nn.Identity, 4096),
+}
+
+
+@pytest.mark.parametrize("replacement", list(LAST))
+def test_the_number_of_classes_is_that_of_the_outputs(paper, replacement):
+    build, count = LAST[replacement]
+    model = copy.deepcopy(paper)
+    model.classifier.fc8 = build()
+    assert model.num_classes == count == model(random_images(1, 67)).shape[1]
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [lambda: nn.Linear(256, 7), lambda: nn.Sequential(nn.Dropout(), LowRank(nn.Linear(256, 7)))],
+)
+def test_a_classifier_can_be_replaced_whole(paper, classifier):
+    model = copy.deepcopy(paper)
+    model.classifier = classifier()
+    assert model.num_classes == 7 == model(random_images(1, 67)).shape[1]
+
+
+def test_what_a_replaced_layer_does_not_say_is_an_error_with_what_to_do(paper):
+    class Distances(nn.Module):
+        """A head of prototypes."""
+
+        def __init__(self):
+            super().__init__()
+            self.prototypes = nn.Parameter(torch.zeros(7, 4096))
+
+        def forward(self, x):
+            return torch.cdist(x, self.prototypes)
+
+    model = copy.deepcopy(paper)
+    model.classifier.fc8 = Distances()
+    with pytest.raises(
+        ValueError, match=r"model\.classifier does not say its out_features: its last"
+    ):
+        _ = model.num_classes
+    model.classifier.fc8.out_features = 7
+    assert model.num_classes == 7 == model(random_images(1, 67)).shape[1]
+    model.features.conv1 = nn.Sequential(nn.BatchNorm2d(3), model.features.conv1)
+    with pytest.raises(
+        ValueError, match=r"model\.features does not say its in_channels: its first"
+    ):
+        _ = model.in_channels
+
+
+def test_layers_for_images_of_another_size_need_only_the_size():
+    # As advised for CIFAR-10: torchvision's network with a smaller kernel and stride.
+    model = AlexNet(10, architecture="one_weird_trick", seed=0).eval()
+    model.features.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1)
+    model.image_size = 32
+    with torch.inference_mode():
+        assert model(random_images(2, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match=re.escape("expected (batch, 3, 32, 32) or larger")):
+        model(random_images(2, 31))
+
+
+def test_a_replaced_layer_is_frozen_with_all_that_it_holds(paper):
+    model = copy.deepcopy(paper).requires_grad_(True)
+    model.features.conv1 = nn.Sequential(nn.Conv2d(3, 3, 1), model.features.conv1)
+    model.freeze("conv1")
+    assert not any(p.requires_grad for p in model.features.conv1.parameters())
+    assert all(p.requires_grad for p in model.features.conv2.parameters())
+    model.classifier = nn.Linear(256, 7)
+    with pytest.raises(
+        ValueError, match="layers has 'fc8', which the model does not have any more"
+    ):
+        model.freeze("fc8")
+
+
+# Quantisation (torch.ao: static, dynamic, by hand), fusing, copies on several devices
+
+
+@traced
+@pytest.mark.filterwarnings("ignore")
+def test_graph_mode_quantisation_agrees_to_its_eight_bits(small):
+    images = random_images(4, small.image_size)
+    prepared = quantize_fx.prepare_fx(small, get_default_qconfig_mapping(), (images,))
+    with torch.inference_mode():
+        prepared(images)
+        quantized = quantize_fx.convert_fx(prepared)
+        expected = small(images)
+        assert not isinstance(quantized.features.conv1, nn.Conv2d)
+        assert (quantized(images) - expected).abs().max() < 0.05 * expected.abs().max()
+    with pytest.raises(ValueError, match="images has shape"):
+        quantized(images[:, :1])
+
+
+@traced
+@pytest.mark.filterwarnings("ignore")
+def test_quantisation_aware_training_runs(paper):
+    images = random_images(2, 67)
+    model = copy.deepcopy(paper).train().requires_grad_(True)
+    prepared = quantize_fx.prepare_qat_fx(model, get_default_qat_qconfig_mapping(), (images,))
+    prepared(images).sum().backward()
+    assert quantize_fx.convert_fx(prepared.eval())(images).shape == (2, 10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_quantisation_agrees_and_keeps_the_sizes(paper):
+    quantized = torch.ao.quantization.quantize_dynamic(paper, {nn.Linear}, torch.qint8)
+    images = random_images(2, 67)
+    with torch.inference_mode():
+        expected = paper(images)
+        assert (quantized(images) - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (quantized.in_channels, quantized.num_classes) == (3, 10)
+
+
+@traced
+@pytest.mark.filterwarnings("ignore")
+def test_eager_quantisation_gives_the_first_layer_quantised_images(paper):
+    model = copy.deepcopy(paper)
+    model.qconfig = torch.ao.quantization.get_default_qconfig()
+    for name in ("norm1", "norm2"):  # computes in floating point
+        norm = getattr(model.features, name)
+        norm.qconfig = None
+        parts = torch.ao.quantization.DeQuantStub(), norm, torch.ao.quantization.QuantStub()
+        setattr(model.features, name, nn.Sequential(*parts))
+    wrapped = torch.ao.quantization.QuantWrapper(model)
+    wrapped.qconfig = model.qconfig
+    images = random_images(4, 67)
+    with torch.inference_mode():
+        prepared = torch.ao.quantization.prepare(wrapped)
+        prepared(images)
+        quantized = torch.ao.quantization.convert(prepared)
+        expected = paper(images)
+        assert (quantized(images) - expected).abs().max() < 0.1 * expected.abs().max()
+    assert (quantized.module.in_channels, quantized.module.num_classes) == (3, 10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_convolution_and_relu_can_be_fused(paper):
+    pairs = [[f"features.conv{i}", f"features.relu{i}"] for i in range(1, 6)]
+    fused = torch.ao.quantization.fuse_modules(copy.deepcopy(paper), pairs)
+    images = random_images(2, 67)
+    with torch.inference_mode():
+        assert torch.equal(fused(images), paper(images))
+    assert fused.in_channels == 3
+
+
+@traced
+def test_convolution_and_batch_normalisation_can_be_fused(paper):
+    model = copy.deepcopy(paper)
+    model.features.relu1, model.features.norm1 = nn.BatchNorm2d(96), nn.ReLU()
+    images = random_images(8, 67)
+    model.train()(images)
+    model.eval()
+    with torch.inference_mode():
+        fused = fuse(model)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+        torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@traced
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_traces_can_be_converted_to_another_dtype(paper, dtype):
+    images = random_images(2, 67)
+    for trace in (torch.fx.symbolic_trace, lambda model: torch.jit.trace(model, images)):
+        model = trace(copy.deepcopy(paper)).to(dtype)
+        with torch.inference_mode():
+            logits = model(images.to(dtype))
+            torch.testing.assert_close(logits.float(), paper(images), rtol=0.05, atol=0.05)
+
+
+@traced
+@pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")  # of pruning, by export
+def test_a_replaced_first_layer_compiles_as_one_graph_and_exports(paper):
+    images = random_images(2, 67)[:, :1]
+    for build in ("in a Sequential", "weight_norm", "pruned"):
+        model = copy.deepcopy(paper)
+        model.features.conv1 = CONV1[build]()
+        model.eval()
+        with torch.inference_mode():
+            expected = model(images)
+            exported = torch.export.export(model, (images,)).module()
+            torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@traced
+def test_export_takes_any_size_where_the_network_does():
+    model = AlexNet(10, architecture="one_weird_trick", seed=0).eval()
+    sides = {i: torch.export.Dim(f"side{i}", min=127, max=300) for i in (2, 3)}
+    exported = torch.export.export(
+        model, (torch.zeros(2, 3, 128, 160),), dynamic_shapes=({0: torch.export.Dim("n"), **sides},)
+    ).module()
+    images = torch.randn(3, 3, 130, 190, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_replica_on_another_device_has_weights_that_are_no_parameters(paper):
+    # What DataParallel makes for each GPU.
+    model = copy.deepcopy(paper)
+    replica = model._replicate_for_data_parallel()
+    replica.features = features = model.features._replicate_for_data_parallel()
+    features.conv1 = conv1 = model.features.conv1._replicate_for_data_parallel()
+    conv1.weight, conv1.bias = (p.detach() for p in model.features.conv1.parameters())
+    assert not [*conv1.parameters()]
+    images = random_images(2, 67)
+    with torch.inference_mode():
+        assert torch.equal(replica(images), paper(images))
+        assert torch.equal(nn.DataParallel(paper)(images), paper(images))
+
+
+@traced
+def test_an_ensemble_is_computed_at_once_by_vmap():
+    models = [AlexNet(5, architecture=TINY, seed=seed) for seed in (0, 1)]
+    weights, buffers = torch.func.stack_module_state(models)
+    skeleton = copy.deepcopy(models[0]).to("meta")
+    images = random_images(2, 9)
+    logits = torch.vmap(lambda *state: functional_call(skeleton, state, (images,)))(
+        weights, buffers
+    )
+    torch.testing.assert_close(logits, torch.stack([model(images) for model in models]))
+
+
 # Wrong input: each error says what came, what was expected, and what to do
 
 
@@ -581,8 +960,14 @@ def test_a_state_dict_is_loaded_by_a_model_of_the_same_arguments():
         ),
         pytest.param(
             torch.zeros(2, 1, 67, 67),
-            "images has shape (2, 1, 67, 67); expected (batch, 3, 67, 67)",
+            "images has shape (2, 1, 67, 67); expected (batch, 3, 67, 67), "
+            "or a model built with AlexNet(in_channels=1)",
             id="grey",
+        ),
+        pytest.param(
+            torch.zeros(2, 1, 28, 28),
+            "images has shape (2, 1, 28, 28); expected (batch, 3, 67, 67)",
+            id="grey and small",
         ),
         pytest.param(
             torch.zeros(2, 67), "images has shape (2, 67); expected (batch, 3, 67, 67)", id="rank 2"
@@ -666,6 +1051,9 @@ def test_uint8_images_are_refused_under_autocast_too(paper):
             {"dropout_scaling": "never"},
             "dropout_scaling is 'never'; expected one of 'training', 'test'",
         ),
+        ({"in_channels": 0}, "in_channels is 0; expected an integer of at least 1"),
+        ({"in_channels": (3,)}, "in_channels is (3,); expected an integer of at least 1"),
+        ({"seed": 0.5}, f"seed is 0.5; expected an integer of at least {-(2**63)}"),
         ({"num_classes": 0}, "num_classes is 0; expected an integer of at least 1"),
         ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer of at least 1"),
         (
@@ -684,6 +1072,26 @@ def test_a_wrong_argument_is_named_with_what_is_expected(arguments, message):
     with pytest.raises(ValueError, match=next(reversed(arguments))) as caught:
         AlexNet(**arguments)
     assert str(caught.value) == message
+
+
+# NumPy's numbers, which the run with type checks refuses; they are stored as plain ones.
+@pytest.mark.bad_input
+def test_numpys_numbers_build_the_same_model():
+    i = np.int64
+    model = AlexNet(
+        i(10),
+        architecture=TINY,
+        image_size=i(11),
+        in_channels=i(1),
+        dropout=np.float32(0.5),
+        seed=i(3),
+    )
+    plain = AlexNet(10, architecture=TINY, image_size=11, in_channels=1, dropout=0.5, seed=3)
+    assert type(model.image_size) is type(model.num_classes) is type(model.in_channels) is int
+    assert type(model.dropout) is float
+    for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert repr(model) == repr(plain)
 
 
 @pytest.mark.bad_input

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -332,6 +333,51 @@ def test_a_size_or_groups_that_is_no_positive_integer_is_named(argument, value):
     with pytest.raises(ValueError, match=argument) as caught:
         LocalResponseNorm(**{argument: value})
     assert str(caught.value) == f"{argument} is {value!r}; expected an integer of at least 1"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("argument", ["alpha", "beta", "k"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "2", None, True])
+def test_a_constant_that_is_no_finite_number_is_named(argument, value):
+    with pytest.raises(ValueError, match=argument) as caught:
+        LocalResponseNorm(**{argument: value})
+    assert str(caught.value) == f"{argument} is {value!r}; expected a finite number"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("argument", ["alpha", "beta", "k"])
+@pytest.mark.parametrize("number", [torch.tensor(1.0), nn.Parameter(torch.ones(()))], ids=type)
+def test_a_constant_that_could_be_learned_is_refused_also_when_it_is_set_later(argument, number):
+    expected = f"{argument} is a torch.*; expected a plain number, since .* does not learn it"
+    with pytest.raises(ValueError, match=expected):
+        LocalResponseNorm(**{argument: number})
+    module = LocalResponseNorm()
+    delattr(module, argument)
+    setattr(module, argument, number)
+    with pytest.raises(ValueError, match=expected):
+        module(torch.ones(1, 5, 2))
+
+
+@pytest.mark.bad_input
+def test_numpys_numbers_are_stored_as_plain_ones():
+    one = np.float32(1)
+    module = LocalResponseNorm(np.int64(3), one, one, one, groups=np.uint8(2))
+    stored = (module.size, module.alpha, module.beta, module.k, module.groups)
+    assert [type(number) for number in stored] == [int, float, float, float, int]
+    x = random_tensor((2, 6, 3, 3), torch.float32, 0)
+    assert torch.equal(module(x), LocalResponseNorm(3, 1.0, 1.0, 1.0, groups=2)(x))
+
+
+# The tracer passes stand-ins for the sizes, which the run with type checks refuses.
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_trace_can_be_converted_to_another_dtype(dtype):
+    module = LocalResponseNorm(groups=2)
+    x = random_tensor((2, 6, 3, 3), torch.float32, 0)
+    traced = torch.jit.trace(module, x).to(dtype)
+    assert traced(x.to(dtype)).dtype == dtype
+    torch.testing.assert_close(traced(x.to(dtype)).float(), module(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.bad_input

@@ -15,17 +15,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from alexnet_lib.checks import check_integer
+from alexnet_lib.checks import (
+    AT_LEAST_ZERO,
+    Range,
+    as_integer,
+    at_least,
+    check_fields,
+    check_integer,
+)
 
 Shape = tuple[int, ...]
 
+# Red, green and blue, unless said otherwise.
 IMAGE_CHANNELS = 3
+
+FINITE = Range("a finite number", lambda x: True)
+
+_Count = Annotated[int, at_least(1)]
+_Number = Annotated[float, FINITE]
+
+
+class _Row:
+    """A row of a table of layers: its fields are checked, and stored as plain numbers for JSON."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(_Row):
     """A square convolution with a bias.
 
     Args:
@@ -40,24 +60,24 @@ class Conv:
     """
 
     name: str
-    channels: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    groups: int = 1
-    code_std: float = 0.01
-    initial_bias: float = 0.0
+    channels: _Count
+    kernel: _Count
+    stride: _Count = 1
+    padding: Annotated[int, at_least(0)] = 0
+    groups: _Count = 1
+    code_std: Annotated[float, AT_LEAST_ZERO] = 0.01
+    initial_bias: _Number = 0.0
 
 
 @dataclass(frozen=True)
-class ReLU:
+class ReLU(_Row):
     """max(x, 0), elementwise."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class LRN:
+class LRN(_Row):
     """Local response normalisation over neighbouring channels (paper, section 3.3).
 
     Args:
@@ -70,46 +90,46 @@ class LRN:
     """
 
     name: str
-    size: int = 5
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 2.0
-    groups: int = 1
+    size: _Count = 5
+    alpha: _Number = 1e-4
+    beta: _Number = 0.75
+    k: _Number = 2.0
+    groups: _Count = 1
 
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPool(_Row):
     """Overlapping max pooling (paper, section 3.4): windows of 3 pixels, 2 pixels apart."""
 
     name: str
-    kernel: int = 3
-    stride: int = 2
+    kernel: _Count = 3
+    stride: _Count = 2
 
 
 @dataclass(frozen=True)
-class AdaptiveAvgPool:
+class AdaptiveAvgPool(_Row):
     """Average pooling to ``output_size`` x ``output_size`` for any input size."""
 
     name: str
-    output_size: int
+    output_size: _Count
 
 
 @dataclass(frozen=True)
-class Flatten:
+class Flatten(_Row):
     """(channels, height, width) to channels * height * width features."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(_Row):
     """Dropout; the probability is the model's argument."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Row):
     """A fully connected layer with a bias.
 
     Args:
@@ -120,9 +140,9 @@ class Linear:
     """
 
     name: str
-    features: int | None
-    code_std: float = 0.01
-    initial_bias: float = 0.0
+    features: Annotated[int | None, at_least(1)]
+    code_std: Annotated[float, AT_LEAST_ZERO] = 0.01
+    initial_bias: _Number = 0.0
 
 
 Layer = Conv | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout | Linear
@@ -178,7 +198,8 @@ class Architecture:
             problem = "must end with its only Linear(name, None), the layer of the classes"
         if problem:
             raise ValueError(f"layers {problem}")
-        _check_image_size(self, self.image_size)
+        # The class is frozen.
+        object.__setattr__(self, "image_size", _checked_image_size(self, self.image_size))
 
     @property
     def smallest_image_size(self) -> int:
@@ -213,13 +234,14 @@ class Architecture:
             raise ValueError(f"data is not an architecture: {error!r}") from error
 
 
-def _check_image_size(architecture: Architecture, image_size: object) -> None:
-    smallest = architecture.smallest_image_size
-    if type(image_size) is not int or image_size < smallest:
+def _checked_image_size(architecture: Architecture, image_size: object) -> int:
+    smallest, size = architecture.smallest_image_size, as_integer(image_size)
+    if size is None or size < smallest:
         raise ValueError(
             f"image_size is {image_size!r}; the architecture {architecture.name!r} needs images "
             f"of at least {smallest}x{smallest} pixels (an integer)"
         )
+    return size
 
 
 # The layer table of the paper (section 3.5, figure 2), input 227: see `conv_output_size` for why
@@ -364,9 +386,8 @@ def conv_output_size(
         >>> conv_output_size(224, kernel=11, stride=4), conv_output_size(224, 11, 4, ceil_mode=True)
         (54, 55)
     """
-    for argument, value in (("size", size), ("kernel", kernel), ("stride", stride)):
-        check_integer(argument, value, 1)
-    check_integer("padding", padding, 0)
+    size, kernel = check_integer("size", size, 1), check_integer("kernel", kernel, 1)
+    stride, padding = check_integer("stride", stride, 1), check_integer("padding", padding, 0)
     margin = size + 2 * padding - kernel
     if margin < 0:
         raise ValueError(
@@ -400,8 +421,8 @@ def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple
         >>> solve_stride_padding(227, output_size=55, kernel=11)
         [(4, 0), (4, 1)]
     """
-    for argument, value in (("size", size), ("output_size", output_size), ("kernel", kernel)):
-        check_integer(argument, value, 1)
+    size, kernel = check_integer("size", size, 1), check_integer("kernel", kernel, 1)
+    output_size = check_integer("output_size", output_size, 1)
     return [
         (stride, padding)
         for stride in range(1, size + 1)
@@ -431,13 +452,15 @@ def layer_infos(
     architecture: str | Architecture,
     image_size: int | None = None,
     num_classes: int = DEFAULT_CLASSES,
+    *,
+    in_channels: int = IMAGE_CHANNELS,
 ) -> list[LayerInfo]:
     """Every layer with its shapes and counts; arguments and errors as in ``feature_map_shapes``."""
     architecture = resolve_architecture(architecture)
     image_size = architecture.image_size if image_size is None else image_size
-    _check_image_size(architecture, image_size)
-    check_integer("num_classes", num_classes, 1)
-    shape: Shape = (IMAGE_CHANNELS, image_size, image_size)
+    image_size = _checked_image_size(architecture, image_size)
+    num_classes = check_integer("num_classes", num_classes, 1)
+    shape: Shape = (check_integer("in_channels", in_channels, 1), image_size, image_size)
     infos = []
     for layer in architecture.layers:
         parameters = products = 0
@@ -474,6 +497,7 @@ def feature_map_shapes(
     image_size: int | None = None,
     *,
     num_classes: int = DEFAULT_CLASSES,
+    in_channels: int = IMAGE_CHANNELS,
 ) -> dict[str, Shape]:
     """The shape of every layer's output, by the layer's name, in order.
 
@@ -481,12 +505,14 @@ def feature_map_shapes(
         architecture: an ``Architecture``, or the name of one of ``ARCHITECTURES``.
         image_size: side of the square image, in pixels; None is the architecture's own.
         num_classes: number of outputs of the last layer, at least 1.
+        in_channels: channels of the image, at least 1: 3 for colour, 1 for grey.
 
     Returns:
         (channels, height, width) for feature maps, (features,) after ``Flatten``; no batch.
 
     Raises:
-        ValueError: an unknown architecture, or an image too small for it.
+        ValueError: an unknown architecture, an image too small for it, or channels that the groups
+            of its first layer do not divide.
 
     Example:
         >>> from alexnet_lib import feature_map_shapes
@@ -494,5 +520,5 @@ def feature_map_shapes(
         >>> shapes["conv1"], shapes["pool5"], shapes["fc8"]
         ((96, 55, 55), (256, 6, 6), (1000,))
     """
-    infos = layer_infos(architecture, image_size, num_classes)
+    infos = layer_infos(architecture, image_size, num_classes, in_channels=in_channels)
     return {info.layer.name: info.output_shape for info in infos}

@@ -12,7 +12,14 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from alexnet_lib.checks import PROBABILITY, check_choice, check_number
+from alexnet_lib.checks import (
+    PROBABILITY,
+    as_integer,
+    check_choice,
+    check_integer,
+    check_number,
+    type_name,
+)
 from alexnet_lib.network import architecture as tables
 from alexnet_lib.network.normalization import LocalResponseNorm
 
@@ -49,18 +56,23 @@ class AlexNet(nn.Module):
             ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
             conv4, conv5, fc6, fc7); ``"paper"`` (N(0, 0.01) everywhere, the same biases); or
             ``"torch"`` (the defaults of ``nn.Conv2d`` and ``nn.Linear``).
+        in_channels: channels of the images: 3 for colour, 1 for grey, or another number of at least
+            1 that the groups of conv1 divide.
         seed: for the weights, without torch's global generator; None draws from that.
 
     The layers have the usual names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
     ``pool5``; ``avgpool`` (``one_weird_trick`` only, else None); ``flatten``; ``classifier.fc6``,
-    ``relu6``, ``drop6``, ..., ``fc8``. No layer changes its input in place.
+    ``relu6``, ``drop6``, ..., ``fc8``. No layer changes its input in place. Layers may be replaced.
 
     Attributes:
         architecture: the ``Architecture``, a table of layers.
-        image_size: side of the images it was built for, in pixels.
+        image_size: side of the images that it takes, in pixels; set it if you replace layers so
+            that images of another size fit.
         classes: names of the classes, in the order of the outputs, or None.
         preprocess: the ``Preprocess`` for its images, or None. ``fit`` and ``load_checkpoint`` set
             both, and ``predict`` uses them.
+        metrics: what ``save_checkpoint`` was given as ``metrics``, set by ``load_checkpoint``; or
+            None.
 
     Raises:
         ValueError: an argument is unknown or out of its range; the image is too small.
@@ -85,24 +97,29 @@ class AlexNet(nn.Module):
         dropout: float = 0.5,
         dropout_scaling: DropoutScaling = "training",
         initialization: Initialization = "kaiming",
+        in_channels: int = tables.IMAGE_CHANNELS,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_number("dropout", dropout, PROBABILITY)
+        dropout = check_number("dropout", dropout, PROBABILITY)
         check_choice("dropout_scaling", dropout_scaling, get_args(DropoutScaling))
         check_choice("initialization", initialization, get_args(Initialization))
         self.architecture = tables.resolve_architecture(architecture)
-        self.image_size = self.architecture.image_size if image_size is None else image_size
+        infos = tables.layer_infos(
+            self.architecture, image_size, num_classes, in_channels=in_channels
+        )
+        self.image_size = infos[0].input_shape[1]
         self.dropout, self.dropout_scaling = dropout, dropout_scaling
         self.classes: tuple[str, ...] | None = None
         self.preprocess: Preprocess | None = None
+        self.metrics: dict[str, Any] | None = None
         device = torch.get_default_device()
         generator = None
         if seed is not None and device.type != "meta":
-            generator = torch.Generator(device).manual_seed(seed)
+            generator = torch.Generator(device).manual_seed(check_integer("seed", seed, -(2**63)))
         part = self.features = nn.Sequential()
         self.avgpool = None
-        for info in tables.layer_infos(self.architecture, self.image_size, num_classes):
+        for info in infos:
             module = _module(info, dropout, dropout_scaling)
             match info.layer:
                 case tables.AdaptiveAvgPool():
@@ -117,8 +134,24 @@ class AlexNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of outputs, read from the last layer, which may have been replaced."""
-        return int(self.classifier[-1].out_features)  # type: ignore[arg-type]
+        """The number of outputs, read from the last layer, which may have been replaced.
+
+        A ``ValueError`` if that does not say it in an attribute ``out_features``.
+        """
+        return self._declared("classifier", "out_features", last=True)
+
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of the images, read from the first layer like ``num_classes``."""
+        return self._declared("features", "in_channels", last=False)
+
+    def _declared(self, part: str, attribute: str, *, last: bool) -> int:
+        if size := _declared_size(getattr(self, part), attribute, last):
+            return size
+        raise ValueError(
+            f"model.{part} does not say its {attribute}: its {'last' if last else 'first'} layer "
+            f"with weights was replaced by one without this attribute; give it an {attribute}"
+        )
 
     def freeze(self, *layers: str) -> None:
         """Excludes the weights and biases of these layers from training.
@@ -127,7 +160,7 @@ class AlexNet(nn.Module):
             layers: names as in the architecture's table, for example ``"conv1", "fc6"``.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: there is no such layer, or no longer.
 
         Example:
             >>> from alexnet_lib import AlexNet
@@ -136,30 +169,44 @@ class AlexNet(nn.Module):
             >>> [name for name, p in model.named_parameters() if not p.requires_grad][:2]
             ['features.conv1.weight', 'features.conv1.bias']
         """
-        modules = {name.rpartition(".")[2]: module for name, module in self.named_modules()}
         known = [row.name for row in self.architecture.layers]
         if unknown := [name for name in layers if name not in known]:
             raise ValueError(f"layers has {unknown}; expected names among {', '.join(known)}")
+        parts = (self.features, self.classifier, self)
         for name in layers:
-            modules[name].requires_grad_(False)
+            # Of a layer that was replaced, whatever is there now.
+            module = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"layers has {name!r}, which the model does not have any more")
+            module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of a batch of images.
 
         Args:
-            images: ``(batch, 3, image_size, image_size)``, of the parameters' floating dtype
-                (under autocast, any), normalised as in training.
+            images: ``(batch, in_channels, image_size, image_size)``, of the parameters' floating
+                dtype (under autocast, any), normalised as in training.
 
         Returns:
             ``(batch, num_classes)``, before the softmax.
 
         Raises:
-            ValueError: a wrong rank, channel count, size or dtype.
+            ValueError: a wrong rank, channel count, size or dtype. The channels and the dtype are
+                checked as long as the first layer is a plain ``nn.Conv2d``; another one takes what
+                it takes.
         """
-        any_size = self.architecture.takes_any_size
-        least = self.architecture.smallest_image_size if any_size else self.image_size
-        weight = self.features[0].weight
-        x = self.features(_checked_images(images, weight, least, any_size))  # type: ignore[arg-type]
+        any_size, size = self.architecture.takes_any_size, self.image_size
+        if any_size:
+            size = min(size, self.architecture.smallest_image_size)
+        channels = dtype = None
+        first = next(self.features.children(), None)
+        # Not asked of what users put there: wrapped, parametrised, quantised or sharded layers.
+        if type(first) is nn.Conv2d:
+            channels = first.in_channels
+            # A traced graph can be converted, and a hook can change what the layer computes with.
+            if not (isinstance(images, torch.fx.Proxy) or first._forward_pre_hooks):
+                dtype = first.weight.dtype
+        x = self.features(_checked_images(images, size, any_size, channels, dtype))
         x = x if self.avgpool is None else self.avgpool(x)
         logits: Tensor = self.classifier(self.flatten(x))
         return logits
@@ -168,31 +215,53 @@ class AlexNet(nn.Module):
 # Wrapped, so that symbolic tracing records the check as one call: conditions on shapes in
 # `forward` cannot be traced.
 @torch.fx.wrap
-def _checked_images(images: Tensor, weight: Tensor, size: int, larger: bool) -> Tensor:
-    expected = f"(batch, 3, {size}, {size})" + " or larger" * larger
+def _checked_images(
+    images: Tensor, size: int, larger: bool, channels: int | None, dtype: torch.dtype | None
+) -> Tensor:
+    """The images; a ``channels`` or ``dtype`` of None is not known, and not checked."""
+    expected = f"(batch, {channels or 'channels'}, {size}, {size})" + " or larger" * larger
     if not isinstance(images, Tensor):
-        kind = type(images).__name__
+        kind = type_name(images)
         raise ValueError(f"images is a {kind}; expected a floating tensor {expected}")
-    shape, dtype = tuple(images.shape), images.dtype
+    shape, actual = tuple(images.shape), images.dtype
     problem, hint = None, ""
     if images.ndim == 3:
         problem = f"shape {shape}, a single image without its batch dimension"
         hint = ": pass images[None]"
-    elif images.ndim != 4 or shape[1] != tables.IMAGE_CHANNELS:
+    elif images.ndim != 4 or (channels and shape[1] != channels):
         problem = f"shape {shape}"
-        hint = ": pass images.permute(0, 3, 1, 2)" if images.ndim == 4 and shape[3] == 3 else ""
+        if images.ndim == 4 and shape[3] == channels:
+            hint = ": pass images.permute(0, 3, 1, 2)"
+        elif images.ndim == 4 and shape[2] >= size <= shape[3]:
+            hint = f", or a model built with AlexNet(in_channels={shape[1]})"
     elif (shape[2] < size or shape[3] < size) if larger else shape[2:] != (size, size):
         problem = f"shape {shape}"
         hint = ": resize the images, or build the model with AlexNet(image_size=...)"
-    elif not images.is_floating_point():
-        problem, expected = f"dtype {dtype}", f"{weight.dtype}, normalised as in training"
+    elif channels and not (images.is_floating_point() or images.is_quantized):
+        problem = f"dtype {actual}"
+        expected = f"{dtype or 'a floating dtype'}, normalised as in training"
         hint = " (Preprocess does it)"
-    elif dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
-        problem, expected = f"dtype {dtype}", f"{weight.dtype}, as the parameters have"
-        hint = f": pass images.to({weight.dtype}), or convert the model"
+    elif dtype not in {None, actual} and not torch.is_autocast_enabled(images.device.type):
+        problem, expected = f"dtype {actual}", f"{dtype}, as the parameters have"
+        hint = f": pass images.to({dtype}), or convert the model"
     if problem:
         raise ValueError(f"images has {problem}; expected {expected}{hint}")
     return images
+
+
+def _declared_size(module: nn.Module, attribute: str, last: bool) -> int | None:
+    """A layer's attribute, of the first or last layer below a module that has weights.
+
+    0 if that layer does not have it; None if no layer has weights.
+    """
+    size = as_integer(getattr(module, attribute, None))
+    if size is not None:
+        return size
+    children = [*module.children()]
+    for child in reversed(children) if last else children:
+        if (size := _declared_size(child, attribute, last)) is not None:
+            return size
+    return 0 if module._parameters else None
 
 
 class PaperDropout(nn.Dropout):

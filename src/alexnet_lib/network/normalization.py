@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alexnet_lib.checks import check_integer
+from alexnet_lib.checks import check_integer, check_number, type_name
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import LrnSettings
+from alexnet_lib.network.architecture import FINITE
 
 # Values: a few intermediate results of this size are a megabyte or two.
 _BLOCK = 131_072
@@ -56,9 +57,10 @@ class LocalResponseNorm(nn.Module):
 
     Args:
         size: number n of channels in a neighbourhood, its own included, at least 1.
-        alpha: weight of the mean square.
-        beta: exponent.
-        k: additive constant; the paper's 2 (torch's own default is 1).
+        alpha: weight of the mean square, a finite number.
+        beta: exponent, a finite number.
+        k: additive constant, a finite number; the paper's 2 (torch's own default is 1). None of the
+            three can be learned: a tensor is refused.
         groups: number of groups of channels, at least 1; a neighbourhood stays inside its group.
 
     Shape:
@@ -86,9 +88,11 @@ class LocalResponseNorm(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        check_integer("size", size, 1)
-        check_integer("groups", groups, 1)
-        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+        _refuse_tensors(size=size, alpha=alpha, beta=beta, k=k, groups=groups)
+        self.size, self.groups = check_integer("size", size, 1), check_integer("groups", groups, 1)
+        self.alpha = check_number("alpha", alpha, FINITE)
+        self.beta = check_number("beta", beta, FINITE)
+        self.k = check_number("k", k, FINITE)
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised activations, in the shape and dtype of ``x``."""
@@ -98,6 +102,15 @@ class LocalResponseNorm(nn.Module):
         """The arguments, as ``print(model)`` shows them."""
         groups = f", groups={self.groups}" if self.groups > 1 else ""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{groups}"
+
+
+def _refuse_tensors(**numbers: object) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} is a {type_name(value)}; expected a plain number, since LocalResponseNorm "
+                f"does not learn it: pass {name}.item(), or use torch.nn.LocalResponseNorm"
+            )
 
 
 # Wrapped, so that symbolic tracing records one call instead of failing at its checks.
@@ -111,6 +124,8 @@ def local_response_norm(
     groups: int,
 ) -> Float[Tensor, "batch channels *rest"]:
     """``LocalResponseNorm`` as a function."""
+    # A module's attribute may have been replaced by a parameter, which would get no gradient.
+    _refuse_tensors(alpha=alpha, beta=beta, k=k)
     if x.ndim < 3 or not x.is_floating_point():
         raise ValueError(
             f"the input of LocalResponseNorm is {x.dtype} of shape {tuple(x.shape)}; "
@@ -189,19 +204,24 @@ def _gpu_kernels(device: torch.device) -> Any:
 
 
 def _output(x: Tensor, settings: LrnSettings) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * _power(_scale(wide, settings), -settings.beta)).to(x.dtype)
+    wide = _cast(x, torch.promote_types(x.dtype, torch.float32))
+    return _cast(wide * _power(_scale(wide, settings), -settings.beta), x.dtype)
 
 
 def _gradient(x: Tensor, grad: Tensor, settings: LrnSettings) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide = _cast(x, torch.promote_types(x.dtype, torch.float32))
     scale = _scale(wide, settings)
     direct = grad * _power(scale, -settings.beta)
     ratios = wide * direct / scale
     # Over the channels whose neighbourhoods contain this one.
     sums = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
     factor = 2 * settings.alpha * settings.beta / settings.size
-    return (direct - factor * wide * sums).to(x.dtype)
+    return _cast(direct - factor * wide * sums, x.dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # `to` would write the dtype into a trace, which could not be converted to half precision.
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _scale(x: Tensor, settings: LrnSettings) -> Tensor:

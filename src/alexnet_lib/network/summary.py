@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+from alexnet_lib.checks import type_name
 from alexnet_lib.network import architecture as tables
 from alexnet_lib.text import format_table
 
@@ -36,6 +37,7 @@ class Summary:
     image_size: int
     num_classes: int
     rows: tuple[SummaryRow, ...]
+    in_channels: int = tables.IMAGE_CHANNELS
 
     HEADER = (
         "layer",
@@ -62,9 +64,10 @@ class Summary:
         return [*(row.cells() for row in self.rows), total]
 
     def _title(self) -> str:
+        channels = "" if self.in_channels == tables.IMAGE_CHANNELS else f"x{self.in_channels}"
         return (
-            f"AlexNet ({self.architecture}), images of {self.image_size}x{self.image_size}, "
-            f"{self.num_classes:,} classes"
+            f"AlexNet ({self.architecture}), images of {self.image_size}x{self.image_size}"
+            f"{channels}, {self.num_classes:,} classes"
         )
 
     def __str__(self) -> str:
@@ -86,7 +89,11 @@ class Summary:
 
 
 def summary(
-    model_or_architecture: Any, *, image_size: int | None = None, num_classes: int | None = None
+    model_or_architecture: Any,
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
 ) -> Summary:
     """The network's table: layers, kernels, activations, normalisation, sizes and counts.
 
@@ -94,13 +101,15 @@ def summary(
         model_or_architecture: an ``AlexNet``, an ``Architecture`` or an architecture's name.
         image_size: side of the square image, in pixels; None is the model's or architecture's.
         num_classes: number of classes; None is the model's, or 1000.
+        in_channels: channels of the image; None is the model's, or 3.
 
     Returns:
         A ``Summary``: ``print`` it, or show it in a notebook. Feature maps are written
         height x width x channels, as in the paper.
 
     Raises:
-        ValueError: an unknown architecture, or an image too small for it.
+        ValueError: an unknown architecture, an image too small for it, or channels that the groups
+            of its first layer do not divide.
         TypeError: neither a model of this library nor an architecture.
 
     Example:
@@ -118,15 +127,18 @@ def summary(
     architecture = getattr(model, "architecture", model)
     if not isinstance(architecture, tables.Architecture):
         raise TypeError(
-            f"model_or_architecture is a {type(model).__name__}; "
+            f"model_or_architecture is a {type_name(model)}; "
             "expected an AlexNet, an Architecture or the name of one"
         )
     if image_size is None:
         image_size = model.image_size
     if num_classes is None:
         num_classes = tables.DEFAULT_CLASSES if model is architecture else model.num_classes
+    if in_channels is None:
+        in_channels = tables.IMAGE_CHANNELS if model is architecture else model.in_channels
     rows: list[SummaryRow] = []
-    for info in tables.layer_infos(architecture, image_size, num_classes):
+    infos = tables.layer_infos(architecture, image_size, num_classes, in_channels=in_channels)
+    for info in infos:
         # Activations and normalisations are columns of the layer before them.
         match info.layer:
             case tables.ReLU():
@@ -137,7 +149,9 @@ def summary(
                 counts = info.parameters, info.multiply_accumulates
                 kernel = _kernel_text(info)
                 rows.append(SummaryRow(layer.name, kernel, "", "", info.output_shape, *counts))
-    return Summary(architecture.name, image_size, num_classes, tuple(rows))
+    channels, side, _ = infos[0].input_shape
+    (classes,) = infos[-1].output_shape
+    return Summary(architecture.name, side, classes, tuple(rows), channels)
 
 
 def _kernel_text(info: tables.LayerInfo) -> str:
