@@ -1,7 +1,9 @@
 """The promises of devices: which one, in which precision and memory format; seeds."""
 
+import json
 import random
 import re
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,8 +93,26 @@ def test_auto_precision_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch
     assert resolve_precision("auto", CPU) == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        ("cuda", (6, 1), "float32"),
+        ("cuda", (7, 0), "float16"),
+        ("cuda", (7, 5), "float16"),
+        ("cuda", (8, 0), "bfloat16"),
+        ("cuda", (9, 0), "bfloat16"),
+        ("mps", None, "float32"),
+    ],
+)
+def test_auto_precision_is_float16_on_cuda_that_has_it_without_bfloat16(
+    monkeypatch, device, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision("auto", torch.device(device)) == expected
+
+
 @pytest.mark.parametrize("able", [False, True])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_precision_that_is_named_stays(monkeypatch, able, precision):
     monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: able)
     assert resolve_precision(precision, CPU) == precision
@@ -101,7 +121,7 @@ def test_a_precision_that_is_named_stays(monkeypatch, able, precision):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("precision", ["half", "", None])
 def test_an_unknown_precision_is_told_the_known_ones(precision):
-    text = f"precision is {precision!r}; expected one of 'auto', 'float32', 'bfloat16'"
+    text = f"precision is {precision!r}; expected one of 'auto', 'float32', 'bfloat16', 'float16'"
     with pytest.raises(ValueError, match=re.escape(text)):
         resolve_precision(precision, CPU)
 
@@ -113,6 +133,7 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, device: str, *, able: bool) -> N
     """A machine whose default device is this one, and multiplies bfloat16 or not."""
     monkeypatch.setattr(devices, "default_device", lambda: torch.device(device))
     monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: able)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +141,7 @@ def on_machine(monkeypatch: pytest.MonkeyPatch, device: str, *, able: bool) -> N
     [
         ("cpu", False, "float32", "channels_last"),
         ("cpu", True, "bfloat16", "channels_last"),
-        ("cuda", False, "float32", "contiguous"),
+        ("cuda", False, "float16", "channels_last"),
         ("cuda", True, "bfloat16", "channels_last"),
         ("mps", False, "float32", "contiguous"),
     ],
@@ -132,6 +153,12 @@ def test_auto_options_are_what_the_machine_is_fast_at(
     options = RunOptions(compile=True, num_workers=2, progress=False)
     expected = RunOptions(device, precision, memory_format, True, 2, False)
     assert options.resolved() == expected
+
+
+def test_numpys_numbers_and_torchs_devices_are_stored_as_plain_values():
+    options = RunOptions(CPU, num_workers=np.int64(2), bad_image_limit=np.float32(0.5))
+    assert asdict(options) == asdict(RunOptions("cpu", num_workers=2, bad_image_limit=0.5))
+    assert json.loads(json.dumps(asdict(options))) == asdict(options)
 
 
 def test_float32_on_cuda_is_contiguous_also_where_bfloat16_would_be_fast(monkeypatch):
@@ -174,6 +201,12 @@ def test_batches_are_placed_as_the_options_say(options, placement):
         ),
         ("num_workers", -1, "num_workers is -1; expected an integer of at least 0"),
         ("num_workers", 1.5, "num_workers is 1.5; expected an integer of at least 0"),
+        ("num_workers", None, "num_workers is None; expected an integer of at least 0"),
+        ("compile", 1, "compile is 1; expected True or False"),
+        ("progress", None, "progress is None; expected True or False"),
+        ("device", 0, "device is 0; expected a string"),
+        ("on_bad_image", "ignore", "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
+        ("bad_image_limit", 1.5, "bad_image_limit is 1.5; expected a probability from 0 to 1"),
         ("device", "gpu", "device is 'gpu'; expected 'auto' or a device of this machine"),
     ],
 )

@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 
-from alexnet_lib.checks import check_choice, check_integer
+from alexnet_lib.checks import PROBABILITY, at_least, check_choice, check_fields, check_integer
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
 MEMORY_FORMATS: Mapping[str, torch.memory_format] = MappingProxyType(
     {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -67,12 +67,26 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def multiplies_float16(device: torch.device) -> bool:
+    """Whether the hardware multiplies float16 far faster than float32.
+
+    Compute capability 7.0 or newer on CUDA: Volta and Turing (V100, T4) have it without bfloat16.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """``"float32"`` or ``"bfloat16"``; ``"auto"`` is bfloat16 where the hardware multiplies it."""
+    """The precision of this name.
+
+    ``"auto"`` is bfloat16 where the hardware multiplies it, else float16 where the hardware is made
+    for that, else float32.
+    """
     check_choice("precision", precision, ("auto", *DTYPES))
     if precision == "auto":
-        return "bfloat16" if multiplies_bfloat16(device) else "float32"
-    return "bfloat16" if precision == "bfloat16" else "float32"
+        if multiplies_bfloat16(device):
+            return "bfloat16"
+        return "float16" if multiplies_float16(device) else "float32"
+    return precision  # type: ignore[return-value]  # a key of DTYPES
 
 
 @dataclass(frozen=True)
@@ -89,29 +103,42 @@ class RunOptions:
     """How a run is computed and shown; what is trained is in the recipe.
 
     Args:
-        device: ``"auto"`` (CUDA, then Apple's MPS, then the CPU) or the name of a device.
-        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware
-            multiplies it.
+        device: ``"auto"`` (CUDA, then Apple's MPS, then the CPU) or a device or its name.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` (with scaled gradients), or
+            ``"auto"``: bfloat16 where the hardware multiplies it, float16 on older CUDA devices
+            that are made for it (compute capability 7.0 and 7.5), else float32.
         memory_format: ``"contiguous"``, ``"channels_last"``, or ``"auto"``: channels_last on CPUs,
-            where convolutions are faster in it, and for bfloat16 on CUDA, where tensor cores are.
+            where convolutions are faster in it, and for bfloat16 and float16 on CUDA, where tensor
+            cores are.
         compile: train through ``torch.compile``, which takes about a minute at the start. On CPUs
             it has been slower than training without.
         num_workers: processes that decode image files, at least 0; images held in memory need
             none.
         progress: show a progress bar, and a line for each epoch, on the standard error stream.
+        on_bad_image: what to do with an image file that cannot be read: ``"stop"``, an error that
+            names it; or ``"skip"``, go on without it, and name it at the end.
+        bad_image_limit: the fraction of the images of a part, from 0 to 1, that may be left out.
+
+    Raises:
+        ValueError: a field is out of its range.
     """
 
     device: str = "auto"
     precision: str = "auto"
     memory_format: str = "auto"
     compile: bool = False
-    num_workers: int = 0
+    num_workers: Annotated[int, at_least(0)] = 0
     progress: bool = True
+    on_bad_image: str = "stop"
+    bad_image_limit: Annotated[float, PROBABILITY] = 0.1
 
     def __post_init__(self) -> None:
+        if isinstance(self.device, torch.device):
+            object.__setattr__(self, "device", str(self.device))
+        check_fields(self)
         check_choice("memory_format", self.memory_format, ("auto", *MEMORY_FORMATS))
         check_choice("precision", self.precision, ("auto", *DTYPES))
-        check_integer("num_workers", self.num_workers, 0)
+        check_choice("on_bad_image", self.on_bad_image, ("stop", "skip"))
 
     def resolved(self) -> "RunOptions":
         """The same with ``"auto"`` replaced by the choice for this machine."""
@@ -119,7 +146,7 @@ class RunOptions:
         precision = resolve_precision(self.precision, device)
         memory_format = self.memory_format
         if memory_format == "auto":
-            faster = device.type == "cpu" or (device.type == "cuda" and precision == "bfloat16")
+            faster = device.type == "cpu" or (device.type == "cuda" and precision != "float32")
             memory_format = "channels_last" if faster else "contiguous"
         return replace(self, device=str(device), precision=precision, memory_format=memory_format)
 
@@ -133,7 +160,7 @@ class RunOptions:
 
 def derived_seed(seed: int, *numbers: int) -> int:
     """One seed for each sequence of numbers, for example an epoch and a step."""
-    check_integer("seed", seed, 0)
+    seed = check_integer("seed", seed, 0)
     state = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 

@@ -356,15 +356,17 @@ def test_any_modules_layers_are_named_as_torch_names_them():
 def test_the_doctor_looks_at_the_batches_and_the_network_that_fit_trains(
     recipe, precision, memory_format, monkeypatch
 ):
-    seen, real = [], TrainingStep.__call__
+    seen, real = [], TrainingStep.train_on
 
-    def look(step, images, labels, totals):
+    def look(step, batches, totals):
+        batches = [*batches]
+        images = batches[0].images
         weight = step.model.features.conv1.weight
         batch = (images.device, images.dtype, images.shape, images.stride(), step.precision)
         seen.append((*batch, weight.device, weight.dtype, weight.stride()))
-        real(step, images, labels, totals)
+        real(step, batches, totals)
 
-    monkeypatch.setattr(TrainingStep, "__call__", look)
+    monkeypatch.setattr(TrainingStep, "train_on", look)
     options = RunOptions("cpu", precision, memory_format, progress=False)
     overrides = {**SMALL, "epochs": 1, "batch_size": 18}  # three whole batches
     diagnose("shapes", recipe=recipe, overrides=overrides, steps=2, options=options)

@@ -23,7 +23,7 @@ from alexnet_lib.data.loaders import BatchLoader, build_loaders
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.devices import Placement
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.training import loop
+from alexnet_lib.training import batches as batches_module
 from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.metrics import EvalMetrics
 
@@ -445,14 +445,9 @@ def test_class_names_are_the_models_then_the_data_sets_then_numbers():
     assert evaluate(model, loader, progress=False).classes == ("0", "1", "2")
     loader.dataset.classes = ["ape", "bee", "cat"]
     assert evaluate(model, loader, progress=False).classes == ("ape", "bee", "cat")
+    del loader.dataset.classes
     model.classes = ("ant", "bat", "cow")
     assert evaluate(model, loader, progress=False).classes == ("ant", "bat", "cow")
-
-
-def test_class_names_of_another_number_of_classes_are_not_used():
-    loader = random_batches()
-    loader.dataset.classes = ["ape", "bee"]
-    assert evaluate(linear_model(), loader, progress=False).classes == ("0", "1", "2")
 
 
 # Precision and device
@@ -504,7 +499,7 @@ def waits(monkeypatch, run, count: int) -> int:
 
     with monkeypatch.context() as patch:
         # Only labels on the CPU are looked at, for which nothing waits.
-        patch.setattr(loop, "_check_labels", lambda labels, logits, *, shares: None)
+        patch.setattr(batches_module, "_look", lambda labels: (None, None))
         for name in ("item", "tolist", "cpu", "numpy", "nonzero"):
             patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
         for name in ("__bool__", "__int__", "__float__", "__index__"):
@@ -630,7 +625,7 @@ def test_a_loss_function_in_the_optimisers_place_is_told_the_order():
     order = "order is train_one_epoch(model, loader, optimizer, criterion=...)"
     with pytest.raises(TypeError, match=re.escape(order)) as caught:
         train_one_epoch(linear_model(), random_batches(), nn.CrossEntropyLoss(), progress=False)
-    assert "optimizer is a CrossEntropyLoss" in str(caught.value)
+    assert "optimizer is a torch.nn.modules.loss.CrossEntropyLoss" in str(caught.value)
 
 
 def both_passes(loader, model=None, **options):
@@ -647,16 +642,23 @@ def both_passes(loader, model=None, **options):
 @pytest.mark.parametrize("loader", [[], random_batches(0)])
 def test_a_loader_without_batches_is_refused(loader):
     for run in both_passes(loader):
-        with pytest.raises(ValueError, match=r"loader yields no batches; expected at least one"):
+        with pytest.raises(ValueError, match=r"loader yields no images; expected at least one"):
             run()
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("batch", [torch.zeros(2, 3), (torch.zeros(2, 3),), {"image": 1}])
-def test_a_loader_that_yields_no_pairs_is_refused(batch):
-    message = f"loader yields a {type(batch).__name__}; expected pairs (images, labels)"
+@pytest.mark.parametrize(
+    ("batch", "kind"),
+    [
+        (torch.zeros(2, 3), "torch.Tensor; expected pairs (images, labels)"),
+        ((torch.zeros(2, 3),), "tuple of 1; expected pairs (images, labels)"),
+        ({"image": 1}, "dict with the keys ['image']; expected pairs (images, labels), or one of"),
+        (None, "NoneType; expected pairs (images, labels)"),
+    ],
+)
+def test_a_loader_that_yields_no_pairs_is_refused(batch, kind):
     for run in both_passes([batch]):
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(ValueError, match=re.escape(f"loader yields a {kind}")):
             run()
 
 
@@ -690,7 +692,7 @@ def test_a_k_below_one_is_refused(topk):
 
 @pytest.mark.bad_input
 def test_an_unknown_precision_is_told_the_known_ones():
-    message = "precision is 'half'; expected one of 'auto', 'float32', 'bfloat16'"
+    message = "precision is 'half'; expected one of 'auto', 'float32', 'bfloat16', 'float16'"
     for run in both_passes(random_batches(), precision="half"):
         with pytest.raises(ValueError, match=message):
             run()
@@ -709,10 +711,11 @@ def test_a_device_that_this_machine_has_not_is_refused(device):
     "labels",
     [
         torch.zeros(2, 4),
-        torch.zeros(1, 3),
         torch.zeros(2, 1),
+        torch.zeros(2),
+        torch.zeros(2, 3, 1),
         torch.zeros(2, 3, dtype=torch.int64),
-        torch.zeros(2, 3, dtype=torch.bool),
+        torch.zeros(2, 1, dtype=torch.int64),
     ],
 )
 def test_shares_of_another_shape_or_dtype_are_refused_and_told_the_right_one(labels):
@@ -720,30 +723,23 @@ def test_shares_of_another_shape_or_dtype_are_refused_and_told_the_right_one(lab
         f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected int64 (batch,), or "
         "the share of each class, floating (2, 3)"
     )
-    model = linear_model()
-    with pytest.raises(ValueError, match=re.escape(text)):
-        train_one_epoch(model, [(torch.zeros(2, 3, 2, 2), labels)], sgd(model), progress=False)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("shape", [(), (2, 3, 1)])
-def test_labels_of_another_rank_are_refused(shape):
-    for run in both_passes([(torch.zeros(2, 3, 2, 2), torch.zeros(shape))]):
-        with pytest.raises(ValueError, match=r"labels have shape .*; expected int64 \(batch,\)"):
+    for run in both_passes([(torch.zeros(2, 3, 2, 2), labels)]):
+        with pytest.raises(ValueError, match=re.escape(text)):
             run()
 
 
 @pytest.mark.bad_input
-def test_an_evaluation_refuses_shares():
-    text = "labels have shape (4, 3); expected int64 (batch,)"
-    with pytest.raises(ValueError, match=re.escape(text)):
-        evaluate(linear_model(), share_batches(), progress=False)
+@pytest.mark.parametrize("labels", [torch.zeros(()), torch.zeros((), dtype=torch.int64)])
+def test_labels_without_a_dimension_are_refused(labels):
+    for run in both_passes([(torch.zeros(2, 3, 2, 2), labels)]):
+        with pytest.raises(ValueError, match=r"labels have shape \(\); expected int64 \(batch,\)"):
+            run()
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("views", [0, 3, 10])
 def test_more_views_than_two_need_a_librarys_loader(views):
-    text = f"views is {views}, but loader is a DataLoader; expected 1 or 2, or for 10 views a load"
+    text = f"views is {views}, but loader is a torch.utils.data.dataloader.DataLoader; expected 1"
     with pytest.raises(ValueError, match=text):
         evaluate(linear_model(), random_batches(), views=views, progress=False)
 

@@ -4,13 +4,17 @@ import json
 import math
 import re
 from dataclasses import MISSING, asdict, fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_memory
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY, TINY_OVERRIDES
+from torch import nn
 
 from alexnet_lib import Preprocess
 from alexnet_lib.data.augmentation import (
@@ -41,6 +45,20 @@ def test_the_criterion_smooths_labels():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     expected = F.cross_entropy(logits, labels, label_smoothing=0.3)
     assert Recipe("r", label_smoothing=0.3).criterion(logits, labels) == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_class_weights_multiply_the_losses_of_the_images_of_their_class(smoothing):
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, reduction="sum")
+    found = Recipe("r", label_smoothing=smoothing).criterion(logits, labels, weights)
+    torch.testing.assert_close(found, loss(logits, labels) / 5)
+    # Also of labels that are shares.
+    shares = F.one_hot(labels, 3).float()
+    torch.testing.assert_close(
+        Recipe("r", label_smoothing=smoothing).criterion(logits, shares, weights), found
+    )
 
 
 def test_the_input_is_of_the_architectures_size_where_none_is_given():
@@ -95,6 +113,31 @@ def test_subtracting_the_mean_gives_raw_values_less_the_mean(stats):
 def test_the_size_of_the_resize_and_of_the_edge_are_the_recipes():
     found = treatment(image_size=20, edge=4, resize_ratio=1.25, stats="imagenet").preprocess
     assert (found.resize, found.image_size, found.edge) == (20, 20, 4)
+
+
+def test_the_preprocessing_has_the_recipes_background_and_decoding():
+    found = treatment(background="red", decode="full").preprocess
+    assert (found.background, found.decode) == ("red", "full")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("preprocessing", ["standardize", "subtract_mean"])
+def test_images_of_other_channels_are_treated_with_statistics_of_as_many(preprocessing, count):
+    images = PHOTOS[:, :1].repeat(1, count, 1, 1)
+    measured = measure_pixels(images) if count in {1, 3} else measure_pixels(in_memory(images))
+    recipe = tiny(preprocessing=preprocessing, color_noise=0.1)
+    found = recipe.treatment(lambda: measured, channels=count)
+    scale = 255 if preprocessing == "subtract_mean" else 1
+    assert found.preprocess.channels == count
+    assert found.preprocess.mean == pytest.approx([scale * part for part in measured.mean])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("count", [1, 4])
+def test_statistics_of_another_number_of_channels_are_refused(count):
+    message = f"stats is 'imagenet', with the statistics of 3 channels, but the images have {count}"
+    with pytest.raises(ValueError, match=message):
+        tiny(stats="imagenet").treatment(lambda: MEASURED, channels=count)
 
 
 def test_without_augmentation_no_image_is_changed():
@@ -205,7 +248,18 @@ def test_the_demo_changes_the_modern_recipe_within_its_ranges():
     assert DEMO_OVERRIDES.items() <= RECIPES["modern"].overridden(DEMO_OVERRIDES).to_dict().items()
 
 
-# Each field of each recipe: the settings are results, and none may change unnoticed.
+# Each field of each recipe: the settings are results, and none may change unnoticed. These are the
+# same in all.
+UNCHANGED = {
+    "channels": None,
+    "background": "white",
+    "decode": "reduced",
+    "stats_images": 2000,
+    "drop_last": False,
+    "balance": "none",
+    "accumulation_steps": 1,
+    "early_stopping": None,
+}
 MODERN = {
     "name": "modern",
     "architecture": "paper",
@@ -370,7 +424,7 @@ TUTORIAL = {
     "expected", [MODERN, PAPER, TUTORIAL, FINETUNE], ids=["modern", "paper", "tutorial", "finetune"]
 )
 def test_a_named_recipe_has_these_values_field_for_field(expected):
-    assert RECIPES[expected["name"]].to_dict() == expected
+    assert RECIPES[expected["name"]].to_dict() == {**UNCHANGED, **expected}
 
 
 def changed_from_the_defaults(name: str) -> dict:
@@ -429,6 +483,12 @@ def test_the_papers_crops_are_224_pixels_out_of_256():
         ("weight_decay", 0.0),
         ("label_smoothing", 0.0),
         ("max_grad_norm", None),
+        ("channels", 1),
+        ("background", "#ff0000"),
+        ("stats_images", None),
+        ("stats_images", 1),
+        ("early_stopping", 1),
+        ("accumulation_steps", 1),
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(field, value):
@@ -454,6 +514,20 @@ OUT_OF_RANGE = [
     ("image_size", 0),
     ("image_size", 66),
     ("image_size", 67.0),
+    ("channels", 0),
+    ("channels", 3.0),
+    ("background", None),
+    ("background", "whiteish"),
+    ("decode", "fast"),
+    ("stats_images", 0),
+    ("stats_images", "all"),
+    ("drop_last", 1),
+    ("balance", None),
+    ("balance", "classes"),
+    ("accumulation_steps", 0),
+    ("accumulation_steps", None),
+    ("early_stopping", 0),
+    ("early_stopping", 1.5),
     ("resize_ratio", 0.99),
     ("resize_ratio", math.inf),
     ("resize_ratio", None),
@@ -569,6 +643,15 @@ def test_every_field_but_the_name_has_a_default():
             {"schedule": "plateau", "validation_fraction": 0.0},
             "validation_fraction is 0, but the schedule 'plateau'",
         ),
+        (
+            {"early_stopping": 2, "validation_fraction": 0.0},
+            "validation_fraction is 0, but the early_stopping of 2",
+        ),
+        (
+            {"weights": "w.pth", "architecture": "one_weird_trick", "channels": 1},
+            "channels is 1, but weights is 'w.pth', which is of images of 3 channels; expected 3",
+        ),
+        ({"stats": "imagenet", "channels": 4}, "channels is 4, but stats is 'imagenet'"),
         ({"views": 10}, "views is 10, but resize_ratio is 1.0"),
         (
             {"weights": "w.pth"},
@@ -594,12 +677,46 @@ def test_fields_that_do_not_go_together_are_named(changes, message):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("missing", ["freeze", "name", "views"])
-def test_data_without_one_of_the_fields_is_no_recipe(missing):
+def test_data_without_a_name_is_no_recipe():
     data = Recipe("r").to_dict()
-    del data[missing]
+    del data["name"]
     with pytest.raises(ValueError, match=r"^data has .*expected a recipe's fields"):
         Recipe.from_dict(data)
+
+
+def test_fields_that_an_older_recipe_lacks_have_their_defaults():
+    assert Recipe.from_dict({"name": "r", "epochs": 3}) == Recipe("r", epochs=3)
+
+
+RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "runs"
+
+
+@pytest.mark.parametrize("run", ["modern", "modern-1-epoch", "paper", "tutorial"])
+def test_the_stored_runs_of_the_benchmarks_are_read(run):
+    recipe, seed = stored_recipe(RUNS / run)
+    assert (recipe.name, seed) == (run.removesuffix("-1-epoch"), 0)
+    assert (recipe.accumulation_steps, recipe.balance) == (1, "none")
+
+
+def test_the_path_of_a_stored_recipe_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    text = json.dumps({"recipe": Recipe("r").to_dict(), "seed": 4})
+    (tmp_path / "recipe.json").write_text(text, encoding="utf-8")
+    assert stored_recipe("~") == (Recipe("r"), 4)
+
+
+@pytest.mark.bad_input
+def test_overrides_that_are_no_mapping_are_refused():
+    with pytest.raises(ValueError, match=r"^overrides is a list; expected a mapping"):
+        RECIPES["modern"].overridden(["epochs"])
+
+
+def test_numpys_numbers_are_stored_as_plain_ones():
+    recipe = Recipe("r", epochs=np.int64(3), learning_rate=np.float32(0.5), views=np.int32(2))
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    kinds = [type(value) for value in (recipe.epochs, recipe.learning_rate, recipe.views)]
+    assert kinds == [int, float, int]
 
 
 @pytest.mark.bad_input

@@ -16,16 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_lib.checks import check_integer
+from alexnet_lib.checks import check_integer, type_name
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, seed_generators
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_table
-from alexnet_lib.training.loop import evaluation_mode, moved_batches
+from alexnet_lib.training.batches import moved_batches
+from alexnet_lib.training.loop import evaluation_mode
 from alexnet_lib.training.metrics import Totals
-from alexnet_lib.training.optimization import build_step
+from alexnet_lib.training.optimization import balanced_weights, build_step
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
 
@@ -134,6 +135,8 @@ def diagnose(
     *,
     recipe: str | Recipe = "modern",
     overrides: Mapping[str, Any] | None = None,
+    classes: Iterable[str] | None = None,
+    parts: Mapping[str, str] | None = None,
     model: nn.Module | None = None,
     steps: int = 40,
     seed: int = 0,
@@ -148,6 +151,8 @@ def diagnose(
         data: as in ``fit``.
         recipe: as in ``fit``.
         overrides: as in ``fit``.
+        classes: as in ``fit``, and so are ``parts``.
+        parts: the folders of the parts.
         model: a network of any kind, which is not changed; None builds the recipe's.
         steps: training steps on the batch, at least 1.
         seed: as in ``fit``.
@@ -164,10 +169,16 @@ def diagnose(
         >>> [layer.name for layer in diagnosis.layers][:2], len(diagnosis.losses)
         (['conv1', 'conv2'], 2)
     """
-    check_integer("steps", steps, 1)
+    steps, seed = check_integer("steps", steps, 1), check_integer("seed", seed, 0)
+    if not isinstance(options, RunOptions):
+        raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
     recipe = resolve_recipe(recipe, overrides)
     options = options.resolved()
-    loaders = prepare_loaders(data, recipe, seed=seed, options=options)
+    loaders = prepare_loaders(
+        data, recipe, classes=classes, parts=parts, seed=seed, options=options
+    )
     if model is None:
         network: nn.Module = prepare_model(loaders, recipe, seed=seed, options=options)
     else:
@@ -175,13 +186,18 @@ def diagnose(
         network = copy.deepcopy(model)
         network.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload]
     device = torch.device(options.device)
-    images, labels = next(moved_batches(replace(loaders.train, augmentation=()), device))
+    first = next(moved_batches(replace(loaders.train, augmentation=()), device), None)
+    if first is None:
+        raise ValueError("data has no image that can be read; expected some to train on")
+    images, labels = first.images, first.labels
+    weights = balanced_weights(recipe, loaders.train.dataset, device)
     before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     with restored_generators(device):
         seed_generators(seed, device)
-        layers = _first_step(network, images, labels, recipe, options)
+        layers = _first_step(network, images, labels, recipe, options, weights)
         network.load_state_dict(before)
-        losses = step_losses(network, itertools.repeat((images, labels)), steps, recipe, options)
+        repeated = itertools.repeat((images, labels))
+        losses = step_losses(network, repeated, steps, recipe, options, weights)
     with torch.no_grad(), evaluation_mode(network), _watched(network) as seen:
         accuracy = (network(images.float()).argmax(1) == labels).float().mean().item()
     label_accuracy, label_chance, label_images = _labels_probe(loaders.train.dataset, seed)
@@ -243,7 +259,12 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _first_step(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, options: RunOptions
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    options: RunOptions,
+    class_weights: Tensor | None,
 ) -> list[LayerDiagnosis]:
     weights = {
         name: module.weight
@@ -255,7 +276,11 @@ def _first_step(
     with torch.no_grad(), evaluation_mode(model), _watched(model) as seen:
         model(images.float())
     model.train()
-    build_step(recipe, model, options)(images, labels, Totals(images.device))
+    step = build_step(recipe, model, options, class_weights=class_weights)
+    scale = math.inf
+    while step.scaler.get_scale() < scale:  # in float16, a step that overflows is left out
+        scale = step.scaler.get_scale()
+        step(images, labels, Totals(images.device))
     layers = []
     for name, layer in seen.items():
         weight = weights[name]
@@ -272,15 +297,17 @@ def step_losses(
     steps: int,
     recipe: Recipe,
     options: RunOptions,
+    class_weights: Tensor | None = None,
 ) -> list[float]:
     """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step."""
     losses: list[Tensor] = []
 
     def criterion(logits: Tensor, labels: Tensor) -> Tensor:
         losses.append(F.cross_entropy(logits.detach().float(), labels))
-        return recipe.criterion(logits, labels)
+        return recipe.criterion(logits, labels, class_weights)
 
-    step = replace(build_step(recipe, model, options, steps=steps), criterion=criterion)
+    built = build_step(recipe, model, options, steps=steps)
+    step = replace(built, criterion=criterion)
     model.train()
     totals = Totals(step.device)
     for images, labels in itertools.islice(batches, steps):

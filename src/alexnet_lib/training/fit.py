@@ -1,14 +1,16 @@
 """fit: trains a network on data with a recipe, and writes its history and its files."""
 
+import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from alexnet_lib.checks import as_integer, type_name
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
@@ -30,6 +32,8 @@ _SETTLING_STEPS = 3
 # Evaluating an image takes about this fraction of training on it (a backward pass costs as much as
 # two forward ones).
 _FORWARD_SHARE = 1 / 3
+# File names in the line about the images that could not be read.
+_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,8 @@ def fit(
     *,
     recipe: str | Recipe = "modern",
     overrides: Mapping[str, Any] | None = None,
+    classes: Iterable[str] | None = None,
+    parts: Mapping[str, str] | None = None,
     model: AlexNet | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -63,15 +69,20 @@ def fit(
     With ``out``, the folder holds ``recipe.json`` (all that determines the run, and what is known
     of a given model or ``Loaders``), ``history.jsonl`` (a line for each epoch),
     ``best.safetensors`` (weights of the best validation accuracy), ``last.safetensors`` (weights
-    after the last finished epoch) and, at the end, ``result.json``.
+    after the last finished epoch) and, at the end, ``result.json``, which also names the image
+    files that were skipped (``bad_images``).
 
     Args:
         data: ``"shapes"``; ``"cifar10"``, kept in the folder ``data`` and downloaded where it is
             missing; a folder with CIFAR-10 or with images; a data set of training images, or a pair
             of them, training and test images, as in ``build_loaders``. Or ``Loaders``, which are
-            used as they are, whatever the recipe says of images.
+            used as they are, whatever the recipe and the options say of images.
         recipe: a name among ``RECIPES``, or a ``Recipe``.
         overrides: fields of the recipe to change, by name, for example ``{"epochs": 3}``.
+        classes: names of the classes of a data set; for folders and tables, which classes to use
+            and in what order. None uses those of ``data``.
+        parts: the names of the folders of the parts, for example ``{"train": "a", "test": "b"}``;
+            ``{}``: there are none, every folder is a class. None knows the usual names.
         model: a network to start from, used as it is; the recipe's layers ``freeze`` are frozen
             from now on. None builds the recipe's.
         seed: for the weights, the split, the order, the augmentation and dropout, unless a given
@@ -99,17 +110,21 @@ def fit(
     """
     started = time.perf_counter()
     recipe = resolve_recipe(recipe, overrides)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    number = as_integer(seed)
+    if number is None or not 0 <= number < 2**63:
         raise ValueError(f"seed is {seed!r}; expected an integer from 0 to below 2**63")
+    seed = number
     if not isinstance(options, RunOptions):
-        raise TypeError(f"options is a {type(options).__name__}; expected RunOptions")
+        raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
     options = options.resolved()
     device = torch.device(options.device)
     # Compiled now, so that all steps of all runs of a seed are computed by the same code.
     compiled = device.type == "cpu" and cpu.load() is not None
     folder = None if out is None else RunFolder(out)
     with restored_generators(device):  # from which reading a data set may draw
-        loaders = prepare_loaders(data, recipe, seed=seed, options=options)
+        loaders = prepare_loaders(
+            data, recipe, classes=classes, parts=parts, seed=seed, options=options
+        )
         network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
     source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
     if folder is not None:
@@ -136,17 +151,29 @@ def fit(
         if loaders.test is not None:
             test = run.evaluate(network, "test", views=recipe.views)
     seconds = time.perf_counter() - started
+    bad_images = {
+        file: reason
+        for loader in loaders
+        if loader is not None
+        for file, reason in loader.bad_images.items()
+    }
     if folder is not None:
         images = sum(record.train.images for record in run.history)
         training_seconds = sum(record.train.seconds for record in run.history)
         result = {
             "test": test and test.to_dict(),
             "epochs": len(run.history),
+            "stopped_early": run.stopped_early,
+            "bad_images": bad_images,
             "seconds": seconds,
             "images_per_second": images / training_seconds,
             "versions": versions(),
         }
         write_json(folder.result, result)
+    if options.progress and bad_images:
+        names = ", ".join(itertools.islice(bad_images, _NAMES_SHOWN))
+        more = "" if len(bad_images) <= _NAMES_SHOWN else ", ..."
+        say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
     if options.progress and test is not None:
         say(f"test: {test}; {format_duration(seconds)} in all")
     return Run(tuple(run.history), test, network, None if folder is None else folder.path)
@@ -159,9 +186,12 @@ def _train(run: TrainingRun, folder: RunFolder | None) -> None:
         first, settled = run.steps_done, time.perf_counter()
         while not run.finished:
             try:
-                while run.totals.steps < run.steps_in_epoch:
+                while not run.epoch_read:
+                    done = run.steps_done
                     run.take_step()
-                    shown.advance(run.totals)
+                    if run.steps_done == done:
+                        continue  # the last batches of the epoch have no images
+                    shown.advance(run.totals, run.steps_done)
                     steps = run.steps_done - first
                     if steps == _SETTLING_STEPS:
                         settled = time.perf_counter()
@@ -180,11 +210,16 @@ def _train(run: TrainingRun, folder: RunFolder | None) -> None:
                 append_json_line(folder.history, metrics)
             if progress:
                 say(_epoch_line(record, run.recipe.epochs))
+        if run.stopped_early and progress:
+            say(
+                f"stopped after epoch {run.epoch} of {run.recipe.epochs}: no better validation "
+                f"accuracy since epoch {run.best_epoch}"
+            )
 
 
 def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
     """How long the rest of the run will take, and what would shorten it."""
-    per_step = run.loaders.train.batch_size
+    per_step = run.loaders.train.batch_size * run.recipe.accumulation_steps
     validation, test = (
         0.0 if part is None else _FORWARD_SHARE * len(part.dataset) / per_step
         for part in run.loaders[1:]
@@ -192,8 +227,9 @@ def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
     epochs_left = run.recipe.epochs - run.epoch
     steps_left = run.steps_in_all - run.steps_done + epochs_left * validation
     steps_left += run.recipe.views * test
+    most = "at most" if run.recipe.early_stopping is not None else "about"
     return (
-        f"about {format_duration(steps_left * seconds_per_step)} to go for {run.recipe.epochs} "
+        f"{most} {format_duration(steps_left * seconds_per_step)} to go for {run.recipe.epochs} "
         f"epochs at {per_step / seconds_per_step:.0f} images/s; shorter with fewer images "
         "(--train-images, or overrides={'train_images': ...}), smaller ones (--image-size, "
         "'image_size') or fewer epochs (--epochs, 'epochs')"
@@ -216,7 +252,7 @@ def _describe(data: Data | Loaders, model: AlexNet | None) -> dict[str, Any]:
             for name, loader in data._asdict().items()
         }
     if isinstance(model, AlexNet):
-        fields = ("image_size", "dropout", "dropout_scaling")
+        fields = ("image_size", "in_channels", "dropout", "dropout_scaling")
         given["model"] = {name: getattr(model, name) for name in fields}
         given["model"]["architecture"] = model.architecture.name
     return given

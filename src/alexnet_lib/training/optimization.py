@@ -1,13 +1,17 @@
 """The optimiser, the learning-rate schedule and the training step of a recipe."""
 
+import functools
 import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
+from alexnet_lib.checks import check_integer
+from alexnet_lib.data.images import ImageSet
+from alexnet_lib.data.statistics import compute_class_weights
 from alexnet_lib.devices import RunOptions, resolve_precision
 from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.recipes import Recipe
@@ -60,6 +64,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The learning rate of a recipe over a run of ``steps`` steps, stepped after each of them."""
+    steps = check_integer("steps", steps, 1)
     # At least one step is left after the warm-up.
     warmup = min(round(recipe.warmup_fraction * steps), steps - 1)
     if recipe.schedule == "plateau":
@@ -96,22 +101,39 @@ def build_plateau(recipe: Recipe, optimizer: Optimizer) -> ReduceLROnPlateau | N
 
 
 def build_step(
-    recipe: Recipe, model: nn.Module, options: RunOptions, *, steps: int | None = None
+    recipe: Recipe,
+    model: nn.Module,
+    options: RunOptions,
+    *,
+    steps: int | None = None,
+    class_weights: Tensor | None = None,
 ) -> TrainingStep:
     """The training step of a recipe; its learning rate follows the schedule of a run of ``steps``.
 
-    Without ``steps``, the learning rate is constant at its peak. ``options`` must be resolved.
+    Without ``steps``, the learning rate is constant at its peak. ``options`` must be resolved;
+    ``class_weights`` are those of ``balanced_weights``.
     """
     optimizer = build_optimizer(recipe, model)
     device = torch.device(options.device)
     # The compiled form of a module is a module, whatever torch's annotation says.
     trained: nn.Module = torch.compile(model) if options.compile else model  # type: ignore[assignment]
+    criterion = recipe.criterion
+    if class_weights is not None:
+        criterion = functools.partial(criterion, class_weights=class_weights)
     return TrainingStep(
         trained,
         optimizer,
         device,
         resolve_precision(options.precision, device),
-        recipe.criterion,
+        criterion,
         None if steps is None else build_schedule(recipe, optimizer, steps),
         recipe.max_grad_norm,
+        recipe.accumulation_steps,
     )
+
+
+def balanced_weights(recipe: Recipe, data: ImageSet, device: torch.device) -> Tensor | None:
+    """The weights of the classes in the loss of a recipe, from its training images, or None."""
+    if recipe.balance != "loss":
+        return None
+    return compute_class_weights(data.labels, len(data.classes)).to(device)

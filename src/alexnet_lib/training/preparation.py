@@ -1,12 +1,16 @@
 """Prepares loaders and a network for a run, from data and a recipe."""
 
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alexnet_lib.checks import type_name
 from alexnet_lib.data.loaders import Loaders, assemble_loaders
 from alexnet_lib.data.sources import Data, open_parts
 from alexnet_lib.devices import RunOptions
 from alexnet_lib.interop.torchvision import from_torchvision
 from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.batches import check_order
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
 
 
@@ -14,6 +18,8 @@ def prepare_loaders(
     data: Data | Loaders,
     recipe: str | Recipe = "modern",
     *,
+    classes: Iterable[str] | None = None,
+    parts: Mapping[str, str] | None = None,
     seed: int = 0,
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Loaders:
@@ -22,8 +28,11 @@ def prepare_loaders(
     Args:
         data: as in ``fit``, with its errors. ``Loaders`` are returned as they are.
         recipe: as in ``fit``.
+        classes: as in ``fit``, and so are ``parts``.
+        parts: the folders of the parts.
         seed: for the split, the order and the augmentation.
-        options: device, dtype and memory format of the batches; processes that decode files.
+        options: device, dtype and memory format of the batches; processes that decode files; what
+            to do with files that cannot be read.
 
     Example:
         >>> from alexnet_lib import prepare_loaders
@@ -33,23 +42,43 @@ def prepare_loaders(
     """
     recipe = resolve_recipe(recipe)
     if isinstance(data, Loaders):
+        for name, value in (("classes", classes), ("parts", parts)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} is given, but data is Loaders, which are opened already; expected "
+                    f"{name}=None, or data that is still to be opened"
+                )
         loaders = data
     else:
         options = options.resolved()
+        opened = open_parts(
+            data,
+            classes=classes,
+            parts=parts,
+            channels=recipe.channels,
+            background=recipe.background,
+            on_bad_image=options.on_bad_image,
+            bad_image_limit=options.bad_image_limit,
+        )
         loaders = assemble_loaders(
-            open_parts(data),
-            recipe.treatment,
+            opened,
+            functools.partial(recipe.treatment, channels=opened.train.channels),
             train_images=recipe.train_images,
             validation_fraction=recipe.validation_fraction,
             batch_size=recipe.batch_size,
             seed=seed,
             num_workers=options.num_workers,
             placement=options.placement,
+            drop_last=recipe.drop_last,
+            balanced=recipe.balance == "sampler",
+            stats_images=recipe.stats_images,
+            on_bad_image=options.on_bad_image,
+            bad_image_limit=options.bad_image_limit,
         )
-    if recipe.schedule == "plateau" and loaders.validation is None:
+    if recipe.needs_validation and loaders.validation is None:
         raise ValueError(
-            "data has no validation images, but the recipe's schedule 'plateau' depends on their "
-            "error"
+            f"data has no validation images, but the recipe's {recipe.needs_validation} depends on "
+            "them"
         )
     if recipe.views == 10 and loaders.test is not None and not loaders.test.preprocess.margin:
         # At once, since the views are needed only after the last epoch.
@@ -89,9 +118,15 @@ def prepare_model(
         ('bar', 'bowtie', 'circle')
     """
     recipe = resolve_recipe(recipe)
+    channels = loaders.preprocess.channels
     if model is None:
         arguments: Any = {"image_size": loaders.image_size, "dropout": recipe.dropout, "seed": seed}
         if recipe.weights is not None:
+            if channels != 3:
+                raise ValueError(
+                    f"weights is {recipe.weights!r}, which are of images of 3 channels, but data "
+                    f"has {channels}; expected overrides={{'channels': 3}}"
+                )
             model = from_torchvision(recipe.weights, len(loaders.classes), **arguments)
         else:
             model = AlexNet(
@@ -99,13 +134,21 @@ def prepare_model(
                 architecture=recipe.architecture,
                 dropout_scaling=recipe.dropout_scaling,
                 initialization=recipe.initialization,
+                in_channels=channels,
                 **arguments,
             )
     if not isinstance(model, AlexNet):
-        raise TypeError(f"model is a {type(model).__name__}; expected an AlexNet")
+        raise TypeError(f"model is a {type_name(model)}; expected an alexnet_lib.AlexNet")
     if model.num_classes != len(loaders.classes):
         raise ValueError(
             f"model has {model.num_classes} classes; expected {len(loaders.classes)}, those of data"
+        )
+    check_order(model, loaders.classes)
+    if model.in_channels != channels:
+        raise ValueError(
+            f"model has in_channels {model.in_channels}, but the images of data have {channels} "
+            f"channels; expected overrides={{'channels': {model.in_channels}}}, or a model with "
+            f"in_channels={channels}"
         )
     if model.image_size != loaders.image_size and not model.architecture.takes_any_size:
         raise ValueError(

@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
+from PIL import ImageColor
 from torch import Tensor
 
 from alexnet_lib.checks import (
@@ -20,11 +20,13 @@ from alexnet_lib.checks import (
     at_least,
     check_fields,
     check_integer,
+    type_name,
 )
 from alexnet_lib.data import augmentation
 from alexnet_lib.data.loaders import Treatment
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.data.statistics import IMAGENET_STATS, PixelStatistics
+from alexnet_lib.files import as_path
 from alexnet_lib.network.architecture import Architecture, resolve_architecture
 from alexnet_lib.network.model import DropoutScaling, Initialization
 
@@ -50,6 +52,10 @@ class Recipe:
         dropout: probability, as in ``AlexNet``.
         dropout_scaling: ``"training"`` or ``"test"``, as in ``AlexNet``.
         image_size: side of the network's input, in pixels; None is the architecture's own.
+        channels: of the images; None is 3 for photos, and what arrays and tensors have (1 or 3).
+            Grey images are repeated for 3, colours become their luma for 1.
+        background: colour behind transparent pixels, as in ``Preprocess``.
+        decode: ``"reduced"`` or ``"full"``, as in ``Preprocess``.
         resize_ratio: side of the resized image, divided by the side of the crop,
             at least 1; the paper's 256 / 224.
         edge: rows and columns of the input that are zeros, as in ``Preprocess``.
@@ -58,6 +64,8 @@ class Recipe:
         stats: channel statistics of the training images: ``"pixel"``, with the standard deviation
             over all pixels; ``"per_image"``, with the mean of the per-image standard deviations,
             as in much teaching code. Or ``"imagenet"``, those of ImageNet.
+        stats_images: number of training images in the sample that they are measured on, where the
+            images are not in memory; None measures all.
         train_images: use only so many of the training images; None uses all.
         validation_fraction: fraction of the training images kept for validation.
         flip: mirror half of the images.
@@ -67,8 +75,17 @@ class Recipe:
         erasing: probability of ``RandomErasing``.
         mixup: alpha of ``Mixup``; 0 is none.
         cutmix: alpha of ``CutMix``; 0 is none. Not both.
-        batch_size: images in a step.
+        batch_size: images in a batch.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
+        balance: against classes of unequal sizes: ``"loss"`` weights the cross entropy of a
+            training image by ``compute_class_weights`` of its class; ``"sampler"`` draws the
+            training images with replacement, each class equally often; ``"none"``. Validation and
+            test images count alike in any case.
+        accumulation_steps: batches in a step, at least 1; as one batch of all their images, in less
+            memory. The last step of an epoch may have fewer.
         epochs: passes over the training images.
+        early_stopping: end the run after so many epochs without a better validation accuracy, at
+            least 1; None trains for all ``epochs``.
         optimizer: ``"sgd"`` or ``"adamw"``.
         learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
@@ -106,10 +123,14 @@ class Recipe:
     dropout: Annotated[float, PROBABILITY] = 0.5
     dropout_scaling: DropoutScaling = "training"
     image_size: Annotated[int | None, at_least(1)] = None
+    channels: Annotated[int | None, at_least(1)] = None
+    background: str = "white"
+    decode: Literal["reduced", "full"] = "reduced"
     resize_ratio: Annotated[float, Range("a finite number of at least 1", lambda x: x >= 1)] = 1.0
     edge: Annotated[int, at_least(0)] = 0
     preprocessing: Literal["standardize", "subtract_mean"] = "standardize"
     stats: Literal["pixel", "per_image", "imagenet"] = "pixel"
+    stats_images: Annotated[int | None, at_least(1)] = 2000
     train_images: Annotated[int | None, at_least(1)] = None
     validation_fraction: Annotated[float, FRACTION] = 0.1
     flip: bool = True
@@ -120,7 +141,11 @@ class Recipe:
     mixup: Annotated[float, AT_LEAST_ZERO] = 0.0
     cutmix: Annotated[float, AT_LEAST_ZERO] = 0.0
     batch_size: Annotated[int, at_least(1)] = 128
+    drop_last: bool = False
+    balance: Literal["none", "loss", "sampler"] = "none"
+    accumulation_steps: Annotated[int, at_least(1)] = 1
     epochs: Annotated[int, at_least(1)] = 10
+    early_stopping: Annotated[int | None, at_least(1)] = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, ABOVE_ZERO] = 0.03
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -166,14 +191,28 @@ class Recipe:
                     f"{name} is {getattr(self, name)!r}, but weights is {self.weights!r}, which "
                     f"are torchvision's; expected {expected!r}"
                 )
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise ValueError(
+                f"background is {self.background!r}; expected a colour, for example 'white' or "
+                "'#ff0000'"
+            ) from None
+        if self.channels not in {None, 3}:
+            for name, value in (("weights", self.weights), ("stats", self.stats)):
+                if value is not None and (name == "weights" or value == "imagenet"):
+                    raise ValueError(
+                        f"channels is {self.channels}, but {name} is {value!r}, which is of images "
+                        "of 3 channels; expected 3 or None"
+                    )
         if self.mixup and self.cutmix:
             raise ValueError(
                 f"mixup is {self.mixup} and cutmix is {self.cutmix}; expected one of them to be 0"
             )
-        if self.schedule == "plateau" and not self.validation_fraction:
+        if self.needs_validation and not self.validation_fraction:
             raise ValueError(
-                "validation_fraction is 0, but the schedule 'plateau' depends on the validation "
-                "error; expected above 0"
+                f"validation_fraction is 0, but the {self.needs_validation} depends on the "
+                "validation images; expected above 0"
             )
 
     def overridden(self, overrides: Mapping[str, Any]) -> "Recipe":
@@ -183,6 +222,11 @@ class Recipe:
             ValueError: there is no such field, or a value is out of its range.
         """
         known = {field.name for field in fields(self)} - {"name"}
+        if not isinstance(overrides, Mapping):
+            raise ValueError(
+                f"overrides is a {type_name(overrides)}; expected a mapping of fields, for example "
+                "{'epochs': 3}"
+            )
         if unknown := sorted(set(overrides) - known):
             raise ValueError(f"overrides has {unknown}; expected names among {sorted(known)}")
         return replace(self, **overrides)
@@ -193,12 +237,15 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
-        """The recipe that ``to_dict`` wrote; other data is a ``ValueError``."""
-        known = [field.name for field in fields(cls)]
-        if not isinstance(data, Mapping) or set(data) != set(known):
-            present = sorted(data) if isinstance(data, Mapping) else data
+        """The recipe that ``to_dict`` wrote; other data is a ``ValueError``.
+
+        Fields that an older version of the library did not write have their defaults.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(data, Mapping) or not {"name"} <= set(data) <= known:
+            present = sorted(map(str, data)) if isinstance(data, Mapping) else data
             raise ValueError(f"data has {present}; expected a recipe's fields, {sorted(known)}")
-        freeze = data["freeze"]
+        freeze = data.get("freeze", ())
         return cls(**{**data, "freeze": tuple(freeze) if isinstance(freeze, list) else freeze})
 
     @property
@@ -216,19 +263,44 @@ class Recipe:
         """Side that images are resized to before the crop, in pixels."""
         return round(self.resize_ratio * self.crop_size)
 
-    def treatment(self, measure: Callable[[], PixelStatistics]) -> Treatment:
-        """Preprocessing and augmentation; ``measure`` gives the training images' statistics."""
+    @property
+    def needs_validation(self) -> str:
+        """The field that depends on the validation images, with its value; or nothing."""
+        if self.schedule == "plateau":
+            return "schedule 'plateau'"
+        return "" if self.early_stopping is None else f"early_stopping of {self.early_stopping}"
+
+    def treatment(
+        self, measure: Callable[[], PixelStatistics], channels: int | None = None
+    ) -> Treatment:
+        """Preprocessing and augmentation.
+
+        ``measure`` gives the training images' statistics; ``channels`` is the number of their
+        channels, if known.
+        """
         stats = IMAGENET_STATS if self.stats == "imagenet" else measure().channel_stats(self.stats)
+        channels = channels or self.channels or len(stats.mean)
+        if len(stats.mean) != channels:
+            raise ValueError(
+                f"stats is {self.stats!r}, with the statistics of {len(stats.mean)} channels, but "
+                f"the images have {channels}; expected 'pixel', or channels of {len(stats.mean)}"
+            )
         scale, mean, std = 1.0, stats.mean, stats.std
         if self.preprocessing == "subtract_mean":
-            red, green, blue = stats.mean
-            scale, mean, std = 255.0, (255 * red, 255 * green, 255 * blue), (1.0, 1.0, 1.0)
+            scale, mean, std = 255.0, tuple(255 * value for value in mean), (1.0,) * channels
         elif min(std) <= 0:
             raise ValueError(
                 f"the training images have the standard deviations {std}; expected all above 0"
             )
         preprocess = Preprocess(
-            self.resize, self.input_size, scale=scale, mean=mean, std=std, edge=self.edge
+            self.resize,
+            self.input_size,
+            scale=scale,
+            mean=mean,
+            std=std,
+            edge=self.edge,
+            background=self.background,
+            decode=self.decode,
         )
         # In the order in which they are applied.
         random: tuple[Any, ...] = (
@@ -243,9 +315,24 @@ class Recipe:
         )
         return Treatment(preprocess, tuple(filter(None, random)), stats)
 
-    def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy with the recipe's label smoothing, the mean over the batch."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def criterion(
+        self, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
+    ) -> Tensor:
+        """Cross entropy with the recipe's label smoothing, the mean over the batch.
+
+        ``class_weights`` ``(classes,)`` multiply the losses of the images of their class; the sum
+        is divided by the number of images, so that a step on several batches is the same as on one.
+        """
+        if class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        total = F.cross_entropy(
+            logits,
+            labels,
+            weight=class_weights,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return total / len(labels)
 
 
 # The result of the search (`benchmarks/search.py`, docs/training.md).
@@ -323,7 +410,7 @@ def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -
         raise ValueError(
             f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
         )
-    return recipe.overridden(dict(overrides or {}))
+    return recipe.overridden({} if overrides is None else overrides)
 
 
 def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
@@ -337,7 +424,7 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
         ValueError: the file is not the recipe of a run, or ``fit`` was given the model or the
             loaders of that run.
     """
-    file = Path(path)
+    file = as_path(path)
     file = file / "recipe.json" if file.is_dir() else file
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """A run in progress: one object with everything that changes from step to step."""
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions, derived_seed, seed_generators
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.training.loop import evaluate, moved_batches
+from alexnet_lib.training.batches import Batch, moved_batches
+from alexnet_lib.training.loop import evaluate
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals
-from alexnet_lib.training.optimization import build_plateau, build_step
+from alexnet_lib.training.optimization import balanced_weights, build_plateau, build_step
 from alexnet_lib.training.recipes import Recipe
 
 
@@ -33,9 +35,14 @@ class TrainingRun:
         seed: for dropout.
         options: resolved options.
 
+    A step is one of the optimiser; with the recipe's ``accumulation_steps`` it reads several
+    batches. An epoch in which images were skipped may have fewer steps than ``steps_in_epoch``.
+
     Attributes:
         epoch: number of finished epochs.
         totals: sums over the images of the epoch in progress; ``totals.steps`` are its steps.
+        batches_read: batches of the epoch in progress that were read, also those that were left
+            out because none of their images could be read.
         history: a record for each finished epoch.
         result: the network that is evaluated and kept: the model, or the average of its weights.
         best_weights: the weights of the best validation accuracy (without a validation part, of
@@ -47,7 +54,16 @@ class TrainingRun:
     ) -> None:
         self.recipe, self.loaders, self.model, self.seed = recipe, loaders, model, seed
         self.options = options
-        self._step = build_step(recipe, model, options, steps=self.steps_in_all)
+        self._step = build_step(
+            recipe,
+            model,
+            options,
+            steps=self.steps_in_all,
+            class_weights=balanced_weights(
+                recipe, loaders.train.dataset, torch.device(options.device)
+            ),
+        )
+        self.scaler = self._step.scaler
         self._device = self._step.device
         self.optimizer, self.schedule = self._step.optimizer, self._step.batch_scheduler
         self.plateau = build_plateau(recipe, self.optimizer)
@@ -64,12 +80,13 @@ class TrainingRun:
 
     def _begin_epoch(self) -> None:
         self.totals = Totals(self._device)
-        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.batches_read = 0
+        self._batches: Iterator[Batch] | None = None
 
     @property
     def steps_in_epoch(self) -> int:
         """Steps of a whole epoch."""
-        return len(self.loaders.train)
+        return math.ceil(len(self.loaders.train) / self.recipe.accumulation_steps)
 
     @property
     def steps_in_all(self) -> int:
@@ -78,28 +95,48 @@ class TrainingRun:
 
     @property
     def steps_done(self) -> int:
-        """Steps taken so far."""
+        """Steps taken so far, as if no epoch had left out any."""
         return self.epoch * self.steps_in_epoch + self.totals.steps
 
     @property
+    def epoch_read(self) -> bool:
+        """Whether all batches of the epoch in progress were trained on."""
+        return self.batches_read >= len(self.loaders.train)
+
+    @property
     def finished(self) -> bool:
-        """Whether all epochs are finished."""
-        return self.epoch == self.recipe.epochs
+        """Whether all epochs are finished, or the validation accuracy has stopped rising."""
+        return self.epoch == self.recipe.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the recipe's ``early_stopping`` ended the run before its last epoch."""
+        patience = self.recipe.early_stopping
+        waited = self.epoch - self.best_epoch
+        return patience is not None and self.epoch < self.recipe.epochs and waited >= patience
 
     def take_step(self) -> None:
-        """Trains on the next batch of the epoch."""
+        """Trains on the next batches of the epoch; on none where the rest were skipped."""
         step = self.totals.steps
         if not step:
             self.totals = Totals(self._device)  # its time starts with the first step of the epoch
         # Not step 0: its random numbers are those of the epoch's order.
         seed_generators(derived_seed(self.seed, self.epoch, step + 1), self._device)
         if self._batches is None:
-            batches = self.loaders.train.batches(self.epoch, start=step)
-            self._batches = moved_batches(batches, self._device)
+            self._batches = moved_batches(self._read(), self._device)
             self.model.train()
-        self._step(*next(self._batches), self.totals)
-        if self.average is not None:
+        batches = itertools.islice(self._batches, self.recipe.accumulation_steps)
+        self._step.train_on(batches, self.totals)
+        if self.average is not None and self.totals.steps > step:
             self.average.update_parameters(self.model)
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = self.loaders.train
+        numbered = loader._numbered_batches(self.epoch, self.batches_read, loader.preprocess)
+        for number, batch in numbered:
+            self.batches_read = number + 1
+            yield batch
+        self.batches_read = len(self.loaders.train)
 
     def finish_epoch(self) -> EpochRecord:
         """Evaluates on the validation images, after the last step of an epoch.
@@ -117,6 +154,7 @@ class TrainingRun:
         if self.loaders.validation is not None:
             validation = self.evaluate(self.result, "validation")
             accuracy = validation.accuracy
+            assert accuracy is not None  # labels of the library's loaders are classes
             if self.plateau is not None:
                 self.plateau.step(1 - accuracy)
         self.epoch += 1
@@ -160,6 +198,7 @@ class TrainingRun:
         state = {
             **{name: part and part.state_dict() for name, part in parts.items()},
             **{name: getattr(self, name) for name in _PLAIN},
+            "batches_read": self.batches_read,
             "totals": self.totals.state(),
             "history": [asdict(record) for record in self.history],
         }
@@ -179,12 +218,13 @@ class TrainingRun:
                     # Fused optimisers expect the memory format of the parameter.
                     buffers[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         self._begin_epoch()
+        self.batches_read = state["batches_read"]
         self.totals.set_state(state["totals"])
         self.history = [EpochRecord.from_state(record) for record in state["history"]]
 
 
 # The attributes of a run that make up its state, besides totals and history.
-_PARTS = ("model", "optimizer", "schedule", "plateau", "average")
+_PARTS = ("model", "optimizer", "schedule", "plateau", "average", "scaler")
 _PLAIN = ("epoch", "best_epoch", "best_accuracy", "best_weights")
 
 # Keys in plain data that mark a tensor, a number that JSON does not have, and a dictionary whose
