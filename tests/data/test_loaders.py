@@ -4,8 +4,11 @@ Most sets here are of numbered images: all pixels of image i have the value i, s
 which images it holds.
 """
 
+import copy
+import pickle
 import re
 from dataclasses import FrozenInstanceError, replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -81,6 +84,10 @@ any_augmentation = pytest.mark.parametrize(
 any_kind = pytest.mark.parametrize("kind", [in_memory, read_lazily])
 any_fit = pytest.mark.parametrize("image_fit", ["crop", "squash"])
 any_mixture = pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
+
+
+EPOCH_0_OF_SEED_3 = [3, 1, 10, 2, 11, 7, 0, 9, 8, 5, 6, 4]
+EPOCH_4_OF_SEED_3 = [11, 2, 4, 10, 1, 5, 7, 3, 9, 8, 6, 0]
 
 
 def numbered_images(count: int) -> torch.Tensor:
@@ -203,6 +210,276 @@ def test_an_exhausted_pass_advances_the_epoch():
     fresh = shuffling()
     fresh.set_epoch(1)
     assert second == numbers(fresh)
+
+
+@pytest.mark.parametrize(
+    "whole_of",
+    [
+        lambda loader: list(islice(loader, len(loader))),
+        lambda loader: list(zip(range(len(loader)), loader, strict=False)),
+        lambda loader: list(zip(loader, range(len(loader)), strict=False)),
+        lambda loader: [next(batches) for batches in [iter(loader)] for _ in range(len(loader))],
+    ],
+    ids=["islice", "zip with a range", "zip of a range", "next"],
+)
+@pytest.mark.parametrize("count", [50, 48, 5])
+def test_a_pass_is_complete_when_its_last_batch_is_handed_out(whole_of, count):
+    loader = shuffling(count)
+    whole_of(loader)
+    assert loader.epoch == 1
+    whole_of(loader)
+    assert loader.epoch == 2
+
+
+def test_a_pass_without_its_last_batch_is_not_complete():
+    loader = shuffling()
+    list(islice(loader, len(loader) - 1))
+    assert loader.epoch == 0
+
+
+def test_an_epoch_that_is_set_during_the_last_batch_stays():
+    loader = shuffling()
+    for number, _ in enumerate(loader):
+        if number == len(loader) - 1:
+            loader.set_epoch(7)
+    assert loader.epoch == 7
+
+
+def test_the_order_of_an_epoch_is_that_of_earlier_versions():
+    # Stored results, and runs that are resumed, depend on it.
+    loader = BatchLoader(in_memory(numbered_images(12)), AS_IT_IS, shuffle=True, seed=3)
+    assert numbers(loader) == EPOCH_0_OF_SEED_3
+    loader.set_epoch(4)
+    assert numbers(loader) == EPOCH_4_OF_SEED_3
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("epoch", [-1, 1.0, "1", None, True])
+def test_an_epoch_is_an_integer_from_0(epoch):
+    loader = shuffling()
+    for use in (loader.set_epoch, loader.batches):
+        with pytest.raises(ValueError, match=f"epoch is {epoch!r}; expected an integer of at leas"):
+            use(epoch)
+    assert loader.epoch == 0
+    with pytest.raises(ValueError, match="start is -1; expected an integer of at least 0"):
+        loader.batches(0, -1)
+
+
+def test_numpys_integers_are_integers():
+    loader = BatchLoader(
+        in_memory(numbered_images(20)),
+        AS_IT_IS,
+        batch_size=np.int64(8),
+        seed=np.int32(1),
+        num_workers=np.uint8(0),
+        shuffle=np.bool_(True),
+    )
+    assert numbers(loader) == numbers(shuffling(20, seed=1))
+    loader.set_epoch(np.int64(3))
+    kept = (loader.batch_size, loader.seed, loader.num_workers, loader.shuffle, loader.epoch)
+    assert kept == (8, 1, 0, True, 3)
+    assert {type(value) for value in kept} == {int, bool}
+    images = {"image_size": np.int64(4), "resize": np.int16(6), "train_images": np.int32(40)}
+    loaders = dataset_loaders(60, seed=np.int64(2), batch_size=np.int64(7), **images)
+    plain = dataset_loaders(60, image_size=4, resize=6, train_images=40, seed=2, batch_size=7)
+    assert positions(loaders.train) == positions(plain.train)
+    assert loaders.preprocess == plain.preprocess
+    assert_same_pass(loaders.train, plain.train)
+
+
+@any_kind
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_goes_on_where_the_loader_is_and_by_itself(kind, copied):
+    loader = flipping(kind)
+    whole_pass(loader)
+    twin = copied(loader)
+    assert_same_pass(twin, loader)
+    assert (twin.epoch, loader.epoch) == (2, 2)
+    whole_pass(twin)
+    assert (twin.epoch, loader.epoch) == (3, 2)
+
+
+# Whole batches, and classes of equal weight
+
+
+@any_kind
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 40))
+@settings(max_examples=15)
+def test_drop_last_leaves_out_the_smaller_batch_and_nothing_else(kind, count, batch_size):
+    batch_size = min(count, batch_size)
+    options = {"batch_size": batch_size, "shuffle": True}
+    loader = BatchLoader(kind(numbered_images(count)), AS_IT_IS, **options)
+    whole = [labels.tolist() for _, labels in loader.batches(1)]
+    dropping = replace(loader, drop_last=True)
+    dropping.set_epoch(1)
+    expected = [labels for labels in whole if len(labels) == batch_size]
+    assert [labels.tolist() for _, labels in dropping] == expected
+    assert dropping.epoch == 2
+    assert len(dropping) == len(expected) == count // batch_size
+    assert [labels.tolist() for _, labels in dropping.batches(1, 1)] == expected[1:]
+    dropping.set_epoch(1)
+    assert [labels.tolist() for _, labels in dropping.views(1)] == expected
+
+
+@any_mixture
+def test_without_the_last_batch_an_image_is_still_mixed_with_the_next_of_the_epoch(mixture):
+    loader = shuffling(20, augmentation=(mixture,))
+    dropping = replace(loader, drop_last=True)
+    for mine, other in zip(dropping, loader, strict=False):
+        assert torch.equal(mine[0], other[0])
+        assert torch.equal(mine[1], other[1])
+
+
+@pytest.mark.bad_input
+def test_drop_last_that_leaves_nothing_is_refused():
+    text = "drop_last is True, but batch_size is 8 and there are 5 images, so that no batch is left"
+    with pytest.raises(ValueError, match=text):
+        shuffling(5, drop_last=True)
+    assert len(shuffling(8, drop_last=True)) == 1
+
+
+def unequal(sizes: list[int], kind=in_memory, **options) -> BatchLoader:
+    """A loader of numbered images, so many of each class."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    data = replace(kind(numbered_images(len(labels)), classes=len(sizes)), labels=labels)
+    return BatchLoader(data, AS_IT_IS, **{"shuffle": True, "balanced": True, **options})
+
+
+def test_a_balanced_epoch_has_each_class_equally_often_and_each_image_of_a_class():
+    loader = unequal([150, 40, 10])
+    labels = torch.cat([labels for epoch in range(40) for _, labels in loader.batches(epoch)])
+    shares = torch.bincount(labels) / len(labels)
+    assert len(labels) == 40 * 200
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+    images = [n for epoch in range(40) for x, _ in loader.batches(epoch) for n in numbers_of(x)]
+    counts = np.bincount(images, minlength=200)
+    # About 18, 67 and 267 times.
+    for first, last, mean in ((0, 150, 17.8), (150, 190, 66.7), (190, 200, 266.7)):
+        assert counts[first:last].mean() == pytest.approx(mean, rel=0.06)
+        assert counts[first:last].min() > mean / 4
+        assert counts[first:last].max() < mean * 2.2
+
+
+def numbers_of(images: torch.Tensor) -> list[int]:
+    return (255 * images[:, 0, 0, 0]).round().int().tolist()
+
+
+@any_kind
+def test_a_balanced_epoch_is_a_function_of_seed_and_epoch(kind):
+    loader = unequal([9, 3, 1], kind, batch_size=4)
+    epochs = [numbers(loader), numbers(loader)]
+    assert epochs[0] != epochs[1]
+    assert numbers(replace(loader, batch_size=5)) == epochs[0]
+    assert numbers(unequal([9, 3, 1])) == epochs[0]
+    assert numbers(replace(loader, seed=1)) != epochs[0]
+    assert [n for images, _ in loader.batches(0, 2) for n in numbers_of(images)] == epochs[0][8:]
+    assert len(loader) == 4
+    assert len(replace(loader, drop_last=True)) == len([*replace(loader, drop_last=True)]) == 3
+
+
+@any_kind
+def test_images_of_a_balanced_epoch_come_with_their_own_labels(kind):
+    loader = unequal([9, 3, 1], kind, batch_size=4)
+    for images, labels in loader:
+        assert labels.tolist() == [(n >= 9) + (n >= 12) for n in numbers_of(images)]
+
+
+def test_classes_without_images_are_not_drawn():
+    for sizes in ([0, 5, 0, 2, 0], [3, 0], [0, 3]):
+        loader = unequal(sizes)
+        drawn = {n for epoch in range(20) for _, y in loader.batches(epoch) for n in y.tolist()}
+        assert drawn == {label for label, size in enumerate(sizes) if size}
+
+
+@pytest.mark.bad_input
+def test_a_balanced_epoch_is_shuffled():
+    with pytest.raises(ValueError, match="balanced is True, but shuffle is False; expected shuffl"):
+        unequal([2, 2], shuffle=False)
+
+
+def test_drop_last_and_balanced_are_those_of_the_training_images_alone():
+    loaders = dataset_loaders(60, drop_last=True, balanced=True, batch_size=8)
+    assert [(part.drop_last, part.balanced) for part in loaders] == [
+        (True, True),
+        (False, False),
+        (False, False),
+    ]
+    assert sum(len(labels) for _, labels in loaders.test) == 20
+
+
+# Channels
+
+
+@any_kind
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_any_number_of_channels_are_augmented_and_normalised(kind, channels):
+    images = torch.randint(0, 256, (6, channels, 8, 8), dtype=torch.uint8)
+    data = kind(images)
+    data = data if kind is in_memory else replace(data, channels=channels)
+    values = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+    augmentation = (HorizontalFlip(1.0), RandomCrop(), CutMix())
+    loader = BatchLoader(data, Preprocess(8, 6, **values), augmentation=augmentation)
+    assert whole_pass(loader).shape == (6, channels, 6, 6)
+    plain = replace(loader, augmentation=())
+    torch.testing.assert_close(whole_pass(plain), (images[..., 1:7, 1:7] / 255 - 0.5) / 0.25)
+
+
+@pytest.mark.bad_input
+def test_other_channels_than_those_of_the_images_are_refused():
+    grey = ImageTensors(numbered_images(4)[:, :1], torch.zeros(4).long(), ("a",))
+    text = "preprocess is for 3 channels, the length of its mean, but the images have 1; expected"
+    with pytest.raises(ValueError, match=text):
+        BatchLoader(grey, AS_IT_IS)
+    one = Preprocess(4, 4, mean=(0.5,), std=(0.5,))
+    with pytest.raises(ValueError, match=r"ColorNoise of 3 channels, but the images have 1; expec"):
+        BatchLoader(grey, one, augmentation=(ColorNoise(COMPONENTS),))
+    two = ImageTensors(torch.zeros(4, 2, 4, 4, dtype=torch.uint8), grey.labels, ("a",))
+    values = Preprocess(4, 4, mean=(0.5,) * 2, std=(0.5,) * 2)
+    text = r"TrivialAugment\(\), which is for images of 1 or 3 channels, but the images have 2"
+    with pytest.raises(ValueError, match=text):
+        BatchLoader(two, values, augmentation=(TrivialAugment(),))
+    BatchLoader(grey, one, augmentation=(TrivialAugment(),))
+
+
+@pytest.mark.bad_input
+def test_statistics_of_other_channels_are_refused():
+    grey = TensorDataset(numbered_images(20)[:, :1], torch.arange(20) % 2)
+    text = "stats has 3 channels, but the images have 1; expected statistics of these images"
+    with pytest.raises(ValueError, match=text):
+        build_loaders(grey, image_size=4, stats=STATS)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(None, 1), (1, 1), (3, 3)])
+def test_grey_data_sets_stay_grey_or_become_rgb(channels, expected):
+    grey = TensorDataset(numbered_images(20)[:, :1], torch.arange(20) % 2)
+    loaders = build_loaders(grey, image_size=4, channels=channels)
+    assert loaders.channels == len(loaders.stats.mean) == loaders.preprocess.channels == expected
+    assert next(iter(loaders.train))[0].shape[1] == expected
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(None, 3), (1, 1), (3, 3)])
+def test_files_become_grey_or_rgb(tmp_path, channels, expected):
+    root = write_class_folders(tmp_path, count=5, size=(100, 110))
+    loaders = build_loaders(root, image_size=32, channels=channels)
+    assert isinstance(loaders.train.dataset, ImageFiles)
+    assert (loaders.channels, loaders.preprocess.channels) == (expected, expected)
+    assert {images.shape[1] for images, _ in loaders.train} == {expected}
+
+
+def test_transparent_pixels_get_the_background_in_every_part_and_in_the_statistics(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            clear = Image.new("RGBA", (100, 100), (255, 0, 0, 0))
+            clear.save(tmp_path / name / f"{number}.png")
+    stats = ChannelStats((0.0,) * 3, (1.0,) * 3, 1)
+    for background, colour in (("white", [1, 1, 1]), ("#0000ff", [0, 0, 1])):
+        loaders = build_loaders(tmp_path, image_size=8, background=background, stats=stats)
+        for part in loaders:
+            assert whole_pass(part).amax((0, 2, 3)).tolist() == colour
+            assert whole_pass(part).amin((0, 2, 3)).tolist() == colour
+        assert loaders.preprocess.background == background
+        assert compute_channel_stats(loaders.train.dataset).mean == pytest.approx(colour)
 
 
 def test_set_epoch_repeats_an_epoch_exactly():
@@ -765,6 +1042,14 @@ def test_the_shapes_need_no_files():
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; expected an integer of at least 1"),
+        ({"drop_last": "no"}, "drop_last is 'no'; expected one of True, False"),
+        ({"balanced": None}, "balanced is None; expected one of True, False"),
+        ({"drop_last": True, "batch_size": 100}, "drop_last is True, but batch_size is 100 and th"),
+        ({"on_bad_image": "ignore"}, "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
+        ({"bad_image_limit": 2}, "bad_image_limit is 2; expected a fraction from 0 to 1"),
+        ({"bad_image_limit": None}, "bad_image_limit is None; expected a fraction from 0 to 1"),
+        ({"stats_images": 0}, "stats_images is 0; expected an integer of at least 1, or None"),
         ({"num_workers": -1}, "num_workers is -1; expected an integer of at least 0"),
         ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats, 'pixel' or"),
         ({"stats": None}, "stats is None; expected a ChannelStats, 'pixel' or"),
@@ -791,6 +1076,33 @@ def test_the_shapes_need_no_files():
 def test_a_wrong_argument_is_named_with_what_was_expected(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         dataset_loaders(60, classes=3, **options)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (TensorDataset(torch.zeros(2)), "torch.utils.data.dataset.TensorDataset"),
+        (DataLoader([1, 2]), "torch.utils.data.dataloader.DataLoader"),
+        (numbered_images(4), "torch.Tensor"),
+        ("photos", "str"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_loader_of_something_else_says_what_takes_data_sets(data, name):
+    with pytest.raises(
+        TypeError, match=rf"^dataset is a {name}; expected .* build_loaders\(data\)"
+    ):
+        BatchLoader(data, AS_IT_IS)
+
+
+@pytest.mark.bad_input
+def test_a_loader_of_no_images_and_one_without_a_preprocess_are_refused():
+    data = in_memory(numbered_images(4))
+    with pytest.raises(ValueError, match="dataset has no images; expected at least one"):
+        BatchLoader(data.subset(torch.arange(0)), AS_IT_IS)
+    with pytest.raises(TypeError, match=r"preprocess is a function; expected a Preprocess"):
+        BatchLoader(data, whole_pass)
 
 
 @pytest.mark.bad_input

@@ -1,9 +1,19 @@
 """The promises of the loaders for images that are not in memory: files, data sets, processes."""
 
+import contextlib
+import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import random
+import re
+import signal
+import struct
+import threading
+import time
+import traceback
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +42,7 @@ from alexnet_lib.data.augmentation import (
     RandomErasing,
     TrivialAugment,
 )
+from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import ImageFiles, ImageTensors
 from alexnet_lib.data.loaders import BatchLoader, Treatment, assemble_loaders, build_loaders
 from alexnet_lib.data.preprocess import Preprocess
@@ -277,6 +288,169 @@ def test_a_pass_within_a_pass_is_right_and_disturbs_it_in_nothing(
     assert torch.equal(inner, expected[1])
 
 
+# The threads
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of torch's threads; restored at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def readers() -> list[str]:
+    """Names of the threads that read images."""
+    return [thread.name for thread in threading.enumerate() if "alexnet-lib" in thread.name]
+
+
+@pytest.fixture
+def slow_reads(monkeypatch) -> list[Path]:
+    """The files that are read from here on, each slowly."""
+    read = []
+    real = Preprocess.read
+
+    def slowly(self, file):
+        read.append(file)
+        time.sleep(0.005)
+        return real(self, file)
+
+    monkeypatch.setattr(Preprocess, "read", slowly)
+    return read
+
+
+@any_augmentation
+def test_the_number_of_threads_changes_nothing(photos, augmentation, threads):
+    loader = loader_of(photos, augmentation=augmentation)
+
+    def as_read() -> list[torch.Tensor]:
+        plan = loader._plan(1)
+        wanted = torch.arange(len(SIZES)).split(3)
+        return [image for raw in loader._raw_batches(plan, [*wanted]) for image in raw.images]
+
+    threads(1)
+    pixels, batches = as_read(), [*loader.batches(1)]
+    for number in (2, 5):
+        threads(number)
+        for mine, other in zip(as_read(), pixels, strict=True):
+            assert torch.equal(mine, other)
+        for mine, other in zip(loader.batches(1), batches, strict=True):
+            # Where torch enlarges floating images in threads, the last bit can differ.
+            torch.testing.assert_close(mine, other, rtol=0, atol=2e-6)
+
+
+def test_photos_are_read_by_as_many_threads_as_torch_computes_with(photos, threads, slow_reads):
+    for number in (1, 3):
+        threads(number)
+        batches = iter(loader_of(photos, batch_size=len(SIZES)))
+        next(batches)
+        assert len(readers()) == number
+        batches.close()
+
+
+def test_photos_are_read_ahead_but_not_all_of_them(photos, threads, slow_reads):
+    threads(2)
+    batches = iter(loader_of(photos, batch_size=1))
+    next(batches)
+    time.sleep(0.3)
+    assert len(slow_reads) == 3  # the batch in use, and two more
+    next(batches)
+    time.sleep(0.1)
+    assert len(slow_reads) == 4
+    batches.close()
+
+
+@pytest.mark.parametrize("ending", ["break", "exception", "close", "exhausted", "bad image"])
+def test_no_thread_is_left_and_nothing_is_read_after_a_pass(photos, threads, slow_reads, ending):
+    threads(3)
+    loader = loader_of(photos, batch_size=4, shuffle=False)
+    error = None
+    if ending == "break":
+        for _ in loader:
+            assert readers()
+            break
+    elif ending == "exception":
+        try:
+            for _ in loader:
+                raise ZeroDivisionError
+        except ZeroDivisionError as raised:
+            error = raised
+    elif ending == "close":
+        batches = loader.batches(0)
+        next(batches)
+        batches.close()
+    elif ending == "exhausted":
+        whole_pass(loader)
+    else:
+        photos.files[1].write_bytes(b"")
+        try:
+            whole_pass(loader)
+        except ValueError as raised:
+            error = raised
+    assert readers() == []
+    count = len(slow_reads)
+    time.sleep(0.05)
+    assert len(slow_reads) == count
+    assert (error is None) == (ending not in {"exception", "bad image"})  # and it is kept till here
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_the_threads_of_the_system_do_not_become_more_with_each_pass(photos):
+    loader = loader_of(photos)
+    whole_pass(loader)
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(10):
+        whole_pass(loader)
+        next(iter(loader))
+    # The threads of earlier tests may end meanwhile, and torch's own may start.
+    assert len(os.listdir("/proc/self/task")) < before + 5
+
+
+@with_or_without_workers
+def test_photos_can_be_read_in_inference_mode(photos, num_workers):
+    loader = loader_of(photos, num_workers=num_workers)
+    expected = [*loader.batches(0)]
+    with torch.inference_mode():
+        inferred = [*loader.batches(0)]
+    for mine, other in zip(inferred, expected, strict=True):
+        assert torch.equal(mine[0], other[0])
+
+
+def test_data_sets_of_users_are_read_in_the_callers_thread():
+    class Witness(Recorded):
+        def __getitem__(self, index):
+            self.read.append(threading.get_ident())
+            return super().__getitem__(index)
+
+    data = Witness(12)
+    loader = lazily(data)
+    data.read.clear()
+    for number, _ in enumerate(loader, 1):
+        assert len([x for x in data.read if x > 1000]) == 2 * number  # and none ahead
+    assert {x for x in data.read if x > 1000} == {threading.get_ident()}
+
+
+# Copies
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@with_or_without_workers
+def test_a_loader_can_be_copied_after_a_pass(photos, num_workers, copied):
+    loader = loader_of(photos, num_workers=num_workers, augmentation=(HorizontalFlip(),))
+    next(iter(loader))
+    whole_pass(loader)
+    twin = copied(loader)
+    assert twin.epoch == 1
+    assert_same_pass(twin, loader)
+
+
+# Images that cannot be read
+
+
+def per_image(loader: BatchLoader) -> list[torch.Tensor]:
+    return [image for images, _ in loader for image in images]
+
+
 @pytest.mark.bad_input
 @with_or_without_workers
 def test_a_damaged_photo_is_named_and_does_no_harm_to_the_next_pass(photos, num_workers):
@@ -287,6 +461,340 @@ def test_a_damaged_photo_is_named_and_does_no_harm_to_the_next_pass(photos, num_
             whole_pass(loader)
     before = torch.cat([image for _, (image, _) in zip(range(5), loader, strict=False)])
     assert torch.equal(before, whole_pass(replace(loader, dataset=photos.subset(torch.arange(5)))))
+
+
+def error_of(loader: BatchLoader) -> Exception:
+    with pytest.raises(Exception) as raised:  # noqa: PT011  (compared by the caller)
+        whole_pass(loader)
+    return raised.value
+
+
+@pytest.mark.bad_input
+def test_the_error_of_a_photo_is_the_same_line_from_a_worker(photos):
+    photos.files[5].write_bytes(b"no image")
+    errors = [error_of(loader_of(photos, num_workers=number)) for number in (0, 1, 2)]
+    assert len({str(error) for error in errors}) == 1
+    assert {type(error) for error in errors} == {ImageError}
+    assert re.fullmatch(r".*5\.png cannot be read as an image: .*", str(errors[0]))
+    assert all(error.__cause__ is None for error in errors[1:])
+
+
+class Faulty(Dataset):
+    """Numbered images; the item ``at`` raises an error, or is what it is given."""
+
+    def __init__(self, fault: object, at: int = 17) -> None:
+        self.fault, self.at = fault, at
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == self.at:
+            if isinstance(self.fault, Exception):
+                raise self.fault
+            return self.fault, 0
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), 0
+
+
+class HardToPickleError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} {second}")
+        self.lock = threading.Lock()
+
+
+def faulty(fault: object, **options) -> BatchLoader:
+    """A loader of ten of these items; labels are not asked for, which would meet the fault."""
+    data = wrap_dataset(Recorded(20), "ab")
+    data = replace(data, dataset=Faulty(fault)).subset(torch.arange(10, 20))
+    return BatchLoader(data, AS_IT_IS, **{"batch_size": 3, **options})
+
+
+@pytest.mark.bad_input
+@with_or_without_workers
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (struct.error("unpack needs 4 bytes"), "struct.error: unpack needs 4 bytes"),
+        (HardToPickleError(1, 2), r"\S+HardToPickleError: 1 2"),
+        (KeyError("image"), "KeyError: 'image'"),
+        (StopIteration(), "StopIteration: "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_item_that_raises_is_named_and_its_error_is_the_cause(num_workers, fault, text):
+    error = error_of(faulty(fault, num_workers=num_workers))
+    assert isinstance(error, ValueError)
+    assert re.fullmatch(f"item 17 of data cannot be read: {text}", str(error))
+    assert "__getitem__" in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.bad_input
+@with_or_without_workers
+def test_an_item_that_is_no_image_is_an_error_in_one_line(num_workers):
+    error = error_of(faulty(torch.full((3, 4, 4), -1.0), num_workers=num_workers))
+    assert isinstance(error, ValueError)
+    assert str(error).startswith("image 17 of the data set has floats from -1 to -1; expected 0")
+    assert "\n" not in str(error)
+    error = error_of(faulty("cat.jpg", num_workers=num_workers))
+    assert isinstance(error, TypeError)
+    assert str(error).startswith("image 17 of the data set is a str; expected")
+
+
+SKIPPING = {"on_bad_image": "skip", "bad_image_limit": 0.5}
+cannot_be_read = pytest.mark.filterwarnings("ignore:.* cannot be read and is left out:UserWarning")
+number_of_workers = pytest.mark.parametrize("num_workers", [0, 1, 2])
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+@number_of_workers
+@any_fit
+@pytest.mark.parametrize("batch_size", [1, 3, len(SIZES)])
+def test_bad_photos_are_left_out_and_the_others_stay_as_they_were(
+    photos, num_workers, image_fit, batch_size
+):
+    options = {"augmentation": AUGMENTATIONS[1], "batch_size": batch_size, **SKIPPING}
+    loader = loader_of(photos, image_fit, num_workers=num_workers, **options)
+    intact = per_image(replace(loader, batch_size=1, num_workers=0))
+    labels = [label for _, labels in loader.batches(0) for label in labels.tolist()]
+    order = loader._plan(0).order.tolist()
+    for bad in (0, 3, 8):
+        photos.files[bad].write_bytes(b"no image")
+    kept = [position for position, index in enumerate(order) if index not in {0, 3, 8}]
+    assert 0 < len(kept) < len(order)
+    batches = [*loader]
+    images = [image for images, _ in batches for image in images]
+    for image, position in zip(images, kept, strict=True):
+        apart = (image - intact[position]).abs()  # TrivialAugment rounds to bytes
+        assert (apart > 1e-5).float().mean() < 1e-3
+    assert [label for _, y in batches for label in y.tolist()] == [labels[i] for i in kept]
+    expected = [sum(i // batch_size == n for i in kept) for n in range(len(loader))]
+    assert [len(y) for _, y in batches] == [size for size in expected if size]
+    assert loader.epoch == 1
+
+
+@pytest.fixture
+def plain_photos(tmp_path: Path) -> ImageFiles:
+    """Ten files, each of one colour and a class of its own."""
+    files = tuple(tmp_path / f"{number}.png" for number in range(10))
+    for number, file in enumerate(files):
+        Image.new("RGB", (6, 6), (20 * number,) * 3).save(file)
+    return ImageFiles(files, torch.arange(10), tuple("abcdefghij"))
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+@number_of_workers
+@pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
+@pytest.mark.parametrize("bad", [{3}, {3, 4}, {0}, {9}, {0, 9}, {2, 3, 4, 5}, {0, 1, 8, 9}])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_image_is_mixed_with_the_next_that_can_be_read(
+    plain_photos, num_workers, mixture, bad, shuffle
+):
+    for number in bad:
+        plain_photos.files[number].write_bytes(b"no image")
+    loader = BatchLoader(
+        plain_photos,
+        AS_IT_IS,
+        batch_size=3,
+        shuffle=shuffle,
+        augmentation=(mixture,),
+        num_workers=num_workers,
+        **SKIPPING,
+    )
+    plan = loader._plan(0)
+    kept = [p for p, index in enumerate(plan.order.tolist()) if index not in bad]
+    batches = [*loader]
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    assert len(labels) == len(kept)
+    for row, position in enumerate(kept):
+        own, following = (int(plan.order[p]) for p in (position, kept[(row + 1) % len(kept)]))
+        assert set(labels[row].nonzero()[:, 0].tolist()) <= {own, following}
+        value = (labels[row] @ torch.arange(10.0)) * 20 / 255
+        assert images[row].mean().item() == pytest.approx(value.item(), abs=1e-5)
+        if isinstance(mixture, Mixup):  # the draw of the position, and not of the place in a batch
+            assert labels[row, own].item() == pytest.approx(plan.draws[0][position].item())
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+def test_the_only_image_that_can_be_read_is_mixed_with_itself(plain_photos):
+    for number in {*range(10)} - {4}:
+        plain_photos.files[number].write_bytes(b"no image")
+    options = {"on_bad_image": "skip", "bad_image_limit": 1.0, "augmentation": (Mixup(),)}
+    ((images, labels),) = BatchLoader(plain_photos, AS_IT_IS, batch_size=3, **options)
+    torch.testing.assert_close(images, torch.full((1, 3, 4, 4), 80 / 255))
+    assert labels.tolist() == [[0, 0, 0, 0, 1, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+@number_of_workers
+def test_a_batch_of_which_nothing_remains_is_left_out(plain_photos, num_workers):
+    for bad, expected in (
+        ({0, 1}, [2, 2, 2, 2]),
+        ({8, 9}, [2, 2, 2, 2]),
+        ({4, 5, 8}, [2, 2, 2, 1]),
+    ):
+        files = [file.read_bytes() for file in plain_photos.files]
+        for number in bad:
+            plain_photos.files[number].write_bytes(b"no image")
+        loader = BatchLoader(plain_photos, AS_IT_IS, 2, num_workers=num_workers, **SKIPPING)
+        assert [len(labels) for _, labels in loader] == expected
+        assert loader.epoch == 1
+        assert sum(len(labels) for _, labels in loader.batches(0, 2)) == 6 - len(
+            bad & {*range(4, 10)}
+        )
+        for file, content in zip(plain_photos.files, files, strict=True):
+            file.write_bytes(content)
+
+
+@pytest.mark.bad_input
+@with_or_without_workers
+def test_each_bad_image_is_warned_about_once_and_remembered(plain_photos, num_workers):
+    for number in (2, 7):
+        plain_photos.files[number].write_bytes(b"no image")
+    loader = BatchLoader(plain_photos, AS_IT_IS, 3, num_workers=num_workers, **SKIPPING)
+    assert loader.bad_images == {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            whole_pass(loader)
+        list(loader.views(1))
+    names = [str(plain_photos.files[number]) for number in (2, 7)]
+    assert [item.category for item in caught] == [UserWarning] * 2
+    for name, item in zip(names, caught, strict=True):
+        assert str(item.message).startswith(f"{name} cannot be read and is left out: ")
+    assert list(loader.bad_images) == names
+    assert not any(name in reason for name, reason in loader.bad_images.items())
+    assert all(loader.bad_images.values())
+    loader.bad_images.clear()  # a copy
+    assert list(loader.bad_images) == names
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+@with_or_without_workers
+def test_items_that_cannot_be_read_are_left_out_by_their_number(num_workers):
+    loader = faulty(struct.error("short"), num_workers=num_workers, on_bad_image="skip")
+    numbers = (255 * whole_pass(loader)[:, 0, 0, 0]).round().int().tolist()
+    assert numbers == [10, 11, 12, 13, 14, 15, 16, 18, 19]
+    assert loader.bad_images == {"item 17 of data": "struct.error: short"}
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+@with_or_without_workers
+def test_more_bad_images_than_the_limit_stop_every_pass(plain_photos, num_workers):
+    for number in (1, 4, 6):
+        plain_photos.files[number].write_bytes(b"no image")
+    options = {"num_workers": num_workers, "on_bad_image": "skip"}
+    within = BatchLoader(plain_photos, AS_IT_IS, 3, bad_image_limit=0.3, **options)
+    assert len(whole_pass(within)) == 7
+    for limit in (0.29, 0, np.float64(0.2)):
+        loader = BatchLoader(plain_photos, AS_IT_IS, 3, bad_image_limit=limit, **options)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="cannot be read, which is more than") as raised:
+                whole_pass(loader)
+        text = str(raised.value)
+        assert f"of 10 images cannot be read, which is more than bad_image_limit, {limit}" in text
+        assert f"{plain_photos.files[1]}: " in text
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+def test_the_error_beyond_the_limit_lists_ten_images(tmp_path):
+    files = tuple(tmp_path / f"{number}.png" for number in range(40))
+    for number, file in enumerate(files):
+        file.write_bytes(b"no image") if number < 13 else Image.new("RGB", (6, 6)).save(file)
+    data = ImageFiles(files, torch.zeros(40).long(), ("a",))
+    loader = BatchLoader(data, AS_IT_IS, 20, on_bad_image="skip")
+    with pytest.raises(ValueError, match=r"^13 of 40 images cannot be read") as raised:
+        whole_pass(loader)
+    assert str(raised.value).count("no image") == 0
+    assert str(raised.value).count(str(tmp_path)) == 10
+    assert str(raised.value).endswith("; and 3 more")
+
+
+@pytest.mark.bad_input
+@with_or_without_workers
+def test_want_of_memory_is_not_the_fault_of_an_image(photos, num_workers, monkeypatch):
+    def fails(self, file):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Preprocess, "read", fails)
+    loader = loader_of(photos, num_workers=num_workers, **SKIPPING)
+    with pytest.raises(MemoryError, match="no room"):
+        whole_pass(loader)
+    assert loader.bad_images == {}
+
+
+@pytest.mark.bad_input
+@cannot_be_read
+def test_the_statistics_leave_bad_photos_out_too(folder):
+    bad = folder / "train" / "cat" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    options = {"image_size": 33, "resize": RESIZE}
+    with pytest.raises(ValueError, match=r"2\.png cannot be read as an image"):
+        build_loaders(folder, **options)
+    loaders = build_loaders(folder, **options, **SKIPPING)
+    assert loaders.stats.count == 9
+    assert len(whole_pass(loaders.train)) == 9
+    assert list(loaders.train.bad_images) == [str(bad)]
+    assert {part.on_bad_image for part in loaders} == {"skip"}
+
+
+# Processes that die
+
+
+class Deadly(Dataset):
+    """Numbered images; whoever reads item 7 dies, as long as the file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 7 and self.file.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), 0
+
+
+def deadly(file: Path, **options) -> BatchLoader:
+    data = replace(wrap_dataset(Recorded(20), "ab"), dataset=Deadly(file))
+    return BatchLoader(data, AS_IT_IS, **{"batch_size": 3, "num_workers": 2, **options})
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+@pytest.mark.bad_input
+def test_a_process_that_dies_is_spoken_of_and_the_loader_goes_on(tmp_path):
+    (tmp_path / "deadly").touch()
+    loader = deadly(tmp_path / "deadly")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="1 of the 2 processes that read images ended in th"):
+            whole_pass(loader)
+    assert loader.epoch == 0
+    (tmp_path / "deadly").unlink()
+    for _ in range(2):
+        images = whole_pass(loader)
+        assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+def test_a_process_that_dies_between_two_passes_is_replaced(tmp_path):
+    loader = deadly(tmp_path / "none")
+    whole_pass(loader)
+    process = loader._state.workers._loader._iterator._workers[0]
+    # Torch raises an error for it wherever the main thread is.
+    with contextlib.suppress(RuntimeError):
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        time.sleep(0.1)
+    images = whole_pass(loader)
+    assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
 
 
 # Random data sets

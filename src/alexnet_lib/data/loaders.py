@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from alexnet_lib.data.augmentation import (
 )
 from alexnet_lib.data.folders import OnBadImage, PartNames
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, to_unit
-from alexnet_lib.data.preprocess import ImageFit, Preprocess
+from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
     Failure,
     ImageReader,
@@ -182,10 +182,9 @@ class BatchLoader:
 
     def _check_images(self) -> None:
         count, channels = len(self.dataset), self.dataset.channels
-        expected = len(self.preprocess.mean)  # TEMPORARY preprocess.channels
-        if expected != channels:
+        if self.preprocess.channels != channels:
             raise ValueError(
-                f"preprocess is for {expected} channels, the length of its mean, "
+                f"preprocess is for {self.preprocess.channels} channels, the length of its mean, "
                 f"but the images have {channels}; expected the same number: give both a mean and "
                 "a std of that length, or build_loaders(data, channels=...)"
             )
@@ -551,7 +550,7 @@ def build_loaders(
     parts: PartNames | None = None,
     channels: int | None = None,
     background: str = "white",
-    decode: Literal["reduced", "full"] = "reduced",
+    decode: Decode = "reduced",
     stats_images: int | None = 2000,
     drop_last: bool = False,
     balanced: bool = False,
@@ -623,9 +622,8 @@ def build_loaders(
         image_size if resize is None else resize,
         image_size,
         image_fit,
-        **(
-            {"background": background, "decode": decode} if hasattr(Preprocess, "read") else {}
-        ),  # TEMPORARY
+        background=background,
+        decode=decode,
     )
     if not isinstance(stats, ChannelStats) and stats not in get_args(StatsKind):
         raise ValueError(f"stats is {stats!r}; expected a ChannelStats, 'pixel' or 'per_image'")

@@ -109,8 +109,6 @@ class ImageReader:
         data = self.dataset
         try:
             if isinstance(data, ImageFiles):
-                if not hasattr(self.preprocess, "read"):  # TEMPORARY
-                    return self.preprocess.shrunk(data.image(index))
                 return self.preprocess.read(data.files[index])
             with seeded_generators(seed):
                 return self.preprocess.shrunk(data.image(index))
@@ -196,7 +194,7 @@ def read_in_threads(
 
     try:
         coming = map(started, requests)
-        running = deque(islice(coming, 1 + _AHEAD))
+        running = deque(islice(coming, _AHEAD))
         while running:
             batch, tasks = running.popleft()
             for task in tasks:
