@@ -43,11 +43,16 @@ def test_a_batch_equals_the_tutorials_images_one_by_one(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (100, 400), (228, 227)])
-def test_images_that_become_smaller_equal_torchvisions_which_rounds_them_to_bytes(height, width):
+def test_images_that_become_smaller_are_torchvisions_but_for_the_rounding(
+    implementation, height, width
+):
     images = np.stack([random_pixels(height, width, seed) for seed in range(3)])
     preprocess = Preprocess(image_fit="squash", mean=MEAN, std=STD)
     expected = torch.stack([as_torchvision(image) for image in images])
-    torch.testing.assert_close(preprocess(images), expected, rtol=0, atol=1e-5)
+    # torchvision rounds each direction, the compiled loop both together.
+    levels = (preprocess(images) - expected).abs() * torch.tensor(STD)[:, None, None] * 255
+    assert levels.max() <= 1.01
+    assert levels.mean() < 0.25
 
 
 @given(
@@ -68,7 +73,7 @@ def test_crop_is_torchvisions_shorter_side_and_centre_crop(height, width):
     # The longer side becomes 150 and the margins 25 exactly, so that no rounding differs.
     image = first_channels(random_pixels(height, width))
     expected = v2.Compose([v2.Resize(100), v2.CenterCrop(100)])(image) / 255
-    torch.testing.assert_close(Preprocess(100, 100)(image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(Preprocess(100, 100)(image), expected, rtol=0, atol=1.01 / 255)
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 75), (75, 50), (100, 150)])
@@ -368,10 +373,23 @@ def test_ten_views_are_the_four_corners_and_the_centre_each_with_its_mirror_imag
         ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected one of 'crop', 'squash'"),
         ({"scale": 0.0}, "scale is 0.0; expected a finite number above 0"),
         ({"scale": float("inf")}, "scale is inf; expected a finite number above 0"),
-        ({"mean": 0.5}, "mean is 0.5; expected three finite numbers"),
-        ({"mean": (0.5, 0.5)}, "mean is (0.5, 0.5); expected three finite numbers"),
-        ({"std": (1.0, 1.0, float("nan"))}, "std is (1.0, 1.0, nan); expected three finite"),
-        ({"std": (1.0, 0.0, 1.0)}, "std is (1.0, 0.0, 1.0); expected three numbers above 0"),
+        ({"mean": 0.5}, "mean is 0.5; expected finite numbers, one for each channel"),
+        ({"mean": ()}, "mean is (); expected finite numbers, one for each channel"),
+        ({"mean": None}, "mean is None; expected finite numbers, one for each channel"),
+        ({"mean": "abc"}, "mean is 'abc'; expected finite numbers, one for each channel"),
+        ({"mean": ("a", "b", "c")}, "mean is ('a', 'b', 'c'); expected finite numbers"),
+        ({"mean": (True, 0.5, 0.5)}, "mean is (True, 0.5, 0.5); expected finite numbers"),
+        ({"mean": np.zeros((3, 1))}, "expected finite numbers, one for each channel"),
+        ({"mean": (0.5, 0.5)}, "mean is (0.5, 0.5) and std is (1.0, 1.0, 1.0); expected one"),
+        ({"std": (1.0, 1.0, float("nan"))}, "std is (1.0, 1.0, nan); expected finite numbers"),
+        ({"std": (1.0, 0.0, 1.0)}, "std is (1.0, 0.0, 1.0); expected numbers above 0"),
+        ({"scale": "1"}, "scale is '1'; expected a finite number above 0"),
+        ({"scale": None}, "scale is None; expected a finite number above 0"),
+        ({"decode": "fast"}, "decode is 'fast'; expected one of 'reduced', 'full'"),
+        ({"background": "no colour"}, "background is 'no colour'; expected a colour such as"),
+        ({"background": "#ff000080"}, "background is '#ff000080', which is transparent; expected"),
+        ({"background": None}, "background is None; expected a colour such as 'white'"),
+        ({"background": (255, 0, 0)}, "background is (255, 0, 0); expected a colour such as"),
     ],
 )
 def test_a_field_out_of_range_is_named(fields, text):

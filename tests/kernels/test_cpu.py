@@ -254,6 +254,8 @@ def test_no_second_openmp_runtime_is_loaded():
 @needs_compiler
 @given(
     st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from(["crop", "squash"]),
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.integers(0, 30),
     st.integers(0, 6),
@@ -264,20 +266,22 @@ def test_no_second_openmp_runtime_is_loaded():
     st.integers(0, 2**32),
 )
 def test_enlarging_is_what_torchs_operations_give(
-    count, shape, larger, margin, edge, scale, kind, memory_format, seed
+    count, channels, image_fit, shape, larger, margin, edge, scale, kind, memory_format, seed
 ):
     resize = max(shape) + larger
     crop = max(1, resize - margin)
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, *shape), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (count, channels, *shape), dtype=torch.uint8, generator=generator
+    )
     images = images if kind == torch.uint8 else images / 255
     corners = torch.randint(0, resize - crop + 1, (count, 2), generator=generator)
-    size, mean, std = crop + edge, (0.5, 0.4, 0.3), (0.25, 0.2, 2.0)
-    preprocess = Preprocess(resize, size, "squash", scale, mean, std, edge)
-    arguments = {"resize": resize, "crop": crop, "size": size, "scale": scale}
+    size, mean, std = crop + edge, (0.5, 0.4, 0.3, 0.2)[:channels], (0.25, 0.2, 2.0, 1.0)[:channels]
+    preprocess = Preprocess(resize, size, image_fit, scale, mean, std, edge)
+    arguments = {"resize": preprocess._resize(*shape), "crop": crop, "size": size, "scale": scale}
     arguments |= {"mean": mean, "std": std, "memory_format": memory_format}
     whole = preprocess.normalized(to_unit(preprocess.resized(images)))
-    expected = torch.zeros(count, 3, size, size)
+    expected = torch.zeros(count, channels, size, size)
     for image, (top, left), out in zip(whole, corners.tolist(), expected, strict=True):
         out[:, :crop, :crop] = image[:, top : top + crop, left : left + crop]
     kernels.load()
@@ -294,7 +298,7 @@ def test_enlarging_is_what_torchs_operations_give(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_images_of_another_dtype_are_left_to_torchs_operations(dtype):
     preprocess, images = enlarging()
-    arguments = {"resize": 16, "crop": 12, "size": 12, "scale": 1.0}
+    arguments = {"resize": preprocess._resize(8, 8), "crop": 12, "size": 12, "scale": 1.0}
     arguments |= {"mean": preprocess.mean, "std": preprocess.std, "dtype": torch.float32}
     corners = torch.zeros(2, 2, dtype=torch.int64)
     result = kernels.enlarge(

@@ -1,21 +1,31 @@
 """Preprocessing of images: the same in training, testing and prediction."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from alexnet_lib.checks import ABOVE_ZERO, check_choice, check_integer, check_number
+from alexnet_lib.checks import (
+    ABOVE_ZERO,
+    as_number,
+    check_choice,
+    check_integer,
+    check_number,
+)
+from alexnet_lib.data.decoding import check_background, read_image
 from alexnet_lib.data.images import ImageLike, image_to_tensor, to_unit
 from alexnet_lib.kernels import cpu
+from alexnet_lib.kernels.cpu import Resize
 
 ImageFit = Literal["crop", "squash"]
+Decode = Literal["reduced", "full"]
 VIEWS = (1, 2, 10)  # numbers of views of an image, over which an evaluation can average
 
 
@@ -32,13 +42,17 @@ class Preprocess:
         image_fit: ``"crop"`` scales the shorter side to ``resize`` and crops the centre;
             ``"squash"`` scales both sides to it. For square images both are the same.
         scale: factor for image values: 1, or 255 for the paper's raw values.
-        mean: mean of each channel, in units of ``scale``.
+        mean: mean of each channel, in units of ``scale``; their number is the number of channels.
         std: standard deviation of each channel, in units of ``scale``; above 0.
         edge: number of columns at the right and of rows at the bottom of the input that are zeros
             instead of image. The released code's 224 pixels, rounded up, are 227 with 3 of them.
+        background: colour behind transparent pixels of files and PIL images, as
+            ``PIL.ImageColor.getrgb`` takes it.
+        decode: ``"reduced"`` decodes JPEG files at a half, a quarter or an eighth of their size,
+            where both sides stay at least ``resize``; ``"full"`` at their size, which is slower.
 
     Raises:
-        ValueError: a field is out of its range.
+        ValueError: a field has a wrong type, or is out of its range.
 
     Example:
         >>> import numpy as np
@@ -53,13 +67,20 @@ class Preprocess:
     image_size: int = 227
     image_fit: ImageFit = "crop"
     scale: float = 1.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     edge: int = 0
+    background: str = "white"
+    decode: Decode = "reduced"
 
     def __post_init__(self) -> None:
+        plain: dict[str, Any] = {}
         for name, least in (("image_size", 1), ("edge", 0), ("resize", 1)):
-            check_integer(name, getattr(self, name), least)
+            plain[name] = check_integer(name, getattr(self, name), least)
+        plain["scale"] = check_number("scale", self.scale, ABOVE_ZERO)
+        plain |= {name: _numbers(name, getattr(self, name)) for name in ("mean", "std")}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.edge >= self.image_size:
             raise ValueError(
                 f"edge is {self.edge}; expected less than image_size, {self.image_size}"
@@ -68,13 +89,20 @@ class Preprocess:
             expected = f"at least {self.crop_size}, what the network sees"
             raise ValueError(f"resize is {self.resize}; expected {expected}")
         check_choice("image_fit", self.image_fit, get_args(ImageFit))
-        check_number("scale", self.scale, ABOVE_ZERO)
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if np.shape(value) != (3,) or not np.isfinite(value).all():
-                raise ValueError(f"{name} is {value!r}; expected three finite numbers")
+        check_choice("decode", self.decode, get_args(Decode))
+        check_background(self.background)
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std!r}; expected three numbers above 0")
+            raise ValueError(f"std is {self.std!r}; expected numbers above 0")
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean is {self.mean!r} and std is {self.std!r}; expected one number of each for "
+                "each channel"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images: of the entries of ``mean`` and ``std``."""
+        return len(self.mean)
 
     @property
     def crop_size(self) -> int:
@@ -86,34 +114,48 @@ class Preprocess:
         """``resize - crop_size``, in pixels: the range of the crop's position."""
         return self.resize - self.crop_size
 
-    def __call__(self, image: ImageLike) -> Float[Tensor, "*batch 3 size size"]:
+    def __call__(self, image: ImageLike) -> Float[Tensor, "*batch c size size"]:
         """The network's input for one image, or for a batch of images of one size.
 
         Args:
-            image: a PIL image; an array ``(H, W, 3)`` or ``(N, H, W, 3)`` or a tensor ``(3, H, W)``
-                or ``(N, 3, H, W)``, uint8 from 0 to 255, or floating from 0 to 1.
+            image: a PIL image; an array ``(H, W, C)`` or ``(N, H, W, C)`` or a tensor ``(C, H, W)``
+                or ``(N, C, H, W)``, uint8 from 0 to 255, uint16, or floating from 0 to 1; an array
+                or tensor ``(H, W)`` is a grey image. Where C is not ``channels``, grey becomes
+                colour and colour grey.
 
         Returns:
-            float32 ``(3, image_size, image_size)``, or a batch of them, on the image's device.
+            float32 ``(channels, image_size, image_size)``, or a batch of them, on the image's
+            device.
 
         Raises:
             ValueError: a wrong rank, channel count, dtype or range.
         """
-        return self.network_input(image_to_tensor(image))
+        channels, background = self.channels, self.background
+        return self.network_input(image_to_tensor(image, channels=channels, background=background))
+
+    def read(self, file: Path) -> Shaped[Tensor, "c h w"]:
+        """The pixels of an image file, resized unless the resize makes the image larger.
+
+        Raises:
+            ImageError: the file cannot be read; it is named.
+        """
+        side = None if self.decode == "full" else self.resize
+        channels, background = self.channels, self.background
+        return self.shrunk(read_image(file, channels=channels, background=background, side=side))
 
     def network_input(
         self,
-        images: Shaped[Tensor, "*batch 3 h w"],
+        images: Shaped[Tensor, "*batch c h w"],
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         corners: Int64[Tensor, "batch 2"] | None = None,
-    ) -> Float[Tensor, "*batch 3 size size"]:
+    ) -> Float[Tensor, "*batch c size size"]:
         """``__call__`` for tensors that are known to be uint8, or floating from 0 to 1.
 
         If images on the CPU are enlarged, a compiled loop does all steps at once.
 
         Args:
-            images: ``(3, H, W)`` or ``(N, 3, H, W)``.
+            images: ``(C, H, W)`` or ``(N, C, H, W)`` with ``channels`` channels.
             dtype: of the result; values are computed in float32.
             memory_format: of the result for a batch.
             corners: row and column of the upper left corner of each crop in the resized images of
@@ -122,9 +164,10 @@ class Preprocess:
         Raises:
             ValueError: a wrong rank or channel count, no pixels, or corners out of their range.
         """
-        if images.ndim not in {3, 4} or images.shape[-3] != 3 or 0 in images.shape[-2:]:
+        c = self.channels
+        if images.ndim not in {3, 4} or images.shape[-3] != c or 0 in images.shape[-2:]:
             raise ValueError(
-                f"images has shape {tuple(images.shape)}; expected (3, H, W) or (N, 3, H, W)"
+                f"images has shape {tuple(images.shape)}; expected ({c}, H, W) or (N, {c}, H, W)"
             )
         if corners is not None and (images.ndim != 4 or corners.shape != (len(images), 2)):
             raise ValueError(f"corners has shape {tuple(corners.shape)}; expected (batch, 2)")
@@ -134,13 +177,16 @@ class Preprocess:
             if low < 0 or high > self.margin:
                 raise ValueError(f"corners run from {low} to {high}; expected 0 to {self.margin}")
         batch = images if images.ndim == 4 else images[None]
-        if not self.only_enlarges(*batch.shape[-2:]):
+        height, width = batch.shape[-2:]
+        resize = self._resize(height, width)
+        if resize.height < height or resize.width < width:
             batch = self.resized(batch)
+            resize = Resize(self.resize, self.resize, 0, 0, self.resize)
         center = torch.full((len(batch), 2), self.margin // 2, device=batch.device)
         result = cpu.enlarge(
             batch,
             center if corners is None else corners,
-            resize=self.resize,
+            resize,
             crop=self.crop_size,
             size=self.image_size,
             scale=self.scale,
@@ -161,8 +207,8 @@ class Preprocess:
         return square and max(height, width) <= self.resize
 
     def views(
-        self, images: Float[Tensor, "batch 3 r r"], number: int
-    ) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+        self, images: Float[Tensor, "batch c r r"], number: int
+    ) -> Iterator[Float[Tensor, "batch c size size"]]:
         """Several views of the same images, as inputs of the network (paper, section 4.1).
 
         Args:
@@ -192,43 +238,45 @@ class Preprocess:
     def _crop(self, images: Tensor, corners: Tensor | None) -> Tensor:
         """The crops of images of ``resize`` x ``resize`` pixels."""
         if corners is None:
-            return _center_crop(images, self.crop_size)
+            center = slice(self.margin // 2, self.margin // 2 + self.crop_size)
+            return images[..., center, center]
         crops = images.unfold(2, self.crop_size, 1).unfold(3, self.crop_size, 1)
         top, left = corners.to(images.device).T
         return crops[torch.arange(len(images), device=images.device), :, top, left]
 
-    def shrunk(self, image: Shaped[Tensor, "3 h w"]) -> Shaped[Tensor, "3 h2 w2"]:
+    def shrunk(self, image: Shaped[Tensor, "c h w"]) -> Shaped[Tensor, "c h2 w2"]:
         """The image, resized unless the resize makes it larger."""
         shorter, longer = sorted(image.shape[-2:])
         enlarged = shorter < self.resize if self.image_fit == "crop" else longer <= self.resize
         return image if enlarged else self.resized(image)
 
-    def resized(self, images: Shaped[Tensor, "*batch 3 h w"]) -> Shaped[Tensor, "*batch 3 r r"]:
+    def resized(self, images: Shaped[Tensor, "*batch c h w"]) -> Shaped[Tensor, "*batch c r r"]:
         """Images, uint8 or floating, of ``resize`` x ``resize`` pixels.
 
         Scaled images are float32, or uint8 if 8-bit images shrink; others keep their dtype.
         """
         height, width = images.shape[-2:]
-        size = [self.resize, self.resize]
-        if self.image_fit == "crop":
-            ratio = self.resize / min(height, width)
-            size = [max(self.resize, round(side * ratio)) for side in (height, width)]
-        if size == [height, width]:
-            return _center_crop(images, self.resize)
-        # Antialiasing changes nothing if an image becomes larger, and takes time.
-        shrinks = size[0] < height or size[1] < width
+        resize = self._resize(height, width)
+        if (resize.height, resize.width) == (height, width):
+            return _window(images, resize)
+        shrinks = resize.height < height or resize.width < width
         to_uint8 = shrinks and images.dtype == torch.uint8
         batch = images if images.ndim == 4 else images[None]
-        # torch resizes uint8 on CPUs only, and to more than one pixel.
-        if not (to_uint8 and images.device.type == "cpu" and self.resize > 1):
-            batch = to_unit(batch)
-        batch = F.interpolate(batch, size, mode="bilinear", antialias=shrinks)
-        if to_uint8 and batch.is_floating_point():
-            batch = (batch * 255).round().to(torch.uint8)
-        batch = _center_crop(batch, self.resize)
-        return batch if images.ndim == 4 else batch[0]
+        result = cpu.shrink(batch, resize) if to_uint8 else None
+        if result is None:
+            result = _resized(batch, resize, to_uint8, shrinks)
+        return result if images.ndim == 4 else result[0]
 
-    def normalized(self, images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+    def _resize(self, height: int, width: int) -> Resize:
+        """How images of this size become ``resize`` x ``resize`` pixels."""
+        taller = wider = self.resize
+        if self.image_fit == "crop":
+            ratio = self.resize / min(height, width)
+            taller, wider = (max(self.resize, round(side * ratio)) for side in (height, width))
+        top, left = (taller - self.resize) // 2, (wider - self.resize) // 2
+        return Resize(taller, wider, top, left, self.resize)
+
+    def normalized(self, images: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
         """``(scale * image - mean) / std`` of floating images from 0 to 1."""
         mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
         scaled = images if self.scale == 1 else images * self.scale
@@ -242,11 +290,72 @@ class Preprocess:
     def from_dict(cls, data: Mapping[str, Any]) -> "Preprocess":
         """The ``Preprocess`` of a ``to_dict``; a ``ValueError`` for other data."""
         try:
-            return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"data is not a Preprocess: {error!r}") from error
+            return cls(**data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"data is not a Preprocess: {error}") from error
 
 
-def _center_crop(images: Tensor, size: int) -> Tensor:
-    top, left = ((side - size) // 2 for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """A tuple of plain floats; a ``ValueError`` unless they are finite numbers, at least one."""
+    listed = values.tolist() if hasattr(values, "tolist") else values  # of NumPy and torch
+    numbers = [as_number(value) for value in listed] if isinstance(listed, tuple | list) else []
+    plain = tuple(float(number) for number in numbers if number is not None)
+    if not plain or len(plain) < len(numbers) or not all(map(math.isfinite, plain)):
+        raise ValueError(f"{name} is {values!r}; expected finite numbers, one for each channel")
+    return plain
+
+
+def _window(images: Tensor, resize: Resize) -> Tensor:
+    """The window of images that have the size of the whole resize."""
+    rows = slice(resize.top, resize.top + resize.window)
+    columns = slice(resize.left, resize.left + resize.window)
+    return images[..., rows, columns]
+
+
+def _resized(batch: Tensor, resize: Resize, to_uint8: bool, shrinks: bool) -> Tensor:
+    """The window of resized images, with torch's operations."""
+    # torch's resize is fast, but computes what the window leaves out, too.
+    if resize.height * resize.width > 4 * resize.window**2:
+        batch = _resampled(batch, resize)
+    else:
+        # torch resizes uint8 on CPUs only, and to more than one pixel.
+        if not (to_uint8 and batch.device.type == "cpu" and resize.window > 1):
+            batch = to_unit(batch)
+        # Antialiasing changes nothing if an image becomes larger, and takes time.
+        size = (resize.height, resize.width)
+        batch = F.interpolate(batch, size, mode="bilinear", antialias=shrinks)
+        batch = _window(batch, resize)
+    if to_uint8 and batch.is_floating_point():
+        batch = (batch * 255).round().to(torch.uint8)
+    return batch
+
+
+def _resampled(images: Tensor, resize: Resize) -> Tensor:
+    """The window of resized images, bilinear with antialiasing, from what it needs of them.
+
+    The weights are torch's: they fall off linearly to the source distance of two output pixels, or
+    of one source pixel, if that is more.
+    """
+    axes = ((-2, resize.height, resize.top), (-1, resize.width, resize.left))
+    taps = []
+    for axis, resized, first in axes:
+        length = images.shape[axis]
+        scale = length / resized
+        reach = max(scale, 1.0)
+        start = max(0, math.floor((first + 0.5) * scale - reach))
+        end = min(length, math.ceil((first + resize.window - 0.5) * scale + reach))
+        centers = (torch.arange(first, first + resize.window, dtype=torch.float64) + 0.5) * scale
+        # One row for each output pixel.
+        positions = (centers[:, None] - reach).floor() + torch.arange(2 * math.ceil(reach) + 2)
+        weights = (1 - (positions + 0.5 - centers[:, None]).abs() / reach).clamp(min=0)
+        weights = weights.where((positions >= 0) & (positions < length), 0)
+        weights = (weights / weights.sum(1, keepdim=True)).float().to(images.device)
+        positions = (positions - start).clamp(0, end - start - 1).long().to(images.device)
+        taps.append((axis, positions, weights[:, :, None] if axis == -2 else weights))
+        images = images.narrow(axis, start, end - start)
+    images = to_unit(images)
+    for axis, positions, weights in taps:
+        source, images = images, torch.zeros(())
+        for position, weight in zip(positions.unbind(1), weights.unbind(1), strict=True):
+            images = images + source.index_select(axis, position) * weight
+    return images

@@ -1,4 +1,4 @@
-/* Two loops for the CPU that are slow in torch.
+/* Three loops for the CPU that are slow in torch.
 
    Plain C for gcc and clang, without Python or torch. cpu.py compiles it on first use and calls it
    through ctypes. All threads call an entry function with the same arguments; each computes tiles
@@ -201,22 +201,46 @@ void lrn(lrn_arguments *a)
 /* ---- Enlarging and normalising images. Definition: data/preprocess.py, Preprocess. ----
 
    Bilinear, as torch's with align_corners=False. Each source row is normalised and stretched once;
-   an output row is a weighted mean of two of them. Only a crop of the enlarged image is computed;
-   it is written to the upper left of the output. */
+   an output row is a weighted mean of two of them. Of the enlarged image there is a window, of
+   which each image has its own crop; only source pixels that the window needs are read. The crop is
+   written to the upper left of the output. */
 
 typedef struct {
-    const void *images;     /* (count, 3, height, width): uint8 from 0 to 255, float 0 to 1 */
-    const int32_t *corners; /* (count, 2): row and column of each crop's upper left corner */
-    void *out;              /* (count, 3, size, size) in its memory format */
-    int64_t count, height, width, resize, crop, size, floating, channels_last, dtype;
-    float scale, mean[3], std[3]; /* out = (scale * value - mean) / std, values from 0 to 1 */
-    int64_t next_image, out_of_memory;
+    const void *images;     /* (count, channels, height, width): uint8 0 to 255, float 0 to 1 */
+    const int32_t *corners; /* (count, 2): row and column of each crop's corner in the window */
+    const float *mean, *std; /* out = (scale * value - mean) / std, values from 0 to 1 */
+    void *out;               /* (count, channels, size, size) in its memory format */
+    int64_t count, channels, height, width;
+    int64_t resized_height, resized_width, top, left; /* the enlarged image; the window's corner */
+    int64_t window, crop, size, floating, channels_last, dtype; /* sides of the squares */
+    float scale;
+    int64_t next_image, out_of_memory, invalid;
 } enlarge_arguments;
 
-/* Position `i` of `resize` lies between the positions *low and *high of `length` source pixels. */
-INLINE float source_position(int64_t i, int64_t resize, int64_t length, int64_t *low, int64_t *high)
+/* Whether a window of `side` pixels from `first` on lies in `resized` pixels made of `length`. */
+INLINE int fits(int64_t length, int64_t resized, int64_t first, int64_t side)
 {
-    float position = (i + 0.5f) * ((float)length / resize) - 0.5f;
+    const int64_t most = 1 << 30; /* so that products of two do not overflow */
+    return 0 < length && length <= most && 0 < resized && resized <= most * 1024 && 0 <= first &&
+           0 < side && side <= most && side <= resized - first;
+}
+
+/* The number of bytes of an array, or 0 if it is larger than any. */
+INLINE size_t bytes_of(int64_t a, int64_t b, int64_t c, size_t each)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)a, (size_t)b, &bytes) ||
+        __builtin_mul_overflow(bytes, (size_t)c, &bytes) ||
+        __builtin_mul_overflow(bytes, each, &bytes) || bytes > PTRDIFF_MAX / 8)
+        return 0;
+    return bytes;
+}
+
+/* Position `i` of `resized` lies between the positions *low and *high of `length` source pixels. */
+INLINE float source_position(int64_t i, int64_t resized, int64_t length, int64_t *low,
+                             int64_t *high)
+{
+    float position = (i + 0.5f) * ((float)length / resized) - 0.5f;
     position = position < 0 ? 0 : position;
     *low = smaller((int64_t)position, length - 1);
     *high = smaller(*low + 1, length - 1);
@@ -230,41 +254,65 @@ INLINE void mix_rows(const float *restrict low, const float *restrict high, void
         store(out, at + i, low[i] + weight * (high[i] - low[i]), dtype);
 }
 
-void enlarge(enlarge_arguments *a)
+static void enlarge_images(enlarge_arguments *a, int64_t channels)
 {
     /* channels_last: a row of all channels; contiguous: a row of each channel. */
-    int64_t parts = a->channels_last ? 1 : 3, step = 3 / parts;
-    int64_t whole = step * a->resize, length = step * a->crop, row = parts * length;
-    int64_t plane = a->height * a->width;
-    /* One block for values of four bytes: the image, its stretched rows, three for each column. */
-    size_t four_byte_values = (size_t)(3 * plane + a->height * row + 3 * parts * whole);
-    float *values = malloc(four_byte_values * sizeof *values);
+    int64_t parts = a->channels_last ? 1 : channels, step = channels / parts;
+    int64_t whole = step * a->window, length = step * a->crop, row = parts * length;
+    int64_t first_row, end_row, first_column, end_column, unused;
+    source_position(a->top, a->resized_height, a->height, &first_row, &unused);
+    source_position(a->top + a->window - 1, a->resized_height, a->height, &unused, &end_row);
+    source_position(a->left, a->resized_width, a->width, &first_column, &unused);
+    source_position(a->left + a->window - 1, a->resized_width, a->width, &unused, &end_column);
+    int64_t rows = end_row + 1 - first_row, columns = end_column + 1 - first_column;
+    int64_t plane = rows * columns, image_size = a->height * a->width;
+    /* Of values of four bytes: the source, its stretched rows, three for each column. */
+    size_t source = bytes_of(channels, rows, columns, 4), stretches = bytes_of(rows, row, 1, 4);
+    size_t for_columns = bytes_of(3, parts, whole, 4);
+    if (!source || !stretches || !for_columns || source / 4 > INT32_MAX ||
+        !bytes_of(a->count, channels, image_size, 4) ||
+        !bytes_of(a->count, channels, a->size * a->size, 4)) {
+        a->invalid = 1;
+        return;
+    }
+    float *values = malloc(source + stretches + for_columns);
     if (values == NULL) {
         a->out_of_memory = 1;
         return;
     }
-    float *stretched = values + 3 * plane, *weight = stretched + a->height * row;
+    float *stretched = values + channels * plane, *weight = stretched + rows * row;
     int32_t *low = (int32_t *)(weight + parts * whole), *high = low + parts * whole;
-    for (int64_t x = 0; x < a->resize; x++)
-        for (int64_t channel = 0; channel < 3; channel++) {
-            int64_t left, right, i = a->channels_last ? 3 * x + channel : channel * whole + x;
-            weight[i] = source_position(x, a->resize, a->width, &left, &right);
-            low[i] = (int32_t)(channel * plane + left);
-            high[i] = (int32_t)(channel * plane + right);
+    for (int64_t x = 0; x < a->window; x++)
+        for (int64_t channel = 0; channel < channels; channel++) {
+            int64_t left, right;
+            int64_t i = a->channels_last ? channels * x + channel : channel * whole + x;
+            weight[i] = source_position(a->left + x, a->resized_width, a->width, &left, &right);
+            low[i] = (int32_t)(channel * plane + left - first_column);
+            high[i] = (int32_t)(channel * plane + right - first_column);
         }
     int64_t image;
     while ((image = __atomic_fetch_add(&a->next_image, 1, __ATOMIC_RELAXED)) < a->count) {
         int64_t top = a->corners[2 * image], left = a->corners[2 * image + 1];
-        const uint8_t *bytes = (const uint8_t *)a->images + image * 3 * plane;
-        const float *floats = (const float *)a->images + image * 3 * plane;
-        for (int64_t channel = 0; channel < 3; channel++)
-            for (int64_t i = channel * plane; i < (channel + 1) * plane; i++) {
-                float value = a->floating ? floats[i] : bytes[i] / 255.0f;
-                values[i] = (value * a->scale - a->mean[channel]) / a->std[channel];
+        if (top < 0 || left < 0 || top > a->window - a->crop || left > a->window - a->crop) {
+            a->invalid = 1;
+            continue;
+        }
+        for (int64_t channel = 0; channel < channels; channel++)
+            for (int64_t y = 0; y < rows; y++) {
+                int64_t from = (image * channels + channel) * image_size +
+                               (first_row + y) * a->width + first_column;
+                const uint8_t *bytes = (const uint8_t *)a->images + from;
+                const float *floats = (const float *)a->images + from;
+                float *restrict to = values + channel * plane + y * columns;
+                float mean = a->mean[channel], std = a->std[channel];
+                for (int64_t x = 0; x < columns; x++) {
+                    float value = a->floating ? floats[x] : bytes[x] / 255.0f;
+                    to[x] = (value * a->scale - mean) / std;
+                }
             }
-        for (int64_t y = 0; y < a->height; y++)
+        for (int64_t y = 0; y < rows; y++)
             for (int64_t part = 0; part < parts; part++) {
-                const float *from = values + y * a->width;
+                const float *from = values + y * columns;
                 float *restrict to = stretched + y * row + part * length;
                 int64_t first = part * whole + step * left;
                 for (int64_t i = 0; i < length; i++) {
@@ -274,10 +322,11 @@ void enlarge(enlarge_arguments *a)
             }
         for (int64_t y = 0; y < a->crop; y++) {
             int64_t above, below;
-            float share = source_position(y + top, a->resize, a->height, &above, &below);
+            float share = source_position(a->top + top + y, a->resized_height, a->height, &above,
+                                          &below);
             for (int64_t part = 0; part < parts; part++) {
-                const float *upper = stretched + above * row + part * length;
-                const float *lower = stretched + below * row + part * length;
+                const float *upper = stretched + (above - first_row) * row + part * length;
+                const float *lower = stretched + (below - first_row) * row + part * length;
                 int64_t at = ((image * parts + part) * a->size + y) * step * a->size;
                 if (a->dtype == FLOAT32)
                     mix_rows(upper, lower, a->out, at, length, share, FLOAT32);
@@ -287,4 +336,190 @@ void enlarge(enlarge_arguments *a)
         }
     }
     free(values);
+}
+
+void enlarge(enlarge_arguments *a)
+{
+    if (a->count < 0 || a->channels < 1 || a->crop < 1 || a->crop > a->window ||
+        a->crop > a->size || a->size > 1 << 30 ||
+        !fits(a->height, a->resized_height, a->top, a->window) ||
+        !fits(a->width, a->resized_width, a->left, a->window) || a->resized_height < a->height ||
+        a->resized_width < a->width) {
+        a->invalid = 1;
+        return;
+    }
+    if (a->channels == 3)
+        enlarge_images(a, 3);
+    else
+        enlarge_images(a, a->channels);
+}
+
+/* ---- Shrinking images. Definition: data/preprocess.py, Preprocess. ----
+
+   Bilinear with antialiasing, as torch's and Pillow's: a pixel is the mean of source pixels, with
+   weights that fall off linearly to the source distance of two pixels (or of one source pixel, if
+   that is more). Of the resized image, only a square window is computed. Rows come first, because
+   they are contiguous; both directions together are rounded once. */
+
+typedef struct {
+    const uint8_t *images; /* (count, channels, height, width) with these strides */
+    uint8_t *out;          /* (count, channels, window, window), contiguous */
+    int64_t count, channels, height, width;
+    int64_t image_stride, channel_stride, row_stride, column_stride;
+    int64_t resized_height, resized_width, top, left; /* the shrunk image; the window's corner */
+    int64_t window;
+    int64_t next_image, out_of_memory, invalid;
+} shrink_arguments;
+
+/* Of one direction: each output pixel is the mean of `number` source pixels, from `start[i]` on in
+   a span of the source, with the weights from `weight[i * stride]` on; they end with zeros. */
+typedef struct {
+    float *weight;
+    int32_t *start;
+    int64_t number, stride, first, end;
+} taps;
+
+static int find_taps(taps *t, int64_t resized, int64_t length, int64_t first, int64_t side)
+{
+    double scale = (double)length / resized, reach = scale < 1 ? 1 : scale;
+    int64_t number = t->number = smaller((int64_t)ceil(2 * reach), length);
+    int64_t stride = t->stride = (number + 3) / 4 * 4;
+    size_t weights = bytes_of(side, stride, 1, sizeof *t->weight);
+    size_t starts = bytes_of(side, 1, 1, sizeof *t->start);
+    if (!weights || !starts || (t->weight = calloc(1, weights + starts)) == NULL)
+        return 0;
+    t->start = (int32_t *)(t->weight + side * stride);
+    for (int64_t i = 0; i < side; i++) {
+        double center = (first + i + 0.5) * scale, sum = 0, low = center - reach + 0.5;
+        int64_t start = smaller(low < 0 ? 0 : (int64_t)low, length - number);
+        float *weight = t->weight + i * stride;
+        if (i == 0)
+            t->first = start;
+        t->start[i] = (int32_t)(start - t->first);
+        t->end = start + number;
+        for (int64_t j = 0; j < number; j++) {
+            double share = 1 - fabs(start + j + 0.5 - center) / reach;
+            sum += weight[j] = share > 0 ? (float)share : 0;
+        }
+        for (int64_t j = 0; j < number; j++)
+            weight[j] = (float)(weight[j] / sum);
+    }
+    return 1;
+}
+
+/* The sum of four weighted rows, added to `to` if there is `more`. */
+INLINE void weigh_four(const uint8_t *restrict const row[4], const float weight[4], int64_t step,
+                       float *restrict to, int64_t length, int more)
+{
+    const uint8_t *a = row[0], *b = row[1], *c = row[2], *d = row[3];
+    float of_a = weight[0], of_b = weight[1], of_c = weight[2], of_d = weight[3];
+    for (int64_t i = 0; i < length; i++) {
+        float sum = of_a * a[i * step] + of_b * b[i * step] + of_c * c[i * step] +
+                    of_d * d[i * step];
+        to[i] = more ? to[i] + sum : sum;
+    }
+}
+
+/* The mean of `number` rows, of which every `step`-th byte is used. */
+INLINE void mean_of_rows(const uint8_t *rows, int64_t stride, int64_t step, const float *weight,
+                         int64_t number, float *to, int64_t length)
+{
+    for (int64_t first = 0; first < number; first += 4) {
+        const uint8_t *row[4];
+        float share[4];
+        for (int64_t j = 0; j < 4; j++) {
+            int exists = first + j < number;
+            row[j] = rows + (exists ? first + j : first) * stride;
+            share[j] = exists ? weight[first + j] : 0;
+        }
+        if (first == 0)
+            weigh_four(row, share, step, to, length, 0);
+        else
+            weigh_four(row, share, step, to, length, 1);
+    }
+}
+
+/* Four floats: a pixel of up to four neighbouring channels, not aligned. */
+typedef float pixel __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* `line` becomes `side` pixels of four values, each the mean of pixels of the row. */
+INLINE void mean_of_pixels(const float *restrict row, taps x, int64_t step, int64_t side,
+                           float *restrict line)
+{
+    for (int64_t i = 0; i < side; i++) {
+        const float *from = row + x.start[i] * step, *weight = x.weight + i * x.stride;
+        pixel sum = {0};
+        for (int64_t j = 0; j < x.number; j += 4, from += 4 * step, weight += 4)
+            sum += weight[0] * *(const pixel *)from + weight[1] * *(const pixel *)(from + step) +
+                   weight[2] * *(const pixel *)(from + 2 * step) +
+                   weight[3] * *(const pixel *)(from + 3 * step);
+        *(pixel *)(line + 4 * i) = sum;
+    }
+}
+
+static void shrink_image(const shrink_arguments *a, const uint8_t *from, uint8_t *out, taps y,
+                         taps x, float *row)
+{
+    int64_t side = a->window, columns = x.end - x.first, step = a->column_stride;
+    int interleaved = a->channel_stride == 1 && (step == 3 || step == 4) && a->channels <= step;
+    float *line = row + 4 * (columns + 4); /* weights of 0 have source pixels, too */
+    from += y.first * a->row_stride + x.first * step;
+    for (int64_t i = 0; i < side; i++) {
+        const uint8_t *rows = from + y.start[i] * a->row_stride;
+        const float *weight = y.weight + i * y.stride;
+        uint8_t *to = out + i * side;
+        if (interleaved) {
+            /* The last pixel's unused channels may lie outside of the image. */
+            int64_t length = (columns - 1) * step + a->channels;
+            mean_of_rows(rows, a->row_stride, 1, weight, y.number, row, length);
+            if (step == 3)
+                mean_of_pixels(row, x, 3, side, line);
+            else
+                mean_of_pixels(row, x, 4, side, line);
+            for (int64_t channel = 0; channel < a->channels; channel++)
+                for (int64_t j = 0; j < side; j++)
+                    to[channel * side * side + j] = (uint8_t)(line[4 * j + channel] + 0.5f);
+            continue;
+        }
+        for (int64_t channel = 0; channel < a->channels; channel++) {
+            const uint8_t *plane = rows + channel * a->channel_stride;
+            if (step == 1)
+                mean_of_rows(plane, a->row_stride, 1, weight, y.number, row, columns);
+            else
+                mean_of_rows(plane, a->row_stride, step, weight, y.number, row, columns);
+            for (int64_t j = 0; j < side; j++) {
+                float sum = 0.5f;
+                for (int64_t k = 0; k < x.number; k++)
+                    sum += x.weight[j * x.stride + k] * row[x.start[j] + k];
+                to[channel * side * side + j] = (uint8_t)sum;
+            }
+        }
+    }
+}
+
+void shrink(shrink_arguments *a)
+{
+    if (a->count < 0 || a->channels < 1 ||
+        !fits(a->height, a->resized_height, a->top, a->window) ||
+        !fits(a->width, a->resized_width, a->left, a->window) ||
+        !bytes_of(a->count, a->channels, a->window * a->window, 1)) {
+        a->invalid = 1;
+        return;
+    }
+    taps y = {0}, x = {0};
+    float *row = NULL;
+    size_t size = 0;
+    if (find_taps(&y, a->resized_height, a->height, a->top, a->window) &&
+        find_taps(&x, a->resized_width, a->width, a->left, a->window) &&
+        (size = bytes_of(4, x.end - x.first + 4 + a->window, 1, sizeof *row)) &&
+        (row = calloc(1, size))) {
+        int64_t image;
+        while ((image = __atomic_fetch_add(&a->next_image, 1, __ATOMIC_RELAXED)) < a->count)
+            shrink_image(a, a->images + image * a->image_stride,
+                         a->out + image * a->channels * a->window * a->window, y, x, row);
+    } else
+        a->out_of_memory = 1;
+    free(row);
+    free(x.weight);
+    free(y.weight);
 }

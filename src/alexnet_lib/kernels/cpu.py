@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -20,12 +21,12 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,12 +73,32 @@ class _LrnArguments(ctypes.Structure):
 
 class _EnlargeArguments(ctypes.Structure):
     _fields_ = _fields(
-        (c_void_p, "images corners out"),
-        (c_int64, "count height width resize crop size floating channels_last dtype"),
+        (c_void_p, "images corners mean std out"),
+        (c_int64, "count channels height width resized_height resized_width top left"),
+        (c_int64, "window crop size floating channels_last dtype"),
         (c_float, "scale"),
-        (c_float * 3, "mean std"),
-        (c_int64, "next_image out_of_memory"),
+        (c_int64, "next_image out_of_memory invalid"),
     )
+
+
+class _ShrinkArguments(ctypes.Structure):
+    _fields_ = _fields(
+        (c_void_p, "images out"),
+        (c_int64, "count channels height width"),
+        (c_int64, "image_stride channel_stride row_stride column_stride"),
+        (c_int64, "resized_height resized_width top left window"),
+        (c_int64, "next_image out_of_memory invalid"),
+    )
+
+
+class Resize(NamedTuple):
+    """A resize of which a square window is kept: height and width of the whole, the window's."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    window: int
 
 
 @dataclass(frozen=True)
@@ -133,22 +154,23 @@ def local_response_norm(x: Tensor, grad: Tensor | None, settings: LrnSettings) -
 def enlarge(
     images: Tensor,
     corners: Tensor,
+    resize: Resize,
     *,
-    resize: int,
     crop: int,
     size: int,
     scale: float,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor | None:
     """Images enlarged bilinearly, cropped and normalised, in one pass, as ``Preprocess`` defines.
 
-    ``images`` are uint8 or float32 ``(batch, 3, height, width)``, with sides from 1 to ``resize``;
-    ``corners`` int64 ``(batch, 2)``, from 0 to ``resize - crop``. The output is ``size`` pixels
-    wide and high: the crop, and zeros to the right of it and below. None where there is no kernel:
-    other dtypes or devices, images that ``takes`` refuses, or as long as compiling does not pay.
+    ``images`` are uint8 or float32 ``(batch, channels, height, width)``, with sides no larger than
+    the resized ones; ``corners`` int64 ``(batch, 2)``, in the window of the resize, from 0 to
+    ``window - crop``. The output is ``size`` pixels wide and high: the crop, and zeros to the right
+    of it and below. None where there is no kernel: other dtypes or devices, images that ``takes``
+    refuses, or as long as compiling does not pay.
     """
     if images.dtype not in {torch.uint8, torch.float32} or dtype not in _DTYPES:
         return None
@@ -156,32 +178,59 @@ def enlarge(
     differentiable = images.requires_grad and torch.is_grad_enabled()
     if images.device.type != "cpu" or differentiable or not takes(images):
         return None
-    if (kernels := load_when_worthwhile(len(images) * 3 * size**2)) is None:
+    count, channels, height, width = images.shape
+    if (kernels := load_when_worthwhile(count * channels * size**2)) is None:
         return None
     images = images.contiguous()
     corners = corners.to("cpu", torch.int32).contiguous()
-    shape = (len(images), 3, size, size)
+    shape = (count, channels, size, size)
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")
     if crop < size:
         out.zero_()
+    means, stds = ((c_float * channels)(*values) for values in (mean, std))
     arguments = _EnlargeArguments(
         images=images.data_ptr(),
         corners=corners.data_ptr(),
+        mean=ctypes.addressof(means),
+        std=ctypes.addressof(stds),
         out=out.data_ptr(),
-        count=len(images),
-        height=images.shape[2],
-        width=images.shape[3],
-        resize=resize,
+        count=count,
+        channels=channels,
+        height=height,
+        width=width,
+        resized_height=resize.height,
+        resized_width=resize.width,
+        top=resize.top,
+        left=resize.left,
+        window=resize.window,
         crop=crop,
         size=size,
         floating=images.is_floating_point(),
         channels_last=memory_format is torch.channels_last,
         dtype=_DTYPES[dtype],
         scale=scale,
-        mean=mean,
-        std=std,
     )
     _run(kernels.enlarge, arguments, out.numel())
+    return out
+
+
+def shrink(images: Tensor, resize: Resize) -> Tensor | None:
+    """The window of images that become smaller, bilinear with antialiasing, rounded to uint8.
+
+    ``images`` are uint8 ``(batch, channels, height, width)`` with any strides. An image is computed
+    in one thread. None where there is no kernel, as for ``enlarge``.
+    """
+    if images.dtype != torch.uint8 or images.device.type != "cpu" or not takes(images):
+        return None
+    shape = (*images.shape[:2], resize.window, resize.window)
+    # In torch, shrinking takes longer for each value than what the limit was measured with.
+    if (kernels := load_when_worthwhile(4 * math.prod(shape))) is None:
+        return None
+    out = torch.empty(shape, dtype=torch.uint8, device="cpu")
+    arguments = _ShrinkArguments(
+        images.data_ptr(), out.data_ptr(), *images.shape, *images.stride(), *resize
+    )
+    _run(kernels.shrink, arguments, out.numel(), most_threads=len(images))
     return out
 
 
@@ -294,14 +343,17 @@ def _cache_folder() -> Path:
     return caches / "alexnet-lib"
 
 
-def _run(entry: Any, arguments: Any, values: int) -> None:
-    threads = max(1, min(torch.get_num_threads(), values // _VALUES_A_THREAD))
+def _run(entry: Any, arguments: Any, values: int, most_threads: int | None = None) -> None:
+    threads = min(torch.get_num_threads(), values // _VALUES_A_THREAD)
+    threads = max(1, threads if most_threads is None else min(threads, most_threads))
     if threads == 1:
         entry(ctypes.byref(arguments))
     else:
         _run_in_threads()(entry, ctypes.byref(arguments), threads)
     if arguments.out_of_memory:
         raise MemoryError("not enough memory for the kernels' scratch space")
+    if getattr(arguments, "invalid", 0):
+        raise ValueError("the kernels were given sizes or corners that do not fit each other")
 
 
 @functools.cache
