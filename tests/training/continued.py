@@ -51,12 +51,22 @@ RECIPES = MappingProxyType(
             "erasing": 0.5,
             "max_grad_norm": 1.0,
         },
+        # The 11 batches of an epoch are four steps, the last of two batches.
+        "accumulating": {
+            "epochs": 4,
+            "dropout": 0.5,
+            "batch_size": 5,
+            "accumulation_steps": 3,
+            "balance": "loss",
+            "early_stopping": 3,
+        },
     }
 )
 OPTIONS = MappingProxyType(
     {
         "float32": RunOptions("cpu", "float32", "contiguous", progress=False),
         "bfloat16": RunOptions("cpu", "bfloat16", "channels_last", progress=False),
+        "float16": RunOptions("cpu", "float16", "channels_last", progress=False),
     }
 )
 # A recipe and how it is carried out.
@@ -76,7 +86,7 @@ def begin(name: str, *, seed: int = 3) -> TrainingRun:
 def go_on(run: TrainingRun, steps: int | None = None) -> TrainingRun:
     """Takes so many steps, or all that are left; an epoch is finished before the next begins."""
     while not run.finished and steps != 0:
-        if run.totals.steps == run.steps_in_epoch:
+        if run.epoch_read:
             run.finish_epoch()
             continue
         run.take_step()

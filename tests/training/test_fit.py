@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from alexnet_lib import AlexNet, evaluate, load_checkpoint, prepare_loaders, prepare_model
+from alexnet_lib.data import decoding
 from alexnet_lib.data import images as images_module
-from alexnet_lib.data import sources
+from alexnet_lib.data import preprocess as preprocess_module
 from alexnet_lib.data.augmentation import RandomErasing
 from alexnet_lib.data.loaders import BatchLoader, Loaders
 from alexnet_lib.devices import RunOptions
@@ -109,14 +110,14 @@ def test_no_photo_is_decoded_twice_before_the_first_step(recipe, tmp_path, monke
     decoded: Counter[Path] = Counter()
     loaders_made, before_first_step = [], {}
     real_read, real_init, real_step = (
-        images_module.read_image,
+        decoding.read_image,
         BatchLoader.__post_init__,
         TrainingRun.take_step,
     )
 
-    def read(file):
+    def read(file, **options):
         decoded[file] += 1
-        return real_read(file)
+        return real_read(file, **options)
 
     def init(loader):
         loaders_made.append(loader)
@@ -127,7 +128,7 @@ def test_no_photo_is_decoded_twice_before_the_first_step(recipe, tmp_path, monke
             before_first_step.update(decoded=dict(decoded), loaders=[*loaders_made], run=run)
         real_step(run)
 
-    for module in (images_module, sources):
+    for module in (images_module, preprocess_module):
         monkeypatch.setattr(module, "read_image", read)
     monkeypatch.setattr(BatchLoader, "__post_init__", init)
     monkeypatch.setattr(TrainingRun, "take_step", take_step)
@@ -173,13 +174,13 @@ def test_loaders_that_are_given_are_used_as_they_are_and_recorded(tmp_path, monk
     given = loaders_of(
         (data_set(), data_set(10)), seed=5, batch_size=9, image_size=20, flip=False, erasing=0.5
     )
-    read, real = [], BatchLoader._batches
+    read, real = [], BatchLoader._numbered_batches
 
     def witness(loader, *arguments):
         read.append(loader)
         yield from real(loader, *arguments)
 
-    monkeypatch.setattr(BatchLoader, "_batches", witness)
+    monkeypatch.setattr(BatchLoader, "_numbered_batches", witness)
     run = quick_fit(given, out=tmp_path)
     train, validation, test = given
     assert [*map(id, read)] == [*map(id, (train, validation, train, validation, test))]
@@ -916,9 +917,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_and_nothing_is_written(
 
 @pytest.mark.bad_input
 def test_a_model_that_is_no_alexnet_is_refused():
-    with pytest.raises(
-        TypeError, match=r"model is a torch\..*Linear; expected an alexnet_lib"
-    ):
+    with pytest.raises(TypeError, match=r"model is a torch\..*Linear; expected an alexnet_lib"):
         quick_fit(model=torch.nn.Linear(1, 1))
 
 

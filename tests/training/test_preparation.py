@@ -277,9 +277,7 @@ def test_a_model_for_another_image_size_is_refused():
 
 @pytest.mark.bad_input
 def test_a_model_that_is_no_alexnet_is_refused():
-    with pytest.raises(
-        TypeError, match=r"model is a torch\..*Linear; expected an alexnet_lib"
-    ):
+    with pytest.raises(TypeError, match=r"model is a torch\..*Linear; expected an alexnet_lib"):
         model_of(tiny_recipe(), model=torch.nn.Linear(1, 1))
 
 

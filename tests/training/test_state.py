@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import continued
 import pytest
 import torch
 from continued import OPTIONS, RUNS, State, begin, go_on
+from helpers import random_pixels
+from PIL import Image
 from tiny import QUIET, Noisy, tiny_recipe, use_tiny, weights_of
 from torch import Tensor
 
@@ -264,3 +268,130 @@ def test_the_best_weights_are_not_changed_by_training_on():
     kept = run.best_weights
     go_on(run, 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
+
+
+def test_a_float16_run_keeps_its_scale():
+    run = go_on(begin("sgd float16"), STOP)
+    run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 512.0})
+    fresh = begin("sgd float16")
+    fresh.set_state(*run.state())
+    assert fresh.scaler.get_scale() == 512.0
+    assert_same(go_on(fresh).state(), go_on(run).state())
+
+
+# Steps of several batches
+
+
+def test_steps_of_several_batches_are_steps_of_the_optimiser():
+    run = run_of(batch_size=5, accumulation_steps=3)
+    assert (run.steps_in_epoch, run.steps_in_all) == (4, 8)
+    rates = []
+    while not run.epoch_read:
+        run.take_step()
+        rates.append((run.totals.steps, run.batches_read, run.totals.images))
+    assert rates == [(1, 3, 15), (2, 6, 30), (3, 9, 45), (4, 11, 54)]
+    assert run.schedule.last_epoch == 4
+    assert run.finish_epoch().train.images == 54
+
+
+def test_steps_of_several_batches_are_those_of_one_larger_batch():
+    several, one = (
+        go_on(run_of(dropout=0.0, flip=False, epochs=1, **changes))
+        for changes in ({"batch_size": 6, "accumulation_steps": 2}, {"batch_size": 12})
+    )
+    torch.testing.assert_close(weights_of(several.model), weights_of(one.model))
+
+
+# The end before the last epoch
+
+
+def with_accuracies(monkeypatch, *accuracies: float) -> None:
+    left = iter(accuracies)
+    real = TrainingRun.evaluate
+
+    def evaluate(run, model, part, **options):
+        return replace(real(run, model, part, **options), accuracy=next(left))
+
+    monkeypatch.setattr(TrainingRun, "evaluate", evaluate)
+
+
+def test_a_run_ends_after_some_epochs_without_a_better_accuracy(monkeypatch):
+    with_accuracies(monkeypatch, 0.1, 0.3, 0.3, 0.2, 0.9)
+    run = go_on(run_of(epochs=5, early_stopping=2))
+    assert (run.epoch, run.best_epoch, run.finished, run.stopped_early) == (4, 2, True, True)
+
+
+def test_a_run_that_gets_better_is_not_ended(monkeypatch):
+    with_accuracies(monkeypatch, 0.1, 0.1, 0.2)
+    run = go_on(run_of(epochs=3, early_stopping=2))
+    assert (run.epoch, run.finished, run.stopped_early) == (3, True, False)
+
+
+def test_a_run_that_would_end_with_its_last_epoch_is_not_stopped_early(monkeypatch):
+    with_accuracies(monkeypatch, 0.2, 0.1)
+    run = go_on(run_of(epochs=2, early_stopping=1))
+    assert (run.epoch, run.stopped_early) == (2, False)
+
+
+def test_a_state_knows_how_long_no_epoch_was_better(monkeypatch):
+    with_accuracies(monkeypatch, 0.3, 0.2, 0.2)
+    run = run_of(epochs=5, early_stopping=2)
+    while run.epoch < 2:
+        go_on(run, 1)
+        if run.epoch_read:
+            run.finish_epoch()
+    fresh = run_of(epochs=5, early_stopping=2)
+    fresh.set_state(*run.state())
+    assert go_on(fresh).epoch == 3
+
+
+# Images that cannot be read
+
+
+def photos(folder: Path, bad: Iterable[int] = ()) -> Path:
+    """24 photos of two classes; some are broken."""
+    for i in range(24):
+        file = folder / ("cat", "dog")[i % 2] / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_pixels(100 + i, 120, seed=i)).save(file)
+        if i in bad:
+            file.write_bytes(file.read_bytes()[:300])
+    return folder
+
+
+SKIPPING = replace(QUIET, on_bad_image="skip", bad_image_limit=0.5)
+
+
+def run_of_photos(folder: Path, **changes) -> TrainingRun:
+    recipe = tiny_recipe(**{"epochs": 2, "dropout": 0.5, "image_size": 12, **changes})
+    options = SKIPPING.resolved()
+    loaders = prepare_loaders(folder, recipe, options=options)
+    model = prepare_model(loaders, recipe, options=options)
+    return TrainingRun(recipe, loaders, model, seed=0, options=options)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_an_epoch_without_its_bad_images_ends_and_goes_on_from_its_state(
+    batch_size, accumulation_steps, tmp_path
+):
+    folder = photos(tmp_path, bad=(0, 3, 4, 9, 16))
+    changes = {"batch_size": batch_size, "accumulation_steps": accumulation_steps}
+    whole = run_of_photos(folder, **changes)
+    files = whole.loaders.train.dataset.files
+    good = [file for file in files if int(file.stem) not in {0, 3, 4, 9, 16}]
+    assert len(good) < len(files)
+    states = []
+    while not whole.finished:
+        states.append(copy.deepcopy(whole.state()))
+        if whole.epoch_read:
+            assert whole.totals.images == len(good)
+            whole.finish_epoch()
+        else:
+            whole.take_step()
+    assert {*whole.loaders.train.bad_images} == {str(f) for f in files if f not in good}
+    for state in states[1 :: max(1, len(states) // 3)]:
+        fresh = run_of_photos(folder, **changes)
+        fresh.set_state(*state)
+        assert_same(go_on(fresh).state(), whole.state())

@@ -110,7 +110,7 @@ def _look(labels: Tensor) -> tuple[tuple[int, int] | None, bool | None]:
 def no_shares(labels: Tensor) -> Tensor:
     """For each row of ``(batch, classes)`` whether it is not at least 0 with the sum 1."""
     wide = labels.float()
-    tolerance = max(1e-3, 4 * torch.finfo(labels.dtype).eps)
+    tolerance = max(0.01, 4 * torch.finfo(labels.dtype).eps)
     # Written so that NaN is no share.
     return ~((wide >= 0).all(1) & ((wide.sum(1) - 1).abs() <= tolerance))
 

@@ -51,14 +51,17 @@ def prepare_loaders(
         loaders = data
     else:
         options = options.resolved()
+        bad_images: Any = {
+            "on_bad_image": options.on_bad_image,
+            "bad_image_limit": options.bad_image_limit,
+        }
         opened = open_parts(
             data,
             classes=classes,
             parts=parts,
             channels=recipe.channels,
             background=recipe.background,
-            on_bad_image=options.on_bad_image,
-            bad_image_limit=options.bad_image_limit,
+            **bad_images,
         )
         loaders = assemble_loaders(
             opened,
@@ -72,8 +75,7 @@ def prepare_loaders(
             drop_last=recipe.drop_last,
             balanced=recipe.balance == "sampler",
             stats_images=recipe.stats_images,
-            on_bad_image=options.on_bad_image,
-            bad_image_limit=options.bad_image_limit,
+            **bad_images,
         )
     if recipe.needs_validation and loaders.validation is None:
         raise ValueError(

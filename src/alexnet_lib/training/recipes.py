@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
-from PIL import ImageColor
 from torch import Tensor
 
 from alexnet_lib.checks import (
@@ -23,6 +22,7 @@ from alexnet_lib.checks import (
     type_name,
 )
 from alexnet_lib.data import augmentation
+from alexnet_lib.data.decoding import check_background
 from alexnet_lib.data.loaders import Treatment
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.data.statistics import IMAGENET_STATS, PixelStatistics
@@ -191,13 +191,7 @@ class Recipe:
                     f"{name} is {getattr(self, name)!r}, but weights is {self.weights!r}, which "
                     f"are torchvision's; expected {expected!r}"
                 )
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            raise ValueError(
-                f"background is {self.background!r}; expected a colour, for example 'white' or "
-                "'#ff0000'"
-            ) from None
+        check_background(self.background)
         if self.channels not in {None, 3}:
             for name, value in (("weights", self.weights), ("stats", self.stats)):
                 if value is not None and (name == "weights" or value == "imagenet"):
