@@ -48,6 +48,7 @@ from alexnet_lib.training.loop import TrainingStep, arithmetic
 from alexnet_lib.training.metrics import Totals
 
 sys.path.insert(0, str(Path(__file__).parent))
+import photos
 import tutorial
 
 HERE = Path(__file__).parent
@@ -264,6 +265,36 @@ class Bench:
                 ours = BatchLoader(part, preprocess, shuffle=True, placement=placement)
                 sides[f"{precision} {form}"] = lambda ours=ours: exhausted(ours)
         return per_second(count, self.alternate(sides))
+
+    def photos(self) -> dict[str, Any]:
+        """JPEG photos from a folder, the loader alone: images a second, against torchvision's.
+
+        Both sides decode fully; photos large enough for it also at a reduced scale.
+        """
+        results: dict[str, Any] = {}
+        # Fewer of the large ones, which take longer.
+        for count, width, height in ((500, 500, 375), (100, 2000, 1500)):
+            with tempfile.TemporaryDirectory() as folder:
+                root = Path(folder)
+                photos.write_photos(root, count, width, height)
+                images = open_parts(root).train
+                reduced = min(width, height) >= 2 * photos.RESIZE
+                loaders: dict[str, Any] = {}
+                for workers in (0, 2):
+                    name = f", {workers} workers" if workers else ""
+                    loaders[f"torchvision{name}"] = photos.torchvisions(root, workers)
+                    loaders[f"ours{name}"] = photos.ours(images, workers)
+                    if reduced:
+                        loaders[f"ours, reduced{name}"] = photos.ours(images, workers, "reduced")
+                sides = {
+                    k: lambda loader=loader: exhausted(loader) for k, loader in loaders.items()
+                }
+                speeds = per_second(count, self.alternate(sides))
+                results[f"{width}x{height}"] = {"images/s": speeds}
+                if reduced:
+                    results[f"{width}x{height}"]["differences"] = photos.differences(images)
+                del loaders, sides
+        return results
 
     def latency(self) -> dict[str, Any]:
         """One image through the network, in evaluation: milliseconds."""
@@ -535,6 +566,21 @@ def report_loader(blocks: dict[str, Any]) -> str:
     return table(rows, ("loader alone, 32 to 227 pixels", "images/s", "ratio"))
 
 
+def report_photos(blocks: dict[str, Any]) -> str:
+    rows, apart = [], ""
+    for size, result in blocks["photos"].items():
+        speeds = result["images/s"]
+        for name, speed in speeds.items():
+            workers = ", 2 workers" if name.endswith(", 2 workers") else ""
+            ratio = speed / speeds[f"torchvision{workers}"]
+            rows.append((f"{size}, {name}", f"{speed:,.0f}", f"{ratio:.2f}x"))
+        if "differences" in result:
+            values = ", ".join(f"{k} {v:.2f}" for k, v in result["differences"].items())
+            apart += f"\nPixels of {size} decoded at reduced scale differ, of 255: {values}.\n"
+    header = ("photos, 256 to a random 227, batch 64", "images/s", "vs torchvision")
+    return table(rows, header) + apart
+
+
 def report_latency(blocks: dict[str, Any]) -> str:
     return table([(k, f"{v:.1f}") for k, v in blocks["latency"].items()], ("one image", "ms"))
 
@@ -572,6 +618,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "peak": report_peak,
     "lrn": report_lrn,
     "loader": report_loader,
+    "photos": report_photos,
     "latency": report_latency,
     "step": report_step,
     "layers": report_layers,
