@@ -6,20 +6,20 @@ augmentation does not depend on the batch size.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from alexnet_lib.checks import ABOVE_ZERO, AT_LEAST_ZERO, PROBABILITY, check_number
+from alexnet_lib.checks import ABOVE_ZERO, AT_LEAST_ZERO, PROBABILITY, as_number, check_number
 from alexnet_lib.data.images import to_unit
 from alexnet_lib.data.statistics import ColorComponents
 
 On = Literal["pixels", "resized", "input"]
-Images = Shaped[Tensor, "batch 3 h w"]
-FloatImages = Float[Tensor, "batch 3 h w"]
+Images = Shaped[Tensor, "batch c h w"]
+FloatImages = Float[Tensor, "batch c h w"]
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Augmentation(Protocol):
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The changed images, ``(batch, 3, H, W)``, given their rows of ``draw``."""
+        """The changed images, ``(batch, C, H, W)``, given their rows of ``draw``."""
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class Mixing(Protocol):
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
 
     def mix(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """``(batch + 1, 3, H, W)`` images, each but the last mixed with the next; their weights."""
+        """``(batch + 1, C, H, W)`` images, each but the last mixed with the next; their weights."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class HorizontalFlip:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_number("probability", self.probability, PROBABILITY)
+        _set(self, probability=check_number("probability", self.probability, PROBABILITY))
 
     def draw(self, count: int, generator: torch.Generator) -> Bool[Tensor, " count"]:
         """Which images are mirrored."""
@@ -111,16 +111,21 @@ class ColorNoise:
     strength: float = 0.1
 
     def __post_init__(self) -> None:
-        check_number("strength", self.strength, AT_LEAST_ZERO)
+        _set(self, strength=check_number("strength", self.strength, AT_LEAST_ZERO))
 
-    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
-        """What is added to each image's red, green and blue."""
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count c"]:
+        """What is added to each image's channels."""
         std = torch.tensor(self.components.std) * self.strength
         directions = torch.tensor(self.components.directions)
-        return torch.randn(count, 3, generator=generator) * std @ directions
+        return torch.randn(count, len(std), generator=generator) * std @ directions
 
-    def apply(self, images: Images, draws: Float[Tensor, "batch 3"]) -> FloatImages:
+    def apply(self, images: Images, draws: Float[Tensor, "batch c2"]) -> FloatImages:
         """The images in other colours, float32."""
+        if images.shape[1] != draws.shape[1]:
+            raise ValueError(
+                f"images have {images.shape[1]} channels and the components of ColorNoise "
+                f"{draws.shape[1]}; expected the same: compute the components for these images"
+            )
         return to_unit(images) + draws.to(images.device)[:, :, None, None]
 
 
@@ -128,7 +133,8 @@ class ColorNoise:
 class TrivialAugment:
     """One random operation of random strength on each image: Müller and Hutter, arXiv 2103.10158.
 
-    torchvision's ``TrivialAugmentWide``, one by one on the CPU, which is slow for large images.
+    torchvision's ``TrivialAugmentWide`` for grey or colour images, one by one on the CPU, which is
+    slow for large images.
     """
 
     on: ClassVar[On] = "resized"
@@ -139,6 +145,11 @@ class TrivialAugment:
 
     def apply(self, images: Images, draws: Int64[Tensor, " batch"]) -> Images:
         """The changed images, uint8."""
+        if images.shape[1] not in {1, 3}:
+            raise ValueError(
+                f"images have {images.shape[1]} channels; expected 1 or 3, grey or colour, for "
+                "TrivialAugment: use other augmentations"
+            )
         from torchvision.transforms.v2 import TrivialAugmentWide
 
         augment = TrivialAugmentWide()
@@ -182,11 +193,13 @@ class RandomErasing:
     ratio: tuple[float, float] = (0.3, 3.3)
 
     def __post_init__(self) -> None:
-        check_number("probability", self.probability, PROBABILITY)
-        if not 0 < self.area[0] <= self.area[1] <= 1:
+        _set(self, probability=check_number("probability", self.probability, PROBABILITY))
+        area, ratio = _pair(self.area), _pair(self.ratio)
+        if area is None or not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"area is {self.area!r}; expected two increasing fractions up to 1")
-        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+        if ratio is None or not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio is {self.ratio!r}; expected two increasing numbers above 0")
+        _set(self, area=area, ratio=ratio)
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 4"]:
         """Top, left, height and width of the rectangles, from 0 to 1.
@@ -225,14 +238,14 @@ class Mixup:
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, ABOVE_ZERO)
+        _set(self, alpha=check_number("alpha", self.alpha, ABOVE_ZERO))
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
         """Each image's weight, from 0 to 1."""
         return _beta(self.alpha, count, generator)
 
     def mix(
-        self, images: Shaped[Tensor, "one_more 3 h w"], draws: Float[Tensor, " batch"]
+        self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, " batch"]
     ) -> tuple[FloatImages, Float[Tensor, " batch"]]:
         """All images but the last, mixed with the next one, float32; their weights."""
         kept, unit = draws.to(images.device), to_unit(images)
@@ -254,7 +267,7 @@ class CutMix:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, ABOVE_ZERO)
+        _set(self, alpha=check_number("alpha", self.alpha, ABOVE_ZERO))
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
         """The centre of each rectangle, vertically and horizontally, and its side, from 0 to 1."""
@@ -262,7 +275,7 @@ class CutMix:
         return torch.cat([torch.rand(count, 2, generator=generator), side[:, None]], dim=1)
 
     def mix(
-        self, images: Shaped[Tensor, "one_more 3 h w"], draws: Float[Tensor, "batch 3"]
+        self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, "batch 3"]
     ) -> tuple[Images, Float[Tensor, " batch"]]:
         """All images but the last, with a rectangle of the next one; their weights."""
         size = torch.tensor(images.shape[-2:])
@@ -275,6 +288,21 @@ class CutMix:
         pasted = rows[:, None, :, None] & columns[:, None, None, :]
         kept = 1 - pasted.float().mean((1, 2, 3))
         return torch.where(pasted, images[1:], images[:-1]), kept
+
+
+def _set(instance: object, **fields: object) -> None:
+    """Sets fields of a frozen dataclass."""
+    for name, value in fields.items():
+        object.__setattr__(instance, name, value)
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    """Two plain numbers, or None if they are something else."""
+    listed = values.tolist() if hasattr(values, "tolist") else values  # of NumPy
+    if not isinstance(listed, tuple | list) or len(listed) != 2:
+        return None
+    low, high = map(as_number, listed)
+    return None if low is None or high is None else (low, high)
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
