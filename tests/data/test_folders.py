@@ -268,5 +268,6 @@ def test_one_bad_file_stops_or_is_left_out(tmp_path, size):
         assert "bad.png cannot be read" in str(caught[0].message)
     else:  # read in each epoch, where the loader leaves it out
         assert len(parts.train) == 13
-    with pytest.raises(ValueError, match=r"1 of 13 images cannot be read, more than the fraction"):
-        open_parts(root, on_bad_image="skip", bad_image_limit=0.05)
+    (root / "dog" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"2 of 14 images cannot be read, which is more than bad_"):
+        open_parts(root, on_bad_image="skip")

@@ -288,9 +288,13 @@ def _read_all(
 
 
 def check_bad_images(problems: Sequence[str], total: int, limit: float) -> None:
-    """Raises an ``ImageError`` if more than the fraction ``limit`` of the images are bad."""
-    if len(problems) > limit * total:
+    """Raises an ``ImageError`` if more than the fraction ``limit`` of the images are bad.
+
+    Unless it is 0, one bad image is allowed, however small the part.
+    """
+    if len(problems) > (max(1.0, limit * total) if limit else 0):
+        more = f"; and {len(problems) - 10:,} more" if len(problems) > 10 else ""
         raise ImageError(
-            f"{len(problems):,} of {total:,} images cannot be read, more than the fraction "
-            f"bad_image_limit, {limit}: {'; '.join(problems[:10])}"
+            f"{len(problems):,} of {total:,} images cannot be read, which is more than "
+            f"bad_image_limit, {limit}, allows: {'; '.join(problems[:10])}{more}"
         )

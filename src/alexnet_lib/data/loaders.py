@@ -26,7 +26,7 @@ from alexnet_lib.data.augmentation import (
     RandomCrop,
     TrivialAugment,
 )
-from alexnet_lib.data.folders import OnBadImage, PartNames
+from alexnet_lib.data.folders import OnBadImage, PartNames, check_bad_images
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, to_unit
 from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
@@ -108,7 +108,8 @@ class BatchLoader:
         on_bad_image: what to do about an image that cannot be read. ``"stop"`` raises its error.
             ``"skip"`` leaves it out of its batch, and a batch of which nothing remains out of the
             epoch, with one warning for each image.
-        bad_image_limit: fraction of the images, from 0 to 1: more bad ones are an error.
+        bad_image_limit: fraction of the images, from 0 to 1: more bad ones are an error. Unless it
+            is 0, one is allowed.
 
     Raises:
         ValueError: an argument is out of its range, or does not fit the images.
@@ -339,7 +340,7 @@ class BatchLoader:
 
     def _note(self, failures: list[Failure]) -> None:
         """Remembers images that cannot be read; raises if that is to stop the pass."""
-        bad, count = self._state.bad_images, len(self.dataset)
+        bad = self._state.bad_images
         for failure in failures:
             if self.on_bad_image == "stop" or not failure.is_of_the_image:
                 raise failure.error
@@ -347,13 +348,8 @@ class BatchLoader:
                 bad[failure.name] = failure.reason
                 text = f"{failure.name} cannot be read and is left out: {failure.reason}"
                 warnings.warn(text, stacklevel=2)
-        if len(bad) > self.bad_image_limit * count:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in [*bad.items()][:10])
-            more = f"; and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise ValueError(
-                f"{len(bad)} of {count:,} images cannot be read, which is more than "
-                f"bad_image_limit, {self.bad_image_limit}, allows: {listed}{more}"
-            )
+        problems = [f"{name}: {reason}" for name, reason in bad.items()]
+        check_bad_images(problems, len(self.dataset), self.bad_image_limit)
 
     def _finished(
         self,
@@ -564,15 +560,18 @@ def build_loaders(
 
     A folder contains ``train/`` and ``test/`` or ``val/``, each with a folder of images for every
     class, or only the folders of the classes, which are then split. ``val/`` is the test set,
-    unless there is also a ``test/``. A data set is map-style and yields (image, label): PIL images,
-    arrays ``(H, W, 3)`` or tensors ``(3, H, W)``, uint8 or floating from 0 to 1, and integers from
-    0. Small images of one size, in a folder or in a torchvision data set without a transform, are
-    decoded once and kept in memory.
+    unless there is also a ``test/``. Other usual names of parts are known. A CSV file has a line
+    of image,label for each image. A data set is map-style; its items are pairs (image, label), or
+    mappings with these keys: PIL images, arrays ``(H, W, C)`` or tensors ``(C, H, W)``, uint8 or
+    floating from 0 to 1; and integers from 0, or names of classes. Small images of one size, in a
+    folder or in a data set of torchvision without a transform, are decoded once and kept in memory.
 
     Args:
         data: ``"shapes"``, the built-in synthetic images; ``"cifar10"``, in the folder ``data``,
-            downloaded if it is missing; the path of a folder with images or with CIFAR-10's files;
-            a data set of training images; or a pair of data sets, training and test images.
+            downloaded if it is missing; the path of a folder with images or with CIFAR-10's files,
+            or of a CSV file; a data set of training images; a pair of folders, CSV files or data
+            sets, training and test images; or a mapping of ``"train"``, ``"validation"``,
+            ``"test"``.
         batch_size: images in a batch, at least 1.
         image_size: side of the network's input, in pixels.
         resize: side of the images before the crop, in pixels; None is ``image_size``.
@@ -585,6 +584,7 @@ def build_loaders(
         test_fraction: fraction of all images for a missing test part, from 0 to below 1.
         train_images: number of training images to use, with those for validation; None uses all.
         classes: names of the classes of a data set; None takes its ``classes``, or their numbers.
+            Of a folder: the class folders to take, in this order.
         parts: names of the folders of ``"train"``, ``"validation"`` and ``"test"``, where they
             are unusual; ``{}``: there are no parts, every folder is a class.
         channels: of the images. None: photos are RGB, arrays and tensors keep their 1 or 3. Grey
@@ -600,6 +600,7 @@ def build_loaders(
         on_bad_image: ``"stop"`` raises the error of an image that cannot be read; ``"skip"`` leaves
             the image out, with a warning.
         bad_image_limit: fraction of a part's images, from 0 to 1: more bad ones are an error.
+            Unless it is 0, one is allowed.
         device: of the batches.
         num_workers: processes that read images that are not in memory; 0 reads in this one.
         seed: for the split, the order and the augmentation.
@@ -608,7 +609,8 @@ def build_loaders(
         FileNotFoundError: there is no such folder.
         TypeError: ``data`` has another type, or its items are not pairs.
         ValueError: an argument is out of its range; the folder has no images or one class; files
-            are not images (they are named); a label has no class.
+            are not images (they are named); a label has no class; it cannot be told which folders
+            are parts and which are classes (the message says what to do).
         OSError: CIFAR-10 cannot be downloaded.
 
     Example:
