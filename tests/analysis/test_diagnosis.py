@@ -476,3 +476,51 @@ def test_as_a_dict_it_is_json_without_nan(rate):
 def test_an_argument_out_of_its_range_is_named(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         diagnose("shapes", **{"recipe": RECIPES["modern"], "options": QUIET, **arguments})
+
+
+# Precision and unequal classes
+
+
+def test_in_float16_the_first_step_is_one_that_does_not_overflow(monkeypatch):
+    real = torch.amp.GradScaler.__init__
+
+    def large(scaler, *arguments, **named):
+        real(scaler, *arguments, init_scale=2.0**40, **named)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", large)
+    options = RunOptions("cpu", "float16", progress=False)
+    recipe = tiny_recipe(max_grad_norm=None)
+    half = diagnose("shapes", recipe=recipe, steps=2, options=options)
+    monkeypatch.undo()
+    use_tiny(monkeypatch)
+    exact = diagnose("shapes", recipe=recipe, steps=2, options=QUIET)
+    for found, expected in zip(half.layers, exact.layers, strict=True):
+        assert found.update > 0
+        assert found.gradient == pytest.approx(expected.gradient, rel=0.2)
+
+
+def test_the_try_is_weighted_by_the_classes_as_the_training_is(monkeypatch):
+    seen, real = [], Recipe.criterion
+
+    def criterion(recipe, logits, labels, class_weights=None):
+        seen.append(class_weights is not None)
+        return real(recipe, logits, labels, class_weights)
+
+    monkeypatch.setattr(Recipe, "criterion", criterion)
+    quick(balance="loss", steps=2)
+    assert seen == [True] * 3
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"options": {}}, TypeError, "options is a dict; expected RunOptions"),
+        ({"model": 3}, TypeError, r"model is a int; expected a torch\.nn\.Module"),
+        ({"steps": 1.5}, ValueError, "steps is 1.5; expected an integer of at least 1"),
+        ({"seed": True}, ValueError, "seed is True; expected an integer of at least 0"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        diagnose("shapes", **{"recipe": tiny_recipe(), "options": QUIET, **arguments})

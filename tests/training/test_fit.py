@@ -869,6 +869,168 @@ def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
         assert (bar["steps"], bar["closed"], bar["leave"]) == (8, True, False)
 
 
+# Unequal classes, steps of several batches, an early end, images that cannot be read
+
+
+def unequal() -> TensorDataset:
+    """Images of two classes, of which the second has every sixth."""
+    images = torch.rand(60, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images, (torch.arange(60) % 6 == 0).long())
+
+
+def losses_of(run: Run) -> list[float]:
+    return [record.train.loss for record in run.history]
+
+
+def test_the_loss_is_weighted_by_the_classes_of_the_training_images_alone(monkeypatch):
+    seen, real = [], Recipe.criterion
+
+    def criterion(recipe, logits, labels, class_weights=None):
+        seen.append(class_weights)
+        return real(recipe, logits, labels, class_weights)
+
+    monkeypatch.setattr(Recipe, "criterion", criterion)
+    data = unequal()
+    run = quick_fit((data, data), overrides={"balance": "loss"}, epochs=1)
+    counts = torch.tensor([45, 9])  # of the 54 training images
+    for weights in seen:
+        torch.testing.assert_close(weights, 54 / (2.0 * counts))
+    assert len(seen) == 4  # the steps; validation and test count each image alike
+    plain = evaluate(run.model, loaders_of((data, data)).test, progress=False)
+    assert run.test.loss == pytest.approx(plain.loss)
+
+
+def test_the_balanced_sampler_draws_the_training_images_alone(monkeypatch):
+    seen = []
+    with_step(monkeypatch, lambda step, images, labels: seen.append(labels.clone()))
+    data = unequal()
+    run = quick_fit((data, data), overrides={"balance": "sampler"}, epochs=20)
+    drawn = torch.cat(seen)
+    assert len(drawn) == 20 * 54
+    assert drawn.float().mean() == pytest.approx(0.5, abs=0.08)
+    assert run.test.confusion.sum(1).tolist() == [50, 10]
+
+
+def test_the_last_smaller_batch_is_dropped_of_the_training_images_alone():
+    run = quick_fit(overrides={"drop_last": True}, epochs=1)
+    assert (run.history[0].train.images, run.history[0].validation.images) == (48, 6)
+    assert run.test.images == 20
+
+
+def test_a_run_in_steps_of_several_batches_is_that_of_a_larger_batch():
+    changes = {"dropout": 0.0, "flip": False}
+    several = quick_fit(overrides={**changes, "batch_size": 6, "accumulation_steps": 2})
+    one = quick_fit(overrides={**changes, "batch_size": 12})
+    torch.testing.assert_close(weights_of(several.model), weights_of(one.model))
+    assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-5)
+
+
+def test_a_run_that_is_ended_early_says_so(monkeypatch, tmp_path, capsys):
+    with_accuracies(monkeypatch, 0.3, 0.2, 0.1, 0.5)
+    run = quick_fit(overrides={"early_stopping": 2}, epochs=9, out=tmp_path, options=SPEAKING)
+    assert len(run.history) == 3
+    result = read_json((tmp_path / "result.json").read_text())
+    assert (result["epochs"], result["stopped_early"]) == (3, True)
+    said = capsys.readouterr().err
+    assert "stopped after epoch 3 of 9: no better validation accuracy since epoch 1" in said
+
+
+@pytest.mark.bad_input
+def test_early_stopping_without_validation_images_is_refused():
+    for data in (loaders_of()._replace(validation=None), "shapes"):
+        overrides = {"early_stopping": 1, "validation_fraction": 0.001}
+        with pytest.raises(ValueError, match=r"^data has no validation images, but .* early_sto"):
+            quick_fit(data, overrides=overrides)
+
+
+def broken(folder: Path, *numbers: int) -> Path:
+    """The photos, some of them broken."""
+    photos(folder)
+    for number in numbers:
+        (file,) = folder.rglob(f"{number}.*")
+        file.write_bytes(file.read_bytes()[:200])
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_images_that_cannot_be_read_are_skipped_counted_and_named(tmp_path, capsys):
+    folder = broken(tmp_path / "photos", 4, 9, 11, 20)
+    options = replace(SPEAKING, on_bad_image="skip", bad_image_limit=0.5)
+    overrides = {"image_size": 12, "batch_size": 4}
+    run = quick_fit(folder, overrides=overrides, options=options, out=tmp_path / "run")
+    bad = {str(next(folder.rglob(f"{number}.*"))) for number in (4, 9, 11, 20)}
+    result = read_json((tmp_path / "run" / "result.json").read_text())
+    assert {*result["bad_images"]} == bad
+    assert all(result["bad_images"].values())
+    parts = (run.history[-1].train, run.history[-1].validation, run.test)
+    assert sum(part.images for part in parts) == 32
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "were skipped" in line]
+    assert line.startswith("4 images could not be read and were skipped: ")
+    assert all(name in line for name in bad)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_an_image_that_cannot_be_read_ends_a_run_unless_it_is_to_be_skipped(tmp_path):
+    folder = broken(tmp_path / "photos", 4, 9)
+    few = replace(QUIET, on_bad_image="skip", bad_image_limit=0.01)
+    for options in (QUIET, few):
+        with pytest.raises(ValueError, match=r"(4|9)\.(png|jpg)"):
+            quick_fit(folder, overrides={"image_size": 12}, options=options)
+
+
+# Classes and parts, channels, float16
+
+
+def test_classes_and_parts_are_chosen_by_name(tmp_path):
+    photos(tmp_path / "mine")
+    photos(tmp_path / "yours")
+    run = quick_fit(
+        tmp_path,
+        overrides={"image_size": 12},
+        epochs=1,
+        classes=("dog", "cat"),
+        parts={"train": "mine", "test": "yours"},
+    )
+    assert run.model.classes == ("dog", "cat")
+    assert (run.history[0].train.images, run.test.images) == (32, 36)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("given", [{"classes": ("a", "b")}, {"parts": {}}])
+def test_classes_and_parts_of_loaders_that_are_open_already_are_refused(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"^{name} is given, but data is Loaders"):
+        quick_fit(loaders_of(), **given)
+
+
+@pytest.mark.parametrize("preprocessing", ["standardize", "subtract_mean"])
+def test_grey_images_train_a_network_of_one_channel(preprocessing):
+    images = torch.rand(60, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, torch.arange(60) % 2)
+    run = quick_fit((data, data), overrides={"preprocessing": preprocessing}, epochs=1)
+    assert run.model.in_channels == run.model.preprocess.channels == 1
+    color = quick_fit((data, data), overrides={"channels": 3}, epochs=1)
+    assert color.model.in_channels == 3
+
+
+def test_a_float16_run_learns_and_repeats_itself(tmp_path):
+    options = replace(QUIET, precision="float16")
+    overrides = {"learning_rate": 0.02}
+    run, again = (quick_fit(overrides=overrides, options=options, epochs=3) for _ in range(2))
+    exact = quick_fit(overrides=overrides, epochs=3)
+    assert torch.equal(weights_of(run.model), weights_of(again.model))
+    assert losses_of(run) == pytest.approx(losses_of(exact), rel=0.02)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3)])
+def test_numpys_numbers_are_seeds(number, tmp_path):
+    run = quick_fit(seed=number, out=tmp_path, epochs=1)
+    assert read_json((tmp_path / "recipe.json").read_text())["seed"] == 3
+    assert torch.equal(weights_of(run.model), weights_of(quick_fit(seed=3, epochs=1).model))
+
+
 # What a run refuses
 
 
@@ -881,6 +1043,8 @@ def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
         ({"recipe": {"epochs": 1}}, "recipe is {'epochs': 1}; expected a Recipe or one of"),
         ({"overrides": {"epoch": 1}}, "overrides has ['epoch']; expected names among"),
         ({"seed": -1}, "seed is -1; expected an integer from 0"),
+        ({"seed": True}, "seed is True; expected an integer from 0"),
+        ({"seed": 1.0}, "seed is 1.0; expected an integer from 0"),
         ({"seed": 2**70}, f"seed is {2**70}; expected an integer from 0"),
         ({"overrides": {"train_images": 61}}, "train_images is 61; expected 10"),
     ],

@@ -159,3 +159,58 @@ def test_a_record_comes_back_from_a_runs_state_field_for_field():
 def test_a_record_without_validation_comes_back_from_a_runs_state():
     record = EpochRecord(3, 0.01, TRAINED, None)
     assert EpochRecord.from_state(asdict(record)) == record
+
+
+# Where an accuracy has no meaning
+
+
+def test_metrics_without_an_accuracy_say_none():
+    trained = EpochMetrics(1.25, None, 10, 4.0, 2.5)
+    assert str(trained) == "loss 1.2500, 2.5 images/s"
+    metrics = evaluated(accuracy=None, topk_accuracy={}, confusion=None, classes=())
+    assert str(metrics) == "loss 0.5000 (1,234 images)"
+    assert metrics.per_class_accuracy is None
+    assert json.loads(json.dumps(metrics.to_dict(), allow_nan=False)) == {
+        "loss": 0.5,
+        "accuracy": None,
+        "topk_accuracy": {},
+        "per_class_accuracy": None,
+        "confusion": None,
+        "images": 1234,
+        "seconds": 1.0,
+    }
+    state = asdict(EpochRecord(1, 0.1, trained, metrics))
+    assert EpochRecord.from_state(state).validation.confusion is None
+
+
+@pytest.mark.parametrize("hits", [None, torch.ones(2, dtype=torch.bool)])
+def test_one_batch_without_classes_is_enough_for_no_accuracy(hits):
+    totals = Totals(CPU)
+    totals.add(torch.tensor(1.0), torch.ones(2, dtype=torch.bool), 2)
+    unfit = None if hits is None else torch.tensor([False, True])
+    totals.add(torch.tensor(1.0), hits, 2, unfit)
+    assert totals.compute().accuracy is None
+    other = Totals(CPU)
+    other.set_state(totals.state())
+    assert other.compute().accuracy is None
+
+
+@pytest.mark.bad_input
+def test_with_cross_entropy_labels_that_are_no_shares_are_an_error():
+    totals = Totals(CPU, cross_entropy=True)
+    totals.add(torch.tensor(1.0), torch.ones(1, dtype=torch.bool), 1, torch.tensor([True]))
+    with pytest.raises(ValueError, match="not all rows are shares of the classes"):
+        totals.compute()
+
+
+@pytest.mark.bad_input
+def test_no_images_have_no_mean():
+    with pytest.raises(ValueError, match="the epoch has no images; expected at least one"):
+        Totals(CPU).compute()
+
+
+def test_batches_of_one_step_are_counted_once():
+    totals = Totals(CPU)
+    totals.add(torch.tensor(1.0), torch.tensor([True]), 1)
+    totals.add(torch.tensor(1.0), torch.tensor([True]), 1, begins=False)
+    assert (totals.steps, totals.images) == (1, 2)

@@ -286,3 +286,75 @@ def test_weights_that_do_not_exist_are_named_with_where_to_get_them():
     recipe = Recipe("r", architecture="one_weird_trick", weights="nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"'nowhere\.pth'.*https://"):
         model_of(recipe)
+
+
+# Classes and channels of a given model
+
+
+@pytest.mark.bad_input
+def test_a_model_with_the_classes_of_the_data_in_another_order_is_refused():
+    model = AlexNet(10, architecture=TINY)
+    model.classes = SHAPES_CLASSES[::-1]
+    with pytest.raises(ValueError, match="model has the classes of data in another order") as error:
+        model_of(tiny_recipe(), model=model)
+    assert "classes=model.classes" in str(error.value)
+    assert model.classes == SHAPES_CLASSES[::-1]
+    # Of other data, the last layer learns new classes.
+    model.classes = tuple(f"animal {i}" for i in range(10))
+    assert model_of(tiny_recipe(), model=model).classes == SHAPES_CLASSES
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_for_images_of_another_number_of_channels_is_refused(channels):
+    model = AlexNet(10, architecture=TINY, in_channels=channels)
+    message = f"model has in_channels {channels}, but the images of data have 3 channels"
+    with pytest.raises(ValueError, match=message):
+        model_of(tiny_recipe(), model=model)
+
+
+@pytest.mark.bad_input
+def test_torchvisions_weights_are_refused_for_grey_images():
+    images = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, torch.arange(40) % 4)
+    recipe = RECIPES["finetune"].overridden({"image_size": 67, "stats": "pixel"})
+    loaders = prepare_loaders(data, recipe, options=QUIET)
+    with pytest.raises(ValueError, match=r"weights is .*, but data has 1; expected overrides="):
+        prepare_model(loaders, recipe, options=QUIET)
+
+
+@pytest.mark.bad_input
+def test_imagenets_statistics_are_refused_for_grey_images():
+    images = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, torch.arange(40) % 4)
+    with pytest.raises(ValueError, match="stats is 'imagenet', with the statistics of 3 channels"):
+        loaders_of(data, stats="imagenet")
+
+
+def test_the_loaders_have_the_recipes_and_the_options_new_fields(tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=30, size=(100, 100))
+    options = RunOptions(
+        "cpu", "float32", progress=False, on_bad_image="skip", bad_image_limit=0.25
+    )
+    loaders = loaders_of(
+        photos,
+        options=options,
+        drop_last=True,
+        balance="sampler",
+        channels=1,
+        background="red",
+        decode="full",
+        stats_images=10,
+        image_size=12,
+    )
+    assert [part.drop_last for part in loaders] == [True, False, False]
+    assert [part.balanced for part in loaders] == [True, False, False]
+    for part in loaders:
+        assert (part.on_bad_image, part.bad_image_limit) == ("skip", 0.25)
+        assert (part.dataset.channels, part.dataset.background) == (1, "red")
+    assert (loaders.preprocess.background, loaders.preprocess.decode) == ("red", "full")
+    assert loaders.stats.count == 10
+
+
+def test_a_balanced_sampler_is_not_one_of_the_loss():
+    assert [part.balanced for part in loaders_of(balance="loss")] == [False, False, False]
