@@ -2,16 +2,20 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import first_channels, of_dtype, random_batch, random_pixels, seeded, smooth_pixels
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
+from alexnet_lib.data import preprocess as preprocess_module
+from alexnet_lib.data.decoding import ImageError, read_image
 from alexnet_lib.data.images import to_unit
 from alexnet_lib.data.preprocess import Preprocess
 
@@ -142,6 +146,211 @@ def test_a_preprocess_survives_json():
     assert Preprocess.from_dict(json.loads(written)) == preprocess
 
 
+@pytest.mark.bad_input  # for the type checks; they are allowed
+@pytest.mark.parametrize("kind", [list, np.array, np.float32, torch.tensor])
+def test_numbers_of_other_libraries_are_stored_as_plain_ones(kind):
+    numbers = kind([0.25, 0.5])
+    preprocess = Preprocess(
+        resize=np.int64(20), image_size=np.int32(16), scale=np.float32(2), mean=numbers, std=numbers
+    )
+    assert json.loads(json.dumps(preprocess.to_dict())) == {
+        **Preprocess(20, 16).to_dict(),
+        "scale": 2.0,
+        "mean": [0.25, 0.5],
+        "std": [0.25, 0.5],
+    }
+    assert {type(value) for value in (*preprocess.mean, *preprocess.std)} == {float}
+    assert {type(value) for value in (preprocess.resize, preprocess.image_size)} == {int}
+    assert preprocess == Preprocess(20, 16, "crop", 2.0, (0.25, 0.5), (0.25, 0.5))
+    assert hash(preprocess)
+
+
+def test_whole_numbers_are_numbers():
+    assert Preprocess(8, 8, mean=(0, 0, 0), std=(1, 1, 1)) == Preprocess(8, 8)
+
+
+def test_dictionaries_of_earlier_versions_are_read():
+    old = Preprocess(20, 16).to_dict()
+    del old["background"], old["decode"]
+    assert Preprocess.from_dict(old) == Preprocess(20, 16)
+
+
+# Channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("height", "width"), [(30, 20), (20, 20), (40, 50), (12, 17), (9, 9)])
+def test_each_channel_is_treated_as_if_it_were_alone(
+    implementation, channels, dtype, height, width
+):
+    shape = (2, channels, height, width)
+    images = of_dtype(torch.randint(0, 256, shape, generator=seeded()).byte(), dtype)
+    mean, std = (tuple(start + 0.1 * i for i in range(channels)) for start in (0.0, 0.2))
+    preprocess = Preprocess(20, 18, "crop", 2.0, mean, std, edge=2)
+    assert preprocess.channels == channels
+    corners = torch.tensor([[0, 4], [3, 1]])
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        result = preprocess.network_input(images, torch.float32, memory_format, corners)
+        assert result.shape == (2, channels, 18, 18)
+        assert result.is_contiguous(memory_format=memory_format)
+        for i in range(channels):
+            alone = Preprocess(20, 18, "crop", 2.0, mean[i : i + 1], std[i : i + 1], edge=2)
+            expected = alone.network_input(images[:, i : i + 1], corners=corners)
+            torch.testing.assert_close(result[:, i : i + 1], expected, rtol=0, atol=1e-5)
+
+
+def test_float16_is_the_rounded_float32(implementation):
+    preprocess = Preprocess(20, 16, mean=MEAN, std=STD)
+    for side in (9, 40):
+        images = random_batch(2, side, side)
+        result = preprocess.network_input(images, torch.float16)
+        assert result.dtype == torch.float16
+        torch.testing.assert_close(result.float(), preprocess(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_converted_to_the_channels_and_background(channels):
+    preprocess = Preprocess(8, 8, mean=(0.0,) * channels, std=(1.0,) * channels, background="red")
+    grey = random_pixels(8, 8)[..., 0]
+    expected = torch.from_numpy(grey).expand(channels, 8, 8) / 255
+    for image in (grey, grey[..., None], torch.from_numpy(grey), Image.fromarray(grey)):
+        torch.testing.assert_close(preprocess(image), expected)
+    assert preprocess(random_pixels(8, 8)).shape == (channels, 8, 8)
+    transparent = preprocess(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))[:, 0, 0]
+    expected = torch.tensor([1.0, 0, 0]) if channels == 3 else torch.tensor([76 / 255])
+    torch.testing.assert_close(transparent, expected)
+
+
+# Work in proportion to what is kept
+
+LONG = [(1, 3000), (3000, 1), (1, 1), (2, 100_000), (100_000, 2), (40, 9000), (9000, 40), (1, 65)]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(("height", "width"), LONG)
+@pytest.mark.parametrize("count", [1, 3])
+def test_long_images_take_no_time_and_memory_for_what_the_crop_leaves_out(
+    implementation, height, width, dtype, count, monkeypatch
+):
+    monkeypatch.setattr(preprocess_module.F, "interpolate", bounded(F.interpolate))
+    images = of_dtype(random_batch(count, height, width), dtype)
+    preprocess = Preprocess(32, 27, mean=MEAN, std=STD)
+    started = time.process_time()
+    result = preprocess.network_input(images)
+    resized = preprocess.resized(images)
+    assert time.process_time() - started < 2
+    assert result.shape == (count, 3, 27, 27)
+    assert resized.shape == (count, 3, 32, 32)
+    torch.testing.assert_close(
+        result, preprocess.normalized(to_unit(resized))[..., 2:29, 2:29], rtol=0, atol=2e-4
+    )
+
+
+def bounded(interpolate):
+    """The function, for no more than four times what is kept."""
+
+    def resized(images, size, **arguments):
+        assert size[0] * size[1] <= 4 * 32**2
+        return interpolate(images, size, **arguments)
+
+    return resized
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    stretch=st.sampled_from([1, 5, 20]),
+    resize=st.integers(1, 24),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    seed=seeds,
+)
+def test_what_is_kept_of_a_long_image_is_that_of_the_whole_resized_image(
+    implementation, height, width, stretch, resize, dtype, seed
+):
+    shape = (height * stretch, width) if seed % 2 else (height, width * stretch)
+    pixels = random_pixels(*shape, seed)
+    result = Preprocess(resize, resize).resized(of_dtype(first_channels(pixels), dtype))
+    size = [max(resize, round(side * resize / min(shape))) for side in shape]
+    top, left = ((side - resize) // 2 for side in size)
+    whole = resized_in_float64(pixels, *size)
+    expected = whole[:, top : top + resize, left : left + resize]
+    if result.dtype == torch.uint8:
+        assert abs(np.float64(result) - expected).max() <= 1.01
+    else:
+        assert dtype == torch.float32 or size[0] >= shape[0]
+        assert abs(np.float64(result) * 255 - expected).max() <= 0.01
+
+
+def test_a_long_image_gets_a_gradient(implementation):
+    for shape in ((3, 200), (60, 900)):
+        image = torch.rand(1, 3, *shape, requires_grad=True)
+        result = Preprocess(32, 27).network_input(image)
+        result.sum().backward()
+        assert image.grad is not None
+        # The weights of an output pixel add up to 1.
+        assert image.grad.sum().item() == pytest.approx(3 * 27**2, rel=1e-4)
+
+
+# Files
+
+
+@pytest.mark.parametrize(("decode", "decoded"), [("reduced", (200, 150)), ("full", (400, 300))])
+def test_a_file_is_decoded_as_small_as_its_resize_allows(tmp_path, monkeypatch, decode, decoded):
+    file = tmp_path / "photo.jpg"
+    Image.fromarray(smooth_pixels(300, 400)).save(file, quality=95)
+    shapes = []
+    shrunk = Preprocess.shrunk
+    monkeypatch.setattr(
+        Preprocess, "shrunk", lambda self, image: shapes.append(image.shape) or shrunk(self, image)
+    )
+    preprocess = Preprocess(100, 90, decode=decode)
+    result = preprocess.read(file)
+    assert shapes == [(3, decoded[1], decoded[0])]
+    assert result.dtype == torch.uint8
+    assert result.shape == (3, 100, 100)
+    exact = Preprocess(100, 90).resized(read_image(file))
+    assert (result.int() - exact.int()).abs().max() <= (0 if decode == "full" else 3)
+
+
+@pytest.mark.parametrize("image_fit", ["crop", "squash"])
+def test_a_file_that_the_resize_enlarges_is_left_as_it_is(tmp_path, image_fit):
+    pixels = random_pixels(30, 20)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    result = Preprocess(40, 40, image_fit).read(tmp_path / "a.png")
+    assert torch.equal(result, first_channels(pixels))
+
+
+def test_a_file_has_the_channels_and_the_background(tmp_path):
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    preprocess = Preprocess(8, 8, mean=(0.0,), std=(1.0,), background="#808080")
+    assert preprocess.read(tmp_path / "a.png").unique().tolist() == [128]
+    assert preprocess.read(tmp_path / "a.png").shape == (1, 8, 8)
+
+
+def test_a_16_bit_file_keeps_its_levels(tmp_path):
+    levels = np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    preprocess = Preprocess(64, 64, mean=(0.0,), std=(1.0,))
+    result = preprocess.network_input(preprocess.read(tmp_path / "a.png"))
+    torch.testing.assert_close(
+        result[0] * 65535, torch.from_numpy(levels).float(), rtol=0, atol=0.1
+    )
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"a.jpg cannot be read as an image: unknown format"):
+        Preprocess().read(tmp_path / "a.jpg")
+
+
+@pytest.mark.bad_input
+def test_files_have_one_or_three_channels(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="channels is 4; expected 1 or 3 for image files"):
+        Preprocess(mean=(0.0,) * 4, std=(1.0,) * 4).read(tmp_path / "a.png")
+
+
 # 8-bit images
 
 
@@ -188,6 +397,17 @@ def test_the_rounding_to_bytes_makes_images_neither_darker_nor_brighter():
     # 600,000 values; cutting off would make each of the two directions darker by half a level.
     assert abs(np.mean(levels)) < 0.01
     assert np.std(levels) < 0.45
+
+
+def test_an_image_of_one_pixel_is_the_middle_of_the_resized_one(implementation):
+    # torch's own resize gives all rows of one pixel the first one's value.
+    for shape in ((20, 2), (2, 20), (8, 2), (40, 30)):
+        pixels = random_pixels(*shape)
+        size = [max(1, round(side / min(shape))) for side in shape]
+        whole = resized_in_float64(pixels, *size)
+        expected = whole[:, (size[0] - 1) // 2, (size[1] - 1) // 2]
+        result = Preprocess(1, 1).resized(first_channels(pixels))[:, 0, 0]
+        assert abs(np.float64(result) - expected).max() <= 1.01
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), larger=st.integers(0, 40), seed=seeds)

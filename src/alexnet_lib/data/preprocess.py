@@ -290,7 +290,9 @@ class Preprocess:
     def from_dict(cls, data: Mapping[str, Any]) -> "Preprocess":
         """The ``Preprocess`` of a ``to_dict``; a ``ValueError`` for other data."""
         try:
-            return cls(**data)
+            return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        except KeyError as error:
+            raise ValueError(f"data is not a Preprocess: there is no {error}") from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"data is not a Preprocess: {error}") from error
 
@@ -314,12 +316,12 @@ def _window(images: Tensor, resize: Resize) -> Tensor:
 
 def _resized(batch: Tensor, resize: Resize, to_uint8: bool, shrinks: bool) -> Tensor:
     """The window of resized images, with torch's operations."""
-    # torch's resize is fast, but computes what the window leaves out, too.
-    if resize.height * resize.width > 4 * resize.window**2:
+    # torch's resize is fast, but also computes what the window leaves out; and if the result is one
+    # pixel wide, all its rows are the first one (torch 2.14).
+    if resize.window == 1 or resize.height * resize.width > 4 * resize.window**2:
         batch = _resampled(batch, resize)
     else:
-        # torch resizes uint8 on CPUs only, and to more than one pixel.
-        if not (to_uint8 and batch.device.type == "cpu" and resize.window > 1):
+        if not (to_uint8 and batch.device.type == "cpu"):  # torch resizes uint8 on CPUs only
             batch = to_unit(batch)
         # Antialiasing changes nothing if an image becomes larger, and takes time.
         size = (resize.height, resize.width)
