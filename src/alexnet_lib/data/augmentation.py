@@ -72,7 +72,14 @@ class HorizontalFlip:
 
     def apply(self, images: Images, draws: Bool[Tensor, " batch"]) -> Images:
         """The images, some of them mirrored."""
-        return torch.where(draws.to(images.device)[:, None, None, None], images.flip(-1), images)
+        if images.device.type != "cpu":
+            mirrored = draws.to(images.device)[:, None, None, None]
+            return torch.where(mirrored, images.flip(-1), images)
+        # One by one: torch.where of bytes takes sixteen times as long.
+        flipped = torch.empty_like(images)
+        for new, old, mirror in zip(flipped, images, draws.tolist(), strict=True):
+            new.copy_(old.flip(-1) if mirror else old)
+        return flipped
 
 
 @dataclass(frozen=True)
