@@ -21,6 +21,7 @@ from alexnet_lib.data.augmentation import (
     RandomErasing,
     TrivialAugment,
 )
+from alexnet_lib.data.statistics import ColorComponents
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -452,6 +453,82 @@ def test_cutmixs_rectangles_follow_the_beta_distribution_and_have_their_centres_
         assert uniform.var().item() == pytest.approx(1 / 12, rel=0.05)
 
 
+# Channels and numbers
+
+
+def noise(channels: int) -> ColorNoise:
+    """Colour noise along the axes, with a deviation of its own for each channel."""
+    axes = tuple(tuple(map(float, row)) for row in torch.eye(channels).tolist())
+    return ColorNoise(ColorComponents(tuple(0.1 + i for i in range(channels)), axes, 10))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", [HorizontalFlip, ColorNoise, RandomErasing, TrivialAugment])
+def test_changes_take_any_number_of_channels(kind, channels):
+    augmentation = noise(channels) if kind is ColorNoise else kind()
+    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte()
+    images = images if augmentation.on != "input" else images / 255 + 1
+    draws = augmentation.draw(6, seeded(1))
+    if kind is TrivialAugment and channels not in {1, 3}:
+        with pytest.raises(ValueError, match=f"images have {channels} channels; expected 1 or 3"):
+            augmentation.apply(images, draws)
+        return
+    result = augmentation.apply(images, draws)
+    assert result.shape == images.shape
+    assert not torch.equal(result, images)
+    if kind in {HorizontalFlip, RandomErasing}:
+        for i in range(channels):
+            alone = augmentation.apply(images[:, i : i + 1], draws)
+            assert torch.equal(result[:, i : i + 1], alone)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+@any_mixture
+def test_mixtures_take_any_number_of_channels(augmentation, channels):
+    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte()
+    draws = augmentation.draw(5, seeded(1))
+    mixed, kept = augmentation.mix(images, draws)
+    for i in range(channels):
+        alone, same = augmentation.mix(images[:, i : i + 1], draws)
+        assert torch.equal(mixed[:, i : i + 1], alone)
+        assert torch.equal(kept, same)
+
+
+def test_each_channel_has_noise_along_its_own_components():
+    draws = noise(4).draw(20_000, seeded())
+    assert draws.shape == (20_000, 4)
+    torch.testing.assert_close(
+        draws.std(0), torch.tensor([0.01, 0.11, 0.21, 0.31]), rtol=0.03, atol=0
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("channels", [1, 4])
+def test_noise_for_other_channels_is_refused(channels):
+    augmentation = noise(3)
+    text = f"images have {channels} channels and the components of ColorNoise 3; expected the same"
+    with pytest.raises(ValueError, match=text):
+        augmentation.apply(torch.zeros(2, channels, 4, 4), augmentation.draw(2, seeded()))
+
+
+@pytest.mark.bad_input  # for the type checks; they are allowed
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(number):
+    for augmentation, name in (
+        (HorizontalFlip(number), "probability"),
+        (ColorNoise(COMPONENTS, number), "strength"),
+        (RandomErasing(number), "probability"),
+        (Mixup(number), "alpha"),
+        (CutMix(number), "alpha"),
+    ):
+        assert type(getattr(augmentation, name)) in {int, float}
+        assert getattr(augmentation, name) == number
+        assert augmentation.draw(3, seeded()).shape[0] == 3
+    erasing = RandomErasing(area=np.array([0.1, 0.2]), ratio=[np.float64(0.5), 2])
+    assert erasing == RandomErasing(area=(0.1, 0.2), ratio=(0.5, 2))
+    assert hash(erasing)
+
+
 # Wrong input
 
 
@@ -465,7 +542,9 @@ def test_an_impossible_probability_is_refused(kind, probability):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("area", [(0.0, 0.3), (0.3, 0.2), (0.1, 1.1), (float("nan"), 0.5)])
+@pytest.mark.parametrize(
+    "area", [(0.0, 0.3), (0.3, 0.2), (0.1, 1.1), (float("nan"), 0.5), None, 0.1, (0.1,), ("a", "b")]
+)
 def test_an_impossible_area_is_refused(area):
     text = f"area is {area!r}; expected two increasing fractions up to 1"
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -473,7 +552,7 @@ def test_an_impossible_area_is_refused(area):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("ratio", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf"))])
+@pytest.mark.parametrize("ratio", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf")), None, (1, 2, 3)])
 def test_an_impossible_ratio_is_refused(ratio):
     text = f"ratio is {ratio!r}; expected two increasing numbers above 0"
     with pytest.raises(ValueError, match=re.escape(text)):

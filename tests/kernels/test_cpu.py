@@ -1,11 +1,13 @@
 """The promises of the kernels: when they are compiled, what happens where they cannot be."""
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -366,6 +368,224 @@ def test_images_of_another_shape_are_refused_not_read(shape):
     with pytest.raises(ValueError, match="images has shape") as caught:
         preprocess.network_input(torch.zeros(shape, dtype=torch.uint8))
     assert str(shape) in str(caught.value)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": 0},
+        {"count": -1},
+        {"height": 0},
+        {"width": 2**40},
+        {"height": 17},
+        {"resized_height": 7},
+        {"resized_width": 2**62},
+        {"top": -1},
+        {"left": 1},
+        {"window": 0},
+        {"window": 17},
+        {"crop": 0},
+        {"crop": 17},
+        {"crop": 13},
+        {"size": 11},
+        {"size": 2**40},
+        {"channels": 2**60},
+        {"count": 2**62},
+    ],
+    ids=str,
+)
+@pytest.mark.bad_input
+def test_enlarging_refuses_sizes_that_do_not_fit_and_writes_nothing(changes):
+    corners = torch.full((2, 2), 4, dtype=torch.int32)
+    means, stds = (ctypes.c_float * 3)(), (ctypes.c_float * 3)(1, 1, 1)
+    images, out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 12, 12), 7.0)
+    fields = {"count": 2, "channels": 3, "height": 8, "width": 8, "resized_height": 16}
+    fields |= {"resized_width": 16, "window": 16, "crop": 12, "size": 12, "scale": 1.0, **changes}
+    arguments = kernels._EnlargeArguments(
+        images=images.data_ptr(),
+        corners=corners.data_ptr(),
+        mean=ctypes.addressof(means),
+        std=ctypes.addressof(stds),
+        out=out.data_ptr(),
+        **fields,
+    )
+    with pytest.raises(ValueError, match="sizes or corners that do not fit each other"):
+        kernels._run(kernels.load().enlarge, arguments, 1)
+    assert (out == 7).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("corner", [-1, 5, 2**31 - 1])
+def test_enlarging_refuses_corners_outside_and_writes_nothing_there(corner):
+    preprocess, images = enlarging()
+    arguments = {"crop": 12, "size": 12, "scale": 1.0, "mean": preprocess.mean}
+    arguments |= {"std": preprocess.std, "dtype": torch.float32}
+    for corners in ([[0, 0], [0, corner]], [[corner, 0], [4, 4]]):
+        with pytest.raises(ValueError, match="corners that do not fit"):
+            kernels.enlarge(
+                images,
+                torch.tensor(corners),
+                preprocess._resize(8, 8),
+                memory_format=torch.contiguous_format,
+                **arguments,
+            )
+
+
+# Shrinking images
+
+
+def layouts(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same images (N, C, H, W) with other strides."""
+    count, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1)
+    padded = torch.zeros(count, height, width, 4, dtype=torch.uint8)
+    found = {
+        "contiguous": images,
+        "channels last": pixels.contiguous().permute(0, 3, 1, 2),
+        "transposed": images.transpose(2, 3).contiguous().transpose(2, 3),
+        "every second": torch.stack([images, 255 - images], dim=-1)[..., 0],
+    }
+    if channels <= 4:
+        padded[..., :channels] = pixels
+        found["four bytes"] = padded[..., :channels].permute(0, 3, 1, 2)
+        shifted = padded.roll(4 - channels, -1)
+        found["last of four"] = shifted[..., 4 - channels :].permute(0, 3, 1, 2)
+    return found
+
+
+@needs_compiler
+@given(
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.data(),
+)
+def test_shrinking_is_the_rounded_resize_whatever_the_strides(count, channels, shape, size, data):
+    window = data.draw(st.integers(1, min(size)))
+    top, left = (data.draw(st.integers(0, side - window)) for side in size)
+    resize = kernels.Resize(*size, top, left, window)
+    generator = torch.Generator().manual_seed(window)
+    images = torch.randint(0, 256, (count, channels, *shape), generator=generator).byte()
+    rows, columns = (triangles(side, resized) for side, resized in zip(shape, size, strict=True))
+    exact = rows @ images.double() @ columns.T
+    exact = exact[..., top : top + window, left : left + window]
+    kernels.load()
+    for same in layouts(images).values():
+        assert torch.equal(same, images)
+        result = kernels.shrink(same, resize)
+        assert result.is_contiguous()
+        # Rounded once: half a level, and the precision of float32.
+        assert (result - exact).abs().max() <= 0.5001
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    assert (kernels.shrink(grey, resize) - exact[:, :1]).abs().max() <= 0.5001
+
+
+def triangles(side: int, resized: int) -> torch.Tensor:
+    """The weights (resized, side) of an antialiased bilinear resize of one side, in float64."""
+    centers = (torch.arange(resized, dtype=torch.float64)[:, None] + 0.5) * side / resized
+    apart = (torch.arange(side, dtype=torch.float64) + 0.5 - centers).abs()
+    weights = (1 - apart / max(side / resized, 1)).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+@needs_compiler
+def test_shrinking_reads_no_byte_beyond_the_image():
+    # The last pixel of these views has no bytes after its channels: an address behind them could
+    # be one that does not exist. Memory that ends with its page shows it.
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None)
+    if libc.mprotect(ctypes.c_void_p(address + page), page, 0):
+        pytest.skip("mprotect is not allowed")
+    height, width = 9, 11
+    resize = kernels.Resize(5, 6, 0, 0, 5)
+    for channels, step in ((3, 3), (3, 4), (1, 1), (2, 4), (1, 4), (2, 3), (5, 5)):
+        size = (height * width - 1) * step + channels
+        out = torch.empty(1, channels, 5, 5, dtype=torch.uint8)
+        strides = (size, 1, width * step, step)
+        arguments = kernels._ShrinkArguments(
+            *(address + page - size, out.data_ptr(), 1, channels, height, width, *strides, *resize)
+        )
+        kernels._run(kernels.load().shrink, arguments, 1)
+        assert not out.any()
+
+
+@needs_compiler
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": -1},
+        {"count": 2**62},
+        {"channels": 0},
+        {"channels": 2**62},
+        {"height": 0},
+        {"width": 2**40},
+        {"resized_height": 4},
+        {"resized_width": 0},
+        {"resized_width": 2**62},
+        {"top": -1},
+        {"left": 2},
+        {"window": 0},
+        {"window": 2**62},
+    ],
+    ids=str,
+)
+def test_shrinking_refuses_sizes_that_do_not_fit_and_writes_nothing(changes):
+    images, out = torch.zeros(2, 3, 9, 9).byte(), torch.full((2, 3, 5, 5), 7).byte()
+    fields = {"count": 2, "channels": 3, "height": 9, "width": 9, "window": 5}
+    fields |= {"resized_height": 5, "resized_width": 6, **changes}
+    names = ("image_stride", "channel_stride", "row_stride", "column_stride")
+    fields |= dict(zip(names, images.stride(), strict=True))
+    arguments = kernels._ShrinkArguments(images=images.data_ptr(), out=out.data_ptr(), **fields)
+    with pytest.raises(ValueError, match="sizes or corners that do not fit each other"):
+        kernels._run(kernels.load().shrink, arguments, 1)
+    assert (out == 7).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("count", "threads"), [(1, 1), (2, 2), (8, 3)])
+def test_an_image_is_shrunk_in_one_thread_and_a_batch_in_several(monkeypatch, count, threads):
+    numbers = []
+
+    def in_threads(entry, arguments, number):
+        numbers.append(number)
+        kernels._run_in_python_threads(entry, arguments, number)
+
+    images = torch.randint(0, 256, (count, 3, 300, 400), dtype=torch.uint8)
+    preprocess = Preprocess(250, 227)
+    kernels.load()
+    expected = torch.stack([preprocess.resized(image) for image in images])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(kernels, "_run_in_threads", lambda: in_threads)
+    assert torch.equal(preprocess.resized(images), expected)
+    assert numbers == ([threads] if threads > 1 else [])
+
+
+@needs_compiler
+def test_threads_shrink_images_at_the_same_time():
+    images = torch.randint(0, 256, (8, 3, 300, 400), dtype=torch.uint8)
+    preprocess = Preprocess(227, 227)
+    kernels.load()
+    expected = [preprocess.resized(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for image, result in zip(expected, pool.map(preprocess.resized, images), strict=True):
+            assert torch.equal(image, result)
+
+
+def test_other_dtypes_devices_and_traces_are_shrunk_by_torch():
+    preprocess = Preprocess(16, 12)
+    images = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
+    resize = preprocess._resize(40, 50)
+    assert kernels.shrink(images.float() / 255, resize) is None
+    assert kernels.shrink(images.to("meta"), resize) is None
+    assert preprocess.resized(images.to("meta")).shape == (2, 3, 16, 16)
+    expected = preprocess.resized(images).int()
+    graph = make_fx(lambda images: preprocess.resized(images))(images)  # noqa: PLW0108
+    assert (graph(images).int() - expected).abs().max() <= 1
 
 
 # On a GPU
