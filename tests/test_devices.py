@@ -155,6 +155,7 @@ def test_auto_options_are_what_the_machine_is_fast_at(
     assert options.resolved() == expected
 
 
+@pytest.mark.bad_input  # for the annotations
 def test_numpys_numbers_and_torchs_devices_are_stored_as_plain_values():
     options = RunOptions(CPU, num_workers=np.int64(2), bad_image_limit=np.float32(0.5))
     assert asdict(options) == asdict(RunOptions("cpu", num_workers=2, bad_image_limit=0.5))

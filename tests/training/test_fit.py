@@ -1024,6 +1024,7 @@ def test_a_float16_run_learns_and_repeats_itself(tmp_path):
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.bad_input  # for the annotations
 @pytest.mark.parametrize("number", [np.int64(3), np.uint8(3)])
 def test_numpys_numbers_are_seeds(number, tmp_path):
     run = quick_fit(seed=number, out=tmp_path, epochs=1)

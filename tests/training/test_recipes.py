@@ -712,6 +712,7 @@ def test_overrides_that_are_no_mapping_are_refused():
         RECIPES["modern"].overridden(["epochs"])
 
 
+@pytest.mark.bad_input  # for the annotations
 def test_numpys_numbers_are_stored_as_plain_ones():
     recipe = Recipe("r", epochs=np.int64(3), learning_rate=np.float32(0.5), views=np.int32(2))
     assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
