@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrivialAugment,
     )
     from alexnet_lib.data.cifar10 import download_cifar10
+    from alexnet_lib.data.decoding import ImageError
     from alexnet_lib.data.loaders import BatchLoader, Loaders, build_cifar10_loaders, build_loaders
     from alexnet_lib.data.preprocess import VIEWS, Preprocess
     from alexnet_lib.data.statistics import (
@@ -30,10 +31,12 @@ if TYPE_CHECKING:
         ChannelStats,
         ColorComponents,
         compute_channel_stats,
+        compute_class_weights,
         compute_color_components,
     )
     from alexnet_lib.devices import Placement, RunOptions, default_device
     from alexnet_lib.inference import Prediction, predict
+    from alexnet_lib.interop.state_dicts import from_state_dict
     from alexnet_lib.interop.torchvision import from_torchvision
     from alexnet_lib.kernels.memory import keep_freed_memory
     from alexnet_lib.network.architecture import (
@@ -71,14 +74,16 @@ _NAMES_BY_MODULE = {
         "TrivialAugment"
     ),
     "data.cifar10": "download_cifar10",
+    "data.decoding": "ImageError",
     "data.loaders": "BatchLoader Loaders build_cifar10_loaders build_loaders",
     "data.preprocess": "VIEWS Preprocess",
     "data.statistics": (
         "CIFAR10_STATS CIFAR10_STATS_PER_IMAGE IMAGENET_STATS ChannelStats ColorComponents "
-        "compute_channel_stats compute_color_components"
+        "compute_channel_stats compute_class_weights compute_color_components"
     ),
     "devices": "Placement RunOptions default_device",
     "inference": "Prediction predict",
+    "interop.state_dicts": "from_state_dict",
     "interop.torchvision": "from_torchvision",
     "kernels.memory": "keep_freed_memory",
     "network.architecture": (
@@ -104,15 +109,16 @@ __all__ = [  # noqa: RUF022
     "ARCHITECTURES", "AdaptiveAvgPool", "AlexNet", "Architecture", "Augmentation", "BatchLoader",
     "CIFAR10_STATS", "CIFAR10_STATS_PER_IMAGE", "ChannelStats", "ColorComponents", "ColorNoise",
     "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
-    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "LRN", "LayerDiagnosis", "Linear", "Loaders",
-    "LocalResponseNorm", "MaxPool", "Mixing", "Mixup", "Placement", "Prediction", "Preprocess",
-    "RECIPES", "RandomCrop", "RandomErasing", "ReLU", "Recipe", "Run", "RunOptions", "Summary",
-    "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
+    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis", "Linear",
+    "Loaders", "LocalResponseNorm", "MaxPool", "Mixing", "Mixup", "Placement", "Prediction",
+    "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "ReLU", "Recipe", "Run", "RunOptions",
+    "Summary", "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
     "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
-    "compute_color_components", "conv_output_size", "default_device", "diagnose",
-    "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_torchvision",
-    "keep_freed_memory", "load_checkpoint", "predict", "prepare_loaders", "prepare_model",
-    "save_checkpoint", "solve_stride_padding", "stored_recipe", "summary", "train_one_epoch",
+    "compute_class_weights", "compute_color_components", "conv_output_size", "default_device",
+    "diagnose", "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_state_dict",
+    "from_torchvision", "keep_freed_memory", "load_checkpoint", "predict", "prepare_loaders",
+    "prepare_model", "save_checkpoint", "solve_stride_padding", "stored_recipe", "summary",
+    "train_one_epoch",
 ]
 # fmt: on
 

@@ -150,7 +150,7 @@ class AlexNet(nn.Module):
             return size
         raise ValueError(
             f"model.{part} does not say its {attribute}: its {'last' if last else 'first'} layer "
-            f"with weights was replaced by one without this attribute; give it an {attribute}"
+            f"with weights, if it has one, is without this attribute; give it one"
         )
 
     def freeze(self, *layers: str) -> None:
