@@ -501,7 +501,7 @@ def test_shrinking_reads_no_byte_beyond_the_image():
     if libc.mprotect(ctypes.c_void_p(address + page), page, 0):
         pytest.skip("mprotect is not allowed")
     height, width = 9, 11
-    resize = kernels.Resize(5, 6, 0, 0, 5)
+    resize = kernels.Resize(5, 5, 0, 0, 5)
     for channels, step in ((3, 3), (3, 4), (1, 1), (2, 4), (1, 4), (2, 3), (5, 5)):
         size = (height * width - 1) * step + channels
         out = torch.empty(1, channels, 5, 5, dtype=torch.uint8)

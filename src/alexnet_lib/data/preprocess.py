@@ -34,7 +34,8 @@ class Preprocess:
     """Turns an image into the network's input, in training, testing and prediction.
 
     Resize, centre crop, then ``(scale * image - mean) / std`` with image values from 0 to 1. As in
-    torchvision, the resize is bilinear with antialiasing, and 8-bit images that shrink are rounded.
+    torchvision, the resize is bilinear with antialiasing, and 8-bit images that shrink are rounded:
+    values are the same to within one level of 255.
 
     Args:
         resize: side of the resized square image, in pixels; at least ``image_size - edge``.
