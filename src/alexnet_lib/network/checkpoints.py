@@ -167,7 +167,7 @@ def _described(metadata: Mapping[str, Any]) -> AlexNet:
 
 def _plain(name: str, value: Any) -> Any:
     """The value as JSON can hold it."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(f"{name}[{key!r}]", item) for key, item in value.items()}
