@@ -973,7 +973,7 @@ def test_images_that_cannot_be_read_are_skipped_counted_and_named(tmp_path, caps
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_an_image_that_cannot_be_read_ends_a_run_unless_it_is_to_be_skipped(tmp_path):
     folder = broken(tmp_path / "photos", 4, 9)
-    few = replace(QUIET, on_bad_image="skip", bad_image_limit=0.01)
+    few = replace(QUIET, on_bad_image="skip", bad_image_limit=0)
     for options in (QUIET, few):
         with pytest.raises(ValueError, match=r"(4|9)\.(png|jpg)"):
             quick_fit(folder, overrides={"image_size": 12}, options=options)

@@ -242,6 +242,10 @@ class BatchLoader:
         epoch, start = check_integer("epoch", epoch, 0), check_integer("start", start, 0)
         return (batch for _, batch in self._numbered_batches(epoch, start, self.preprocess))
 
+    def numbered_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
+        """The same with their numbers, from which batches without any readable image are missing."""
+        return self._numbered_batches(epoch, start, self.preprocess)
+
     def views(self, number: int) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
         """The views of each batch of the next pass, as in ``Preprocess.views``, and its labels."""
         whole = replace(self.preprocess, image_size=self.preprocess.resize, edge=0)

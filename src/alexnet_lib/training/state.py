@@ -132,7 +132,7 @@ class TrainingRun:
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = self.loaders.train
-        numbered = loader._numbered_batches(self.epoch, self.batches_read, loader.preprocess)
+        numbered = loader.numbered_batches(self.epoch, self.batches_read)
         for number, batch in numbered:
             self.batches_read = number + 1
             yield batch
