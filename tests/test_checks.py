@@ -3,25 +3,37 @@
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from fractions import Fraction
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from alexnet_lib.checks import (
     ABOVE_ZERO,
     AT_LEAST_ZERO,
     FRACTION,
     PROBABILITY,
+    Range,
+    as_integer,
+    as_number,
     at_least,
     check_choice,
     check_fields,
     check_integer,
     check_number,
+    length_of,
+    type_name,
 )
 
 # For each range: its text, values inside and values outside.
 RANGES = {
-    ABOVE_ZERO: ("a finite number above 0", (1e-300, 1, 1e300), (0, 0.0, -0.0, -1)),
+    ABOVE_ZERO: ("a finite number above 0", (1e-300, 1, 1e300), (0, 0.0, -0.0, -1, 10**400)),
     AT_LEAST_ZERO: ("a finite number of at least 0", (0, -0.0, 2.5), (-1e-300, -1)),
     PROBABILITY: ("a probability from 0 to 1", (0, 0.5, 1, 1.0), (-1e-9, 1.001, 2)),
     FRACTION: ("a fraction from 0 to below 1", (0, 0.0, 0.999), (1, 1.0, -0.1)),
@@ -30,7 +42,7 @@ INSIDE = [(allowed, value) for allowed, (_, inside, _) in RANGES.items() for val
 OUTSIDE = [
     (allowed, value)
     for allowed, (_, _, outside) in RANGES.items()
-    for value in (*outside, math.nan, math.inf, -math.inf, None, "1", True, [1])
+    for value in (*outside, math.nan, math.inf, -math.inf, None, "1", True, [1], np.True_, 1j)
 ]
 
 
@@ -140,3 +152,138 @@ def test_a_field_of_another_type_or_range_is_named(field, value, expected):
         ValueError, match=f"^{re.escape(f'{field} is {value!r}; expected {expected}')}$"
     ):
         Fields(**{field: value})
+
+
+# Numbers of other libraries.
+
+
+class Colour(IntEnum):
+    RED = 3
+
+
+class Kind(StrEnum):
+    A = "a"
+
+
+INTEGERS = [
+    *(kind(3) for kind in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32)),
+    *(np.int64(3), np.uint64(3), np.array(3), np.array(3, dtype=np.uint8)),
+    *(torch.tensor(3), torch.tensor(3, dtype=torch.uint8), Colour.RED),
+]
+NUMBERS = [
+    *(kind(0.5) for kind in (np.float16, np.float32, np.float64, np.longdouble)),
+    *(np.array(0.5), np.array(0.5, dtype=np.float32), torch.tensor(0.5)),
+    *(torch.tensor(0.5, dtype=torch.bfloat16), Fraction(1, 2)),
+]
+NO_NUMBERS = [
+    *(True, np.True_, np.False_, np.array(True), torch.tensor(True), "3", b"3", None, 1j),
+    *(
+        np.complex64(1),
+        Decimal(3),
+        np.array([3, 4]),
+        np.array("3"),
+        [3],
+        (3,),
+        np.datetime64("2020"),
+    ),
+]
+
+
+@pytest.mark.parametrize("value", INTEGERS, ids=repr)
+def test_an_integer_of_any_library_becomes_a_plain_one(value):
+    for plain in (check_integer("count", value, 3), as_integer(value), as_number(value)):
+        assert (type(plain), plain) == (int, 3)
+    assert type(check_number("rate", value, ABOVE_ZERO)) is int
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_a_number_of_any_library_becomes_a_plain_one(value):
+    plain = check_number("rate", value, FRACTION)
+    assert (type(plain), plain) == (float, 0.5)
+    assert as_integer(value) is None
+    with pytest.raises(ValueError, match=re.escape(f"count is {value!r}; expected an integer")):
+        check_integer("count", value, 0)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+def test_what_is_no_number_stays_none(value):
+    assert as_integer(value) is None
+    assert as_number(value) is None
+    with pytest.raises(ValueError, match=re.escape(f"rate is {value!r}; expected a finite number")):
+        check_number("rate", value, AT_LEAST_ZERO)
+
+
+def test_an_integer_may_be_huge_but_a_number_not():
+    assert check_integer("count", 10**400, 3) == 10**400
+    for value in (10**400, -(10**400), Fraction(10**400), np.longdouble("1e4000")):
+        with pytest.raises(ValueError, match="expected a number above -1"):
+            check_number("rate", value, Range("a number above -1", lambda x: x > -1))
+
+
+def test_fields_of_other_libraries_become_plain():
+    fields = Fields(
+        text=np.str_("b"),
+        flag=np.True_,
+        count=np.int8(4),
+        number=np.float32(0.5),
+        kind=Kind.A,
+        at_least_two=torch.tensor(2),
+        maybe_share=np.array(0.25),
+    )
+    expected = {"text": "b", "flag": True, "count": 4, "number": 0.5, "kind": "a"}
+    expected |= {"at_least_two": 2, "maybe_share": 0.25}
+    for name, value in expected.items():
+        plain = getattr(fields, name)
+        assert (type(plain), plain) == (type(value), value), name
+
+
+@pytest.mark.parametrize(
+    ("value", "choice"),
+    [(np.int64(2), 2), (np.str_("a"), "a"), (Kind.A, "a"), (np.True_, True), (torch.tensor(2), 2)],
+)
+def test_a_choice_of_other_libraries_becomes_the_plain_one(value, choice):
+    plain = check_choice("kind", value, ["a", 2, True, None])
+    assert (type(plain), plain) == (type(choice), choice)
+
+
+@pytest.mark.parametrize("value", [np.True_, np.float64(1), np.array([1]), torch.tensor(True)])
+def test_a_choice_of_another_type_is_refused(value):
+    with pytest.raises(ValueError, match=r"expected one of 1, 'a'$"):
+        check_choice("kind", value, [1, "a"])
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (3, "int"),
+        (None, "NoneType"),
+        (np.int64(3), "numpy.int64"),
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        (Fields(), f"{__name__}.Fields"),
+    ],
+)
+def test_a_type_is_named_with_its_module(value, name):
+    assert type_name(value) == name
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+class Unknown:
+    def __len__(self):
+        raise NotImplementedError
+
+
+def test_a_length_is_what_len_gives():
+    assert length_of([1, 2]) == 2
+    assert length_of(np.zeros((4, 2))) == 4
+    assert length_of(DataLoader(range(6), batch_size=4)) == 2
+
+
+@pytest.mark.parametrize(
+    "value", [3, None, iter([1]), DataLoader(Stream()), Unknown(), np.array(1)]
+)
+def test_what_has_no_length_has_none(value):
+    assert length_of(value) is None

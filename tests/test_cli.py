@@ -1,12 +1,15 @@
 """The promises of the command line: what it prints, its exit codes, one line for a mistake."""
 
 import json
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from tiny import TINY, TINY_OVERRIDES, use_tiny
 import alexnet_lib
 from alexnet_lib import (
     AlexNet,
+    EvalMetrics,
     Preprocess,
     RunOptions,
     cli,
@@ -25,6 +29,7 @@ from alexnet_lib import (
     devices,
     diagnose,
     evaluate,
+    inference,
     load_checkpoint,
     predict,
     prepare_loaders,
@@ -101,7 +106,7 @@ def test_train_writes_a_run_and_says_how_it_went(call, tmp_path):
     assert code == 0
     accuracy = json.loads((run / "result.json").read_text())["test"]["accuracy"]
     assert out == (
-        "trained on shapes: 54 images, 1 epochs\n"
+        "trained on shapes: 54 images, 1 epoch\n"
         f"test accuracy {accuracy:.1%} on 20 images\n"
         f"results in {run}\n"
     )
@@ -386,8 +391,8 @@ system       Plan9-4
 processor    quick, 3 threads
 kernels      /kept/kernels.so
 device       cpu: multiplies float32, bfloat16
-device       cuda:0 old card (the default): multiplies float32
-device       cuda:1 new card: multiplies float32, bfloat16
+device       cuda:0 old card (the default): multiplies float32, float16
+device       cuda:1 new card: multiplies float32, bfloat16, float16
 """
 CARDS = ("old card", "new card")
 
@@ -618,9 +623,51 @@ def test_an_interrupted_run_ends_with_130(call, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(alexnet_lib, "fit", interrupted)
-    code, out, err = call("train", "shapes", *TINY_RUN)
-    assert (code, out) == (130, "")
-    assert "Traceback" not in err
+    assert call("train", "shapes", *TINY_RUN) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (
+            RuntimeError("CUDA out of memory: 9 GiB\nframe #0: at::empty"),
+            1,
+            "CUDA out of memory: 9 GiB",
+        ),
+        (MemoryError(), 1, "MemoryError"),
+        (MemoryError("Unable to allocate 4 TiB"), 1, "Unable to allocate 4 TiB"),
+        (FloatingPointError("the loss is not finite"), 1, "the loss is not finite"),
+        (OverflowError("int too large"), 2, "int too large"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), 2, "'utf-8' codec can't decode byte"),
+        (OSError(28, "No space left on device"), 2, "[Errno 28] No space left on device"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_ends_a_run_is_told_in_one_line(error, status, line, call, monkeypatch):
+    def failing(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(alexnet_lib, "fit", failing)
+    result = call("train", "shapes", *TINY_RUN)
+    assert_one_line(result, status, f"error: {line}")
+    assert result[2].count("\n") == 1
+
+
+@pytest.mark.bad_input
+def test_a_defect_of_the_library_shows_where_it_is(call, monkeypatch):
+    monkeypatch.setattr(alexnet_lib, "fit", lambda *arguments, **options: {}["defect"])
+    monkeypatch.setattr(sys, "argv", ["alexnet-lib", "train", "shapes"])
+    with pytest.raises(KeyError, match="defect"):
+        cli.main()
+
+
+@pytest.mark.bad_input
+def test_pythons_development_mode_shows_every_traceback(tmp_path):
+    command = [sys.executable, "-X", "dev", "-m", "alexnet_lib", "stats", str(tmp_path / "none")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+    assert f"{tmp_path / 'none'}: no such folder" in done.stderr
 
 
 def no_folder(root: Path) -> str:
@@ -664,7 +711,7 @@ def damaged_checkpoint(file: Path) -> str:
 
 def text_checkpoint(file: Path) -> str:
     file.write_text("not a checkpoint")
-    return "is damaged or not a safetensors file"
+    return "a text in place of the file"
 
 
 def foreign_checkpoint(file: Path) -> str:
@@ -688,7 +735,7 @@ def test_a_photo_that_is_none_is_named(call, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_text("not a photo")
     result = call("predict", photo, "--checkpoint", write_checkpoint(tmp_path))
-    assert_one_line(result, 2, str(photo))
+    assert_one_line(result, 1, f"{photo} cannot be read as an image: ")
 
 
 @pytest.mark.bad_input
@@ -697,7 +744,7 @@ def test_a_checkpoint_without_preprocessing_is_refused(call, tmp_path):
     save_checkpoint(file, AlexNet(2, architecture=TINY))
     photo = write_photo(tmp_path / "photo.png")
     assert_one_line(call("predict", photo, "--checkpoint", file), 2, "preprocess is None")
-    assert_one_line(call("evaluate", file, "shapes"), 2, "contains no preprocessing")
+    assert_one_line(call("evaluate", file, "shapes"), 2, "preprocess is None")
 
 
 @pytest.mark.bad_input
@@ -717,6 +764,362 @@ def test_a_command_line_that_cannot_be_read_ends_with_2(arguments, call):
     assert code == 2
     assert not out
     assert "Usage:" in err
+
+
+# What people bring: broken photos, names of any alphabet, paths from the home folder.
+
+
+def write_broken(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("not a photo")
+    return file
+
+
+@pytest.mark.bad_input
+def test_predict_goes_on_after_a_bad_photo_and_ends_with_1(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    good = [write_photo(tmp_path / f"{i}.png") for i in range(3)]
+    bad = [write_broken(tmp_path / "bad.jpg"), tmp_path / "none.jpg"]
+    photos = [good[0], bad[0], good[1], "~nobody-of-this-name/x.png", bad[1], good[2]]
+    code, out, err = call("predict", *photos, "--checkpoint", checkpoint, "--top", 1)
+    assert code == 1
+    predictions = predict(load_checkpoint(checkpoint), good, top=1)
+    assert out == "".join(f"{prediction}\n" for prediction in predictions)
+    lines = err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 3
+    assert lines[0] == f"error: {bad[0]} cannot be read as an image: unknown format"
+    assert "'~nobody-of-this-name/x.png'" in lines[1]
+    assert lines[2] == f"error: {bad[1]} cannot be read as an image: No such file or directory"
+
+
+@pytest.mark.bad_input
+@pytest.mark.skipif(not hasattr(os, "geteuid") or not os.geteuid(), reason="root may read all")
+def test_predict_goes_on_after_a_photo_that_may_not_be_read(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    secret, photo = write_photo(tmp_path / "secret.png"), write_photo(tmp_path / "photo.png")
+    secret.chmod(0)
+    code, out, err = call("predict", secret, photo, "--checkpoint", checkpoint)
+    assert (code, out.count("\n")) == (1, 1)
+    assert err == f"error: {secret} cannot be read as an image: Permission denied\n"
+
+
+def test_predict_takes_the_photos_of_a_folder(call, tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    photos = write_class_folders(tmp_path / "photos")
+    code, out, err = call("predict", photos, "--checkpoint", checkpoint, "--top", 1)
+    assert (code, err) == (0, "")
+    files = sorted(photos.rglob("*.png"))
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [*map(str, files)]
+
+
+@pytest.mark.bad_input
+def test_predict_prints_what_it_has_before_it_goes_on(call, tmp_path, monkeypatch):
+    real = inference.answers
+
+    def interrupted(*arguments, **options):
+        yield next(real(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "answers", interrupted)
+    photo = write_photo(tmp_path / "photo.png")
+    result = call("predict", photo, photo, "--checkpoint", write_checkpoint(tmp_path))
+    assert (result[0], result[1].count("\n"), result[2]) == (130, 1, "error: interrupted\n")
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("default::UserWarning")
+@pytest.mark.parametrize("size", [(8, 8), (120, 130)], ids=["in memory", "files"])
+def test_train_evaluate_and_doctor_skip_bad_images_if_they_are_told_to(size, call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12, size=size)
+    broken = write_broken(photos / "dog" / "broken.jpg")
+    commands = (
+        ("train", photos, *TINY_RUN, "--out", tmp_path / "run"),
+        ("evaluate", write_checkpoint(tmp_path), photos, "--device", "cpu"),
+        ("doctor", photos, *TINY_DOCTOR, "--steps", 1),
+    )
+    for command in commands:
+        assert_one_line(call(*command), 2, f"{broken} cannot be read as an image")
+    shutil.rmtree(tmp_path / "run")
+    for command in commands:
+        code, _, err = call(*command, "--on-bad-image", "skip")
+        assert code == 0, command
+        warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert len(warned) == 1, err
+        assert str(broken) in warned[0]
+    assert "(24 images)" in call(*commands[1], "--on-bad-image", "skip")[1]
+
+
+NAMES = ("café", "naïve – dash", "猫")  # noqa: RUF001
+
+
+@pytest.fixture
+def terminal(monkeypatch, tmp_path):
+    """Runs the command line on streams of an encoding: status and what both streams hold."""
+
+    def run(encoding: str, *arguments: object) -> tuple[int, str, str]:
+        files = [(tmp_path / name).open("w", encoding=encoding) for name in ("out", "err")]
+        monkeypatch.setattr(sys, "argv", ["alexnet-lib", *map(str, arguments)])
+        with monkeypatch.context() as patch, files[0], files[1]:
+            patch.setattr(sys, "stdout", files[0])
+            patch.setattr(sys, "stderr", files[1])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        texts = ((tmp_path / name).read_text(encoding=encoding) for name in ("out", "err"))
+        return ended.value.code, *texts
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_names_that_a_terminal_cannot_show_are_escaped(encoding, terminal, tmp_path):
+    checkpoint = write_checkpoint(tmp_path, NAMES)
+    photos = write_class_folders(tmp_path / "photos", NAMES)
+    # As Python stands for a byte of a name that it cannot decode.
+    unknown = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shown = [name.encode(encoding, "backslashreplace").decode(encoding) for name in NAMES]
+    for command in (
+        ("evaluate", checkpoint, photos, "--device", "cpu"),
+        ("predict", photos / "猫" / "0.png", "--checkpoint", checkpoint),
+        ("train", photos, *TINY_RUN, "--out", tmp_path / "猫"),
+        ("evaluate", tmp_path / "猫", photos, "--device", "cpu"),
+        ("stats", photos),
+    ):
+        code, out, err = terminal(encoding, *command)
+        assert (code, "Traceback" in err) == (0, False), err
+        if command[0] == "evaluate":
+            rows = out.splitlines()[1:]
+            assert [re.match(r".*?(?= {2,})", row)[0] for row in rows] == shown
+    code, _, err = terminal(encoding, "predict", os.fsdecode(unknown), "--checkpoint", checkpoint)
+    assert code == 1
+    assert "\\udce9.png cannot be read as an image: No such file" in err
+    assert terminal(encoding, "stats", tmp_path / "犬")[0] == 2
+
+
+def test_names_are_those_of_the_files_also_where_the_locale_cannot_decode_them(call, monkeypatch):
+    raw = "caf\udcc3\udca9"  # of a UTF-8 name in the locale "C"
+    seen = {}
+    monkeypatch.setattr(alexnet_lib, "fit", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(cli, "_report", lambda *_: None)
+    assert call("train", "photos", "--classes", f"{raw}, dog")[0] == 0
+    assert seen["classes"] == ("café", "dog")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_program_without_a_terminal_does_its_work(name, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "argv", ["alexnet-lib", "train", "shapes", *TINY_RUN, "--out", "run"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    getattr(sys, name).close()
+    assert ended.value.code == 0
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def run_into(file: Any, *arguments: object) -> tuple[int, str]:
+    """The command line in a process of its own with this standard output: status and errors."""
+    command = [sys.executable, "-m", "alexnet_lib", *map(str, arguments)]
+    done = subprocess.run(command, check=False, stdout=file, stderr=subprocess.PIPE, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("command", ["summary", "predict"])
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(command, tmp_path):
+    arguments: tuple[object, ...] = ("summary",)
+    if command == "predict":  # which writes line by line
+        photo = write_photo(tmp_path / "photo.png")
+        arguments = ("predict", photo, "--checkpoint", write_checkpoint(tmp_path))
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        assert run_into(pipe, *arguments) == (1, "")
+
+
+@pytest.mark.bad_input
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_an_output_that_cannot_be_written_is_told_in_one_line():
+    with Path("/dev/full").open("wb") as full:
+        assert run_into(full, "summary") == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_paths_may_begin_at_the_home_folder(call, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.setattr(
+        cifar10_module,
+        "_bad_files",
+        lambda folder: pytest.fail(str(folder)) if "~" in str(folder) else [],
+    )
+    write_class_folders(home / "photos", count=12)
+    photo = write_photo(home / "photo.png")
+    assert call("train", "~/photos", *TINY_RUN, "--out", "~/run")[0] == 0
+    assert (home / "run" / "result.json").is_file()
+    again = ("--recipe", "~/run", "--device", "cpu")
+    assert call("train", "~/photos", *again, "--out", "~/again")[0] == 0
+    assert call("doctor", "~/photos", "--recipe", "~/run/recipe.json", "--steps", 1)[0] == 0
+    assert call("evaluate", "~/run", "~/photos", "--device", "cpu")[0] == 0
+    assert call("stats", "~/photos")[0] == 0
+    for checkpoint in ("~/run", "~/run/last.safetensors"):
+        code, out, _ = call("predict", "~/photo.png", "--checkpoint", checkpoint)
+        assert (code, out.partition(":")[0]) == (0, "~/photo.png")
+        assert (
+            out.partition(":")[2]
+            == call("predict", photo, "--checkpoint", checkpoint)[1].partition(":")[2]
+        )
+    assert call("demo", "--device", "cpu", "--out", "~/demo")[0] == 0
+    assert call("demo", "--device", "cpu", "--out", "~/demo")[0] == 0
+    code, out, _ = call("download", "cifar10", "--root", "~/data")
+    assert (code, out) == (0, f"CIFAR-10 is in {home / 'data' / 'cifar-10-batches-py'}\n")
+    assert not (tmp_path / "~").exists()
+
+
+# Parts, classes, channels.
+
+
+def test_the_folders_of_the_parts_can_be_named(call, tmp_path):
+    photos = tmp_path / "photos"
+    for part, count in (("a", 12), ("b", 3)):
+        write_class_folders(photos / part, count=count)
+    parts = ("--part", "train=a", "--part", "test=b")
+    assert call("train", photos, *TINY_RUN, "--out", tmp_path / "run", *parts)[0] == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["images"] == 6
+    assert "(6 images)" in call("evaluate", tmp_path / "run", photos, *parts, "--device", "cpu")[1]
+    assert "2 classes" in call("doctor", photos, *TINY_DOCTOR, "--steps", 1, *parts)[1]
+    assert call("stats", photos, *parts)[1] == call("stats", photos / "a")[1]
+
+
+def test_without_parts_every_folder_is_a_class(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", ("test", "train"), count=12)
+    options = ("--out", tmp_path / "run", "--part", "none")
+    assert call("train", photos, *TINY_RUN, *options)[0] == 0
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").classes == ("test", "train")
+
+
+def test_the_classes_can_be_chosen(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", ("cat", "cow", "dog"), count=12)
+    classes = ("--classes", "dog, cat")
+    assert call("train", photos, *TINY_RUN, "--out", tmp_path / "run", *classes)[0] == 0
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").classes == ("dog", "cat")
+    code, out, _ = call("evaluate", tmp_path / "run", photos, "--device", "cpu", *classes)
+    assert (code, "(24 images)" in out) == (0, True)
+    assert "2 classes" in call("doctor", photos, *TINY_DOCTOR, "--steps", 1, *classes)[1]
+    assert call("stats", photos, *classes)[1] != call("stats", photos)[1]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--part", "a"), "--part is 'a'; expected PART=NAME, or none"),
+        (("--part", "=a"), "--part is '=a'; expected PART=NAME, or none"),
+        (("--part", "none", "--part", "train=cat"), "--part is 'none'; expected PART=NAME"),
+        (("--part", "train=cat", "--part", "train=dog"), "--part is given twice for train"),
+        (("--part", "exam=cat"), "parts has ['exam']"),
+        (("--part", "train=cow"), "cow"),
+        (("--classes", "cat,cat"), "classes is ('cat', 'cat')"),
+        (("--classes", "cat,"), "classes"),
+        (("--classes", "cat,cow"), "cow"),
+        (("--on-bad-image", "ignore"), "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
+        (("--set", "epochs=1", "--set", "epochs=2"), "--set is given twice for epochs"),
+        (("--set", "=1"), "--set is '=1'; expected FIELD=VALUE"),
+        (("--set", "background=#gg"), "background is '#gg'"),
+        (("--set", "freeze=('conv1', 3)"), "freeze is ('conv1', 3)"),
+        (("--num-workers", "-1"), "num_workers is -1; expected an integer of at least 0"),
+        (("--seed", "-1"), "seed is -1; expected an integer from 0"),
+        (("--learning-rate", "1e999"), "learning_rate is inf"),
+        (("--out", "~nobody-of-this-name/x"), "'~nobody-of-this-name/x'"),
+    ],
+)
+def test_a_mistake_in_the_options_of_train_is_told_in_one_line(options, word, call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    options = (*TINY_RUN[:-4], "--device", "cpu", "--out", tmp_path / "run", *options)
+    result = call("train", photos, *options)
+    assert_one_line(result, 2, word)
+    assert result[2].count("\n") == 1
+
+
+def test_a_network_of_one_channel_is_evaluated_and_predicts_as_such(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    settings = ("--set", "channels=1", "--set", "background=#fff")
+    assert call("train", photos, *TINY_RUN, "--out", tmp_path / "run", *settings)[0] == 0
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").preprocess.channels == 1
+    code, out, _ = call("evaluate", tmp_path / "run", photos, "--device", "cpu")
+    assert (code, "(24 images)" in out) == (0, True)
+    photo = photos / "cat" / "0.png"
+    assert call("predict", photo, "--checkpoint", tmp_path / "run")[0] == 0
+
+
+def test_classes_without_images_have_no_accuracy(call, tmp_path):
+    write_colors(tmp_path / "photos", "blue", ("blue", "blue"))
+    write_colors(tmp_path / "photos", "red", ("red", "green"))
+    code, out, _ = call(
+        "evaluate", write_color_checkpoint(tmp_path), tmp_path / "photos", "--device", "cpu"
+    )
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "blue      100.0%",
+        "green  no images",
+        "red        50.0%  most often confused with green (1)",
+    ]
+
+
+def test_where_an_accuracy_has_no_meaning_there_is_no_table(call, tmp_path, monkeypatch):
+    metrics = EvalMetrics(0.5, None, {}, None, (), 4, 1.0)
+    monkeypatch.setattr(alexnet_lib, "evaluate", lambda *_, **options: metrics)
+    photos = write_class_folders(tmp_path / "photos")
+    assert call("evaluate", write_checkpoint(tmp_path), photos)[:2] == (0, f"{metrics}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("freeze=", ()),
+        ("freeze=none", ()),
+        ("freeze=conv1", ("conv1",)),
+        ("freeze=conv1,relu1", ("conv1", "relu1")),
+        ("freeze=['conv1', 'relu1']", ("conv1", "relu1")),
+        ("freeze=('conv1',)", ("conv1",)),
+        ("background=#fff", "#fff"),
+        ("background='#fff'", "#fff"),
+        (" background = black ", "black"),
+        ("accumulation_steps=4", 4),
+        ("early_stopping=none", None),
+        ("drop_last=TRUE", True),
+        ("learning_rate=1e-3", 0.001),
+        ("weights=a=b.pth", "a=b.pth"),
+        ("weights=" + "(" * 5000, "(" * 5000),
+    ],
+)
+def test_a_value_is_read_as_what_it_looks_like(text, value, call, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(alexnet_lib, "fit", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(cli, "_report", lambda *_: None)
+    assert call("train", "shapes", "--set", text)[0] == 0
+    assert seen["overrides"] == {text.partition("=")[0].strip(): value}
+
+
+def test_a_folder_with_the_name_of_a_recipe_is_spoken_of(call):
+    call("train", "shapes", *TINY_RUN, "--out", "tutorial")
+    code, _, err = call("train", "shapes", *TINY_RUN, "--recipe", "tutorial", "--out", "named")
+    note = "the folder of this name is not used: its name is './tutorial'"
+    assert (code, err.splitlines()[0]) == (0, f"--recipe is 'tutorial', the recipe; {note}")
+    Path("modern").mkdir()  # of something else
+    assert "./modern" not in call("train", "shapes", *TINY_RUN, "--out", "other")[2]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "download", ""])
+def test_help_fits_into_80_columns(command, call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = "".join(call(*command.split(), "--help")[1:]).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_options_that_are_said_to_be_the_recipes_stand_together(call):
+    options = re.findall(r"^  (--[a-z-]+)", call("train", "--help")[1], re.MULTILINE)
+    first, last = options.index("--epochs"), options.index("--architecture")
+    assert tuple(options[first : last + 1]) == OPTIONS_OF_THE_RECIPE
 
 
 # The real thing.

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_lib.files import RunFolder, append_json_line, replacing, write_json
+from alexnet_lib.files import (
+    RunFolder,
+    append_json_line,
+    as_path,
+    as_text,
+    replacing,
+    write_json,
+)
 
 WRITERS = {
     "write_json": (write_json, '{\n  "b": 2\n}\n'),
@@ -172,3 +179,72 @@ def test_the_disk_must_have_space_for_three_checkpoints(tmp_path, monkeypatch):
     message = f"out is {str(tmp_path)!r}, where 30 MB are free; the checkpoints need 33 MB"
     with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
         folder.check_space(11_000_000)
+
+
+# Paths
+
+
+class Own:
+    """A path of a user's own class."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("kind", [str, Path, Own, os.fsencode, lambda path: Own(os.fsencode(path))])
+def test_a_path_is_whatever_the_system_takes_for_one(kind, home):
+    assert as_path(kind("a/b")) == Path("a/b")
+    assert as_path(kind("~")) == home
+    assert as_path(kind("~/a/~")) == home / "a" / "~"
+    assert as_path(kind("a/~")) == Path("a/~")
+    assert as_path(kind("a~")) == Path("a~")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("value", "kind"), [(3, "int"), (None, "NoneType"), ([], "list"), (Own(3), f"{__name__}.Own")]
+)
+def test_what_is_no_path_is_named_with_its_type(value, kind):
+    with pytest.raises(TypeError, match=f"^{re.escape(f'out is a {kind}; expected a path')}$"):
+        as_path(value, "out")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", [str, Path, os.fsencode])
+def test_a_home_folder_that_does_not_exist_is_named(kind):
+    text = "data is '~nobody-of-this-name', but there is no such home folder"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+        as_path(kind("~nobody-of-this-name"), "data")
+
+
+def test_a_run_folder_may_be_below_the_home_folder(home):
+    folder = RunFolder("~/runs/one")
+    assert folder.recipe == home / "runs" / "one" / "recipe.json"
+    assert folder.path.is_dir()
+
+
+@pytest.mark.parametrize("name", ["", "dog", "café", "猫"])
+def test_a_name_that_was_decoded_stays_as_it_is(name):
+    assert as_text(name) == name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere names are Unicode")
+def test_a_name_that_the_locale_cannot_decode_is_utf_8():
+    code = (
+        "import os, sys; from alexnet_lib.files import as_text; "
+        "print(ascii([as_text(name) for name in sys.argv[1:]]))"
+    )
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, "café".encode(), b"caf\xe9"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=plain)
+    assert done.stdout == "['caf\\xe9', 'caf\\udce9']\n"

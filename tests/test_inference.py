@@ -1,19 +1,21 @@
 """The promises of `predict`: one photo has one answer, whatever it comes as."""
 
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import exif, smooth_pixels
+from helpers import exif, seeded, smooth_pixels, write_class_folders
 from PIL import Image
 from tiny import TINY
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from alexnet_lib import AlexNet, Preprocess, build_loaders, predict
-from alexnet_lib.inference import Prediction
+from alexnet_lib import AlexNet, Preprocess, build_loaders, inference, predict
+from alexnet_lib.inference import Prediction, answers
 
 PIXELS = smooth_pixels(40, 30)
 PREPROCESS = Preprocess(14, 12, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -276,9 +278,11 @@ def test_a_file_that_does_not_exist_is_named(tmp_path):
     ("image", "error", "message"),
     [
         (PIXELS.astype(np.float32), ValueError, "image 1 has floats from"),
-        (np.zeros((4, 4)), ValueError, "image 1 is an array of shape (4, 4)"),
+        (np.zeros((4, 4, 2)), ValueError, "image 1 is an array of shape (4, 4, 2)"),
         (PIXELS[None], ValueError, "image 1 has shape (1, 3, 40, 30), a batch in a list"),
         (7, TypeError, "image 1 is a int; expected"),
+        (b"bytes", TypeError, "image 1 is a bytes; expected"),
+        ((PIXELS, 0), TypeError, "image 1 is a tuple; expected"),
     ],
 )
 def test_what_is_no_image_is_named_by_its_place(image, error, message):
@@ -292,3 +296,348 @@ def test_modes_come_back_after_an_error_too():
     with pytest.raises(ValueError, match="classes has"):
         predict(model, PIXELS, classes=["a"])
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("images", [7, None, 2.5, nn.Linear(1, 1)])
+def test_what_holds_no_images_is_refused(images):
+    with pytest.raises(TypeError, match=r"^images is a [\w.]+; expected paths, PIL images"):
+        predict(tiny_model(), images)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("image", [np.array(0.5), np.zeros(4), torch.tensor(1), b"bytes"])
+def test_one_thing_that_is_no_image_is_image_0(image):
+    with pytest.raises((TypeError, ValueError), match=r"^image 0 is a"):
+        predict(tiny_model(), [image] if getattr(image, "ndim", 0) == 1 else image)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("preprocess", [nn.Identity(), PREPROCESS.to_dict(), lambda image: image])
+def test_another_preprocessing_than_the_librarys_is_refused(preprocess):
+    with pytest.raises(TypeError, match=r"expected an alexnet_lib.Preprocess: .*pass a loader"):
+        predict(tiny_model(), PIXELS, preprocess=preprocess)
+
+
+class WithOwnPreprocess(nn.Module):
+    """A model with a method of this name."""
+
+    def preprocess(self, image):
+        return image
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+@pytest.mark.bad_input
+def test_a_method_of_a_model_is_not_taken_for_its_preprocessing():
+    with pytest.raises(ValueError, match="preprocess is None and the model has none"):
+        predict(WithOwnPreprocess(), PIXELS)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("model", [AlexNet, None, "alexnet", lambda images: images])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(TypeError, match=r"^model is a \w+; expected a torch.nn.Module"):
+        predict(model, PIXELS)
+
+
+class Says(nn.Module):
+    """A model with this output for each batch."""
+
+    def __init__(self, output: Callable):
+        super().__init__()
+        self.output = output
+
+    def forward(self, images):
+        return self.output(images)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: x.mean((1, 2, 3))[:, None], "logits of shape (1, 1), whose softmax has no"),
+        (lambda x: x.mean((1, 2, 3)), "logits of shape (1,), whose softmax has no meaning"),
+        (lambda x: x, "logits of shape (1, 3, 12, 12), whose softmax has no meaning"),
+        (lambda x: {"logits": x}, "model returns a dict; expected a tensor of logits"),
+        (lambda x: x.mean(), "model returns a tensor of shape () for 1 images"),
+    ],
+)
+def test_a_model_that_does_not_give_logits_of_classes_is_refused(output, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        predict(Says(output), PIXELS, preprocess=PREPROCESS)
+
+
+@pytest.mark.bad_input
+def test_class_names_of_a_replaced_layer_are_named():
+    model = tiny_model()
+    model.classes = ("ant", "bee")
+    with pytest.raises(ValueError, match=r"^model.classes has 2 names; expected the model's 4"):
+        predict(model, PIXELS)
+
+
+# Grey images and other numbers of channels
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, Image.fromarray])
+def test_a_grey_image_is_repeated_for_a_network_of_colours(convert):
+    grey = np.ascontiguousarray(PIXELS[..., 0])
+    shares = expected_shares(tiny_model(), np.stack([grey] * 3, axis=-1))
+    for images in (convert(grey), [convert(grey)]):
+        (prediction,) = predict(tiny_model(), images)
+        assert by_class(prediction) == pytest.approx(shares, abs=1e-6)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, Image.fromarray])
+def test_a_network_of_grey_images_takes_grey_and_colours(convert, tmp_path):
+    model = AlexNet(4, architecture=TINY, in_channels=1, initialization="torch", seed=0)
+    model.classes, model.preprocess = CLASSES, Preprocess(14, 12, mean=(0.5,), std=(0.2,))
+    grey = np.array(Image.fromarray(PIXELS).convert("L"))
+    Image.fromarray(PIXELS).save(tmp_path / "colour.png")
+    images = [convert(grey), PIXELS, Image.fromarray(PIXELS), tmp_path / "colour.png", TENSOR]
+    first, *others = predict(model, images)
+    for prediction in others:
+        assert by_class(prediction) == pytest.approx(by_class(first), abs=1e-6)
+
+
+def test_images_of_five_channels_are_taken_by_a_network_of_five():
+    model = AlexNet(4, architecture=TINY, in_channels=5, seed=0)
+    model.preprocess = Preprocess(14, 12, mean=(0.5,) * 5, std=(0.2,) * 5)
+    cube = np.zeros((20, 30, 5), dtype=np.uint8)
+    assert len(predict(model, cube)) == 1
+    with pytest.raises(ValueError, match="image 1"):
+        predict(model, [cube, PIXELS])
+
+
+# Files that cannot be read
+
+
+def write_photos(folder: Path, *names: str) -> list[Path]:
+    files = [folder / name for name in names]
+    for file in files:
+        if file.stem.startswith("bad"):
+            file.write_text("not a photo")
+        elif not file.stem.startswith("none"):
+            Image.fromarray(PIXELS).save(file)
+    return files
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_a_file_that_cannot_be_read_can_be_left_out(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_BATCH", batch)
+    names = ("0.png", "bad.jpg", "1.png", "none.jpg", "2.png", "bad2.jpg", "bad3.jpg")
+    files = [*write_photos(tmp_path, *names), PIXELS]
+    with pytest.warns(UserWarning, match="cannot be read as an image") as warned:
+        predictions = predict(tiny_model(), files, on_bad_image="skip")
+    good = [str(file) for file in files[:-1] if file.stem in "012"]
+    assert [prediction.source for prediction in predictions] == [*good, "7"]
+    for prediction in predictions:
+        assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=1e-6)
+    texts = [str(warning.message) for warning in warned]
+    left_out = [file for file in files[:-1] if file.stem not in "012"]
+    for file, text in zip(left_out, texts, strict=True):
+        assert text.startswith(f"{file} cannot be read as an image: ")
+        assert text.endswith("; it is left out")
+
+
+@pytest.mark.parametrize("path", ["bad.jpg", "none.jpg", "~nobody-of-this-name/x.png", "a\0b.png"])
+def test_any_path_that_gives_no_image_can_be_left_out(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path, "bad.jpg", "good.png")
+    with pytest.warns(UserWarning, match=re.escape(path)):
+        (prediction,) = predict(tiny_model(), [path, "good.png"], on_bad_image="skip")
+    assert prediction.source == "good.png"
+    with pytest.warns(UserWarning, match=re.escape(path)):
+        assert predict(tiny_model(), path, on_bad_image="skip") == []
+
+
+@pytest.mark.bad_input
+def test_what_is_no_file_is_not_left_out():
+    for image in (PIXELS.astype(np.float32), 7):
+        with pytest.raises((TypeError, ValueError), match="image 0"):
+            predict(tiny_model(), [image], on_bad_image="skip")
+    with pytest.raises(ValueError, match="on_bad_image is 'ignore'; expected one of"):
+        predict(tiny_model(), PIXELS, on_bad_image="ignore")
+
+
+def test_a_folder_stands_for_its_images_also_below_it(tmp_path):
+    photos = write_class_folders(tmp_path / "photos", ("b", "a"))
+    write_photos(photos, "0.png")
+    (photos / "Thumbs.db").write_text("litter")
+    predictions = predict(tiny_model(), [PIXELS, photos])
+    names = ["0.png", "a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+    expected = ["0", *(str(photos / name) for name in names)]
+    assert [prediction.source for prediction in predictions] == expected
+    assert predictions[1:] == predict(tiny_model(), str(photos))
+
+
+def test_what_else_lies_in_a_folder_is_named(tmp_path):
+    write_photos(tmp_path, "0.png")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match=r"notes\.txt is ignored"):
+        assert len(predict(tiny_model(), tmp_path)) == 1
+
+
+@pytest.mark.bad_input
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} cannot be read as an image: it")):
+        predict(tiny_model(), tmp_path)
+
+
+def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_photos(tmp_path, "photo.png")
+    predictions = predict(tiny_model(), ["~/photo.png", Path("~/photo.png")])
+    assert [prediction.source for prediction in predictions] == ["~/photo.png"] * 2
+
+
+# Work while it comes
+
+
+def test_images_are_asked_for_while_answers_are_given(monkeypatch):
+    monkeypatch.setattr(inference, "_BATCH", 2)
+    asked = 0
+
+    def photos() -> Iterator[np.ndarray]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield PIXELS
+
+    stream = answers(tiny_model(), photos())
+    assert next(stream).source == "0"
+    assert asked <= 4
+    stream.close()
+
+
+def test_files_are_read_in_threads_ahead_of_the_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_BATCH", 2)
+    files = write_photos(tmp_path, *(f"{i}.png" for i in range(6)))
+    readers, read = set(), Preprocess.read
+    ahead = threading.Event()
+
+    def noted(preprocess: Preprocess, file: Path) -> Tensor:
+        readers.add(threading.current_thread())
+        if file == files[3]:
+            ahead.set()
+        return read(preprocess, file)
+
+    monkeypatch.setattr(Preprocess, "read", noted)
+    stream = answers(tiny_model(), files)
+    assert next(stream).source == str(files[0])
+    assert ahead.wait(10)
+    assert threading.main_thread() not in readers
+    assert [answer.source for answer in stream] == [*map(str, files[1:])]
+    assert not any(thread.is_alive() for thread in readers)
+
+
+def test_a_stream_that_is_closed_gives_the_model_its_modes_back():
+    model = tiny_model().train()
+    stream = answers(model, [PIXELS] * 70)
+    next(stream)
+    assert not model.training
+    stream.close()
+    assert model.training
+    assert not any("predict" in thread.name for thread in threading.enumerate())
+
+
+# Loaders and models of others
+
+
+INPUTS = torch.rand(3, 3, 12, 12, generator=seeded())
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(INPUTS)
+
+
+class Collated:
+    """A loader that yields its batches in another form."""
+
+    dataset = None
+
+    def __init__(self, form: Callable):
+        self.form = form
+
+    def __iter__(self):
+        return map(self.form, (INPUTS[:2], INPUTS[2:], INPUTS[:0]))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Stream(), batch_size=2),
+        DataLoader(TensorDataset(INPUTS.double(), torch.zeros(3)), batch_size=2),
+        DataLoader([{"image": x, "label": 0} for x in INPUTS], batch_size=2),
+        DataLoader([{"pixel_values": x} for x in INPUTS], batch_size=2),
+        Collated(lambda x: [x]),
+        Collated(lambda x: (x, torch.zeros(len(x)))),
+        Collated(lambda x: x.numpy()),
+        Collated(lambda x: (x.numpy().astype(np.float64), [0] * len(x))),
+    ],
+)
+def test_a_loader_of_any_kind_has_an_answer_for_each_image(loader):
+    predictions = predict(tiny_model(), loader)
+    assert [prediction.source for prediction in predictions] == ["0", "1", "2"]
+    shares = tiny_model().eval()(INPUTS).softmax(1).tolist()
+    for prediction, expected in zip(predictions, shares, strict=True):
+        expected = dict(zip(CLASSES, expected, strict=True))
+        assert by_class(prediction) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "form", [lambda x: x.byte(), lambda x: x[0], lambda x: (x.long(), 0), lambda x: [["a", "b"]]]
+)
+def test_a_loader_that_yields_no_treated_images_is_refused(form):
+    with pytest.raises(ValueError, match=r"loader (yields images of shape|are a list)"):
+        predict(tiny_model(), Collated(form))
+
+
+@pytest.mark.bad_input
+def test_a_data_set_is_not_taken_for_a_loader():
+    data: Dataset = Subset(TensorDataset(INPUTS, torch.zeros(3)), [0, 1])
+    with pytest.raises(TypeError, match=r"^image 0 is a tuple; expected"):
+        predict(tiny_model(), data)
+
+
+def test_a_wrapped_model_has_the_classes_and_the_preprocessing_of_its_own():
+    wrapped = nn.DataParallel(tiny_model())
+    (prediction,) = predict(wrapped, PIXELS)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()))
+
+
+def test_a_model_of_torchvision_has_numbers_for_classes():
+    from torchvision.models import alexnet
+
+    model = alexnet(num_classes=7).train()
+    (prediction,) = predict(model, PIXELS, preprocess=Preprocess(64, 64), top=2)
+    assert len(prediction.classes) == 2
+    assert set(prediction.classes) <= set("0123456")
+    assert model.training
+
+
+@pytest.mark.bad_input  # by its annotation
+@pytest.mark.parametrize("top", [np.int64(2), np.uint8(2), torch.tensor(2)])
+def test_top_may_be_an_integer_of_any_library(top):
+    assert predict(tiny_model(), PIXELS, top=top) == predict(tiny_model(), PIXELS, top=2)
+
+
+@pytest.mark.bad_input  # by its annotation
+def test_names_may_be_an_array():
+    names = np.array(list("wxyz"))
+    (prediction,) = predict(tiny_model(), PIXELS, classes=names)
+    assert sorted(prediction.classes) == list("wxyz")
+    assert all(type(name) is str for name in prediction.classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_with_integer_buffers_first_keeps_its_dtype(dtype):
+    model = tiny_model().to(dtype)
+    wrapped = nn.Sequential(model)
+    wrapped.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    (prediction,) = predict(wrapped, PIXELS, preprocess=PREPROCESS, classes=CLASSES)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=0.02)

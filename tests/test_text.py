@@ -23,6 +23,13 @@ def test_columns_are_aligned_to_the_left_unless_they_are_named():
     assert format_table(iter(rows), right=[0, 1]) == ["  a  bb", "ccc   d"]
 
 
+def test_columns_align_whatever_the_width_of_a_sign():
+    decomposed = "cafe\u0301"
+    rows = [("猫", "1"), ("ﾈｺ", "2"), ("dog", "3"), (decomposed, "4"), ("猫犬", "5")]
+    assert format_table(rows) == ["猫    1", "ﾈｺ    2", "dog   3", f"{decomposed}  4", "猫犬  5"]
+    assert format_table(rows, right=[0])[0] == "  猫  1"
+
+
 def test_a_table_without_rows_has_no_lines():
     assert format_table([]) == []
 

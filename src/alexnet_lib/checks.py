@@ -1,11 +1,12 @@
 """Checks of arguments: errors give the name, the value and what was expected.
 
-A check returns the value as a plain Python one: NumPy's numbers are numbers too, but JSON and
-keyword arguments of torch do not take them.
+A check returns the value as a plain Python one: NumPy's numbers, truth values and strings are
+accepted, but JSON and keyword arguments of torch do not take them.
 """
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from numbers import Real
 from types import NoneType, UnionType
@@ -44,24 +45,28 @@ def check_integer(name: str, value: object, least: int, *, optional: bool = Fals
     return _checked(name, value, int | None if optional else int, at_least(least))
 
 
-def check_number(name: str, value: object, allowed: Range) -> float:
+def check_number(name: str, value: object, allowed: Range) -> int | float:
     """The value as an ``int`` or ``float``; a ``ValueError`` unless it is in the range."""
-    number: float = _checked(name, value, float, allowed)
+    number: int | float = _checked(name, value, float, allowed)
     return number
 
 
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Raises a ``ValueError`` unless the value is one of the choices, of the same type."""
-    choices = tuple(choices)
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+def check_choice(name: str, value: object, choices: Iterable[object]) -> Any:
+    """The choice that the value is; a ``ValueError`` unless it is one, of the same type."""
+    choices, plain = tuple(choices), _plain(value)
+    for choice in choices:
+        # For == a bool is a number; members of a StrEnum are strings.
+        both_truth = isinstance(plain, bool) == isinstance(choice, bool)
+        if both_truth and isinstance(plain, type(choice)) and plain == choice:
+            return choice
+    raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
 def check_fields(instance: Any) -> None:
     """Raises a ``ValueError`` unless each field of a dataclass has the type and range it declares.
 
     Fields are ``Literal``; or ``bool``, ``int``, ``float``, ``str`` or ``tuple[str, ...]``, these
-    also with None. Numbers of other libraries are replaced by plain ones.
+    also with None. Values of other libraries are replaced by plain ones.
     """
     for name, hint in get_type_hints(type(instance), include_extras=True).items():
         kind, allowed = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
@@ -71,6 +76,7 @@ def check_fields(instance: Any) -> None:
 
 def as_integer(value: object) -> int | None:
     """The value as an ``int``, or None if it is not an integer; True and False are not."""
+    value = _plain(value)
     # For isinstance a bool is an int, but it is hardly ever meant as one.
     if isinstance(value, bool):
         return None
@@ -80,22 +86,31 @@ def as_integer(value: object) -> int | None:
         return None
 
 
-def as_number(value: object) -> float | None:
-    """The value as an ``int`` or ``float``, or None if it is not a real number."""
-    integer = as_integer(value)
-    if integer is None and isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    return integer
+def as_number(value: object) -> int | float | None:
+    """The value as an ``int`` or ``float``, or None if it is not a real number.
+
+    A fraction that no ``float`` can hold becomes infinite.
+    """
+    plain: Any = _plain(value)
+    integer = as_integer(plain)
+    if integer is not None or not isinstance(plain, Real) or isinstance(plain, bool):
+        return integer
+    try:
+        return float(plain)
+    except OverflowError:
+        return math.inf if plain > 0 else -math.inf  # type: ignore[operator]
+
+
+def _plain(value: Any) -> Any:
+    """What a scalar or an array or tensor without dimensions holds; others as they are."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def type_name(value: object) -> str:
     """The type of a value with its module, for errors: ``"torchvision.models.alexnet.AlexNet"``."""
     kind = type(value)
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else (f"{kind.__module__}.{kind.__qualname__}")
-    )
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}"
 
 
 def length_of(value: Any) -> int | None:
@@ -113,11 +128,8 @@ def _checked(name: str, value: Any, hint: Any, allowed: Range | None) -> Any:
         return None
     kind = kinds[0]
     if get_origin(kind) is Literal:
-        integer = as_integer(value)
-        value = value if integer is None else integer
-        check_choice(name, value, get_args(kind))
-        return value
-    plain: Any = value
+        return check_choice(name, value, get_args(kind))
+    plain = _plain(value)
     if get_origin(kind) is tuple:
         fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
         expected = "a tuple of strings"
@@ -127,7 +139,9 @@ def _checked(name: str, value: Any, hint: Any, allowed: Range | None) -> Any:
         fits = isinstance(plain, (int, float) if kind is float else kind)
         expected = _TYPES[kind]
         if allowed is not None:
-            fits = fits and -math.inf < plain < math.inf and allowed.includes(plain)
+            # An integer may be too large for a float.
+            finite = fits and (kind is int or abs(plain) <= sys.float_info.max)
+            fits = finite and allowed.includes(plain)
             expected = allowed.text
     if not fits:
         raise ValueError(f"{name} is {value!r}; expected {expected}" + ", or None" * optional)

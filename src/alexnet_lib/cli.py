@@ -1,6 +1,9 @@
 """The command line. The package loads what a command needs when the command asks for it."""
 
+import io
+import os
 import sys
+import warnings
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -21,21 +24,53 @@ app = typer.Typer(
 download_app = typer.Typer(help="Download a data set.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
 
-_DATA_HELP = (
-    "'shapes' (built in, synthetic), 'cifar10' (kept in ./data, downloaded where it is missing), "
-    "or a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and test/CLASS/*.jpg, or "
-    "CLASS/*.jpg."
-)
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="'shapes' (built in, synthetic); 'cifar10' (kept in ./data, downloaded where it is "
+        "missing); a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and "
+        "test/CLASS/*.jpg, or as CLASS/*.jpg; or a CSV file of image,label.",
+    ),
+]
 _ARCHITECTURE_HELP = "'paper', 'single_tower' or 'one_weird_trick'."
 _CHECKPOINT_HELP = "A .safetensors file, or the folder of a run (its best weights)."
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Names of the classes to use, in their order, with commas [default: those of DATA].",
+    ),
+]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part",
+        metavar="PART=NAME",
+        help="The folder in DATA of a part: train=NAME, validation=NAME, test=NAME; of a CSV file, "
+        "train=NAME is the folder of its images. Can be repeated. 'none': there are no parts, "
+        "every folder is a class [default: folders with the usual names].",
+    ),
+]
+OnBadImage = Annotated[
+    str,
+    typer.Option(
+        help="What to do with an image that cannot be read: 'stop' with an error, or 'skip' it, "
+        "with a warning."
+    ),
+]
 Device = Annotated[
     str, typer.Option(help="'auto' (CUDA, then Apple's MPS, then the CPU) or a device's name.")
 ]
 Precision = Annotated[
-    str, typer.Option(help="'float32', 'bfloat16', or 'auto': bfloat16 where the hardware has it.")
+    str,
+    typer.Option(
+        help="'float32', 'bfloat16', 'float16', or 'auto': bfloat16 where the hardware has it, "
+        "float16 on older CUDA devices that have that, else float32."
+    ),
 ]
 Workers = Annotated[
-    int, typer.Option(help="Processes that decode image files; small images need none.", min=0)
+    int, typer.Option(help="Processes that decode image files; small images need none.")
 ]
 KeepMemory = Annotated[
     bool,
@@ -55,30 +90,35 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Change a field of the recipe, for example learning_rate=0.02; can be repeated "
+        help="Change a field of the recipe, for example learning_rate=0.02, channels=1, "
+        "background=black, balance=sampler, accumulation_steps=4, early_stopping=5 or "
+        "freeze=conv1,conv2; the fields are those of alexnet_lib.Recipe. Can be repeated "
         "[default: none].",
     ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Seed of all random numbers [default: 0, or the stored run's].", min=0),
+    typer.Option(help="Seed of all random numbers [default: 0, or the stored run's]."),
 ]
 
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    data: Data,
     recipe: RecipeName = "modern",
     set_: Overrides = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
-    ] = None,
     train_images: Annotated[int | None, typer.Option(help="Training images to use.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images, pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURE_HELP)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
+    ] = None,
+    classes: Classes = None,
+    part: Parts = None,
+    on_bad_image: OnBadImage = "stop",
     seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -110,19 +150,30 @@ def train(
         data,
         recipe=base,
         overrides=overrides | given,
+        classes=_names(classes),
+        parts=_parts(part),
         seed=stored_seed if seed is None else seed,
         out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
-        options=lib.RunOptions(device, precision, compile=compile, num_workers=num_workers),
+        options=lib.RunOptions(
+            device,
+            precision,
+            compile=compile,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+        ),
     )
     _report(run, data)
 
 
 @app.command()
 def doctor(
-    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    data: Data,
     recipe: RecipeName = "modern",
     set_: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Training steps on one batch.", min=1)] = 40,
+    steps: Annotated[int, typer.Option(help="Training steps on one batch.")] = 40,
+    classes: Classes = None,
+    part: Parts = None,
+    on_bad_image: OnBadImage = "stop",
     seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -136,9 +187,13 @@ def doctor(
         data,
         recipe=base,
         overrides=_overrides(set_),
+        classes=_names(classes),
+        parts=_parts(part),
         steps=steps,
         seed=stored_seed if seed is None else seed,
-        options=lib.RunOptions(device, precision, num_workers=num_workers),
+        options=lib.RunOptions(
+            device, precision, num_workers=num_workers, on_bad_image=on_bad_image
+        ),
     )
     print(diagnosis)
 
@@ -153,12 +208,12 @@ def demo(
 ) -> None:
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
     from alexnet_lib.devices import resolve_device
-    from alexnet_lib.files import RunFolder
+    from alexnet_lib.files import RunFolder, as_path
     from alexnet_lib.training.recipes import DEMO_OVERRIDES
 
     _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
-    recipe = lib.RECIPES["modern"].overridden(DEMO_OVERRIDES)
+    recipe, out = lib.RECIPES["modern"].overridden(DEMO_OVERRIDES), as_path(out, "out")
     # Another run is left alone; fit then refuses the folder.
     with suppress(OSError, ValueError):
         if lib.stored_recipe(out)[0] == recipe:
@@ -170,9 +225,15 @@ def demo(
 
 def _recipe(name: str) -> tuple[Any, int]:
     """This name with seed 0, or the recipe and the seed of a run."""
-    path = Path(name)
+    from alexnet_lib.files import as_path
+
+    path = as_path(name, "recipe")
     # "paper" is always the recipe, "./paper" the folder.
-    if name not in lib.RECIPES and (path.suffix == ".json" or path.is_dir()):
+    if name in lib.RECIPES:
+        if (path / "recipe.json").exists():
+            note = f"the folder of this name is not used: its name is './{name}'"
+            print(f"--recipe is {name!r}, the recipe; {note}", file=sys.stderr)
+    elif path.suffix == ".json" or path.is_dir():
         return lib.stored_recipe(path)
     return name, 0
 
@@ -182,19 +243,42 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
     import ast
 
     overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set is {setting!r}; expected FIELD=VALUE")
-        if field == "freeze":
-            overrides[field] = tuple(filter(None, value.split(",")))
-            continue
-        word = {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
-        try:
-            overrides[field] = ast.literal_eval(word)
-        except (ValueError, SyntaxError):
-            overrides[field] = value
+    for field, text in _pairs("--set", "FIELD=VALUE", settings):
+        word = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+        value: Any = text
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(word)
+        if field == "freeze" and not isinstance(value, list | tuple):
+            value = [] if value is None else filter(None, text.split(","))
+        overrides[field] = value if isinstance(value, str | int | float | None) else tuple(value)
     return overrides
+
+
+def _parts(given: list[str] | None) -> dict[str, str] | None:
+    """The folders of ``--part``, by part."""
+    if given and [part.lower() for part in given] == ["none"]:
+        return {}
+    return dict(_pairs("--part", "PART=NAME, or none", given)) if given else None
+
+
+def _pairs(option: str, expected: str, given: list[str] | None) -> list[tuple[str, str]]:
+    """The two sides of each ``NAME=VALUE`` that an option was given."""
+    pairs: list[tuple[str, str]] = []
+    for text in given or []:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise ValueError(f"{option} is {text!r}; expected {expected}")
+        if name in dict(pairs):
+            raise ValueError(f"{option} is given twice for {name}; expected one")
+        pairs.append((name, value))
+    return pairs
+
+
+def _names(classes: str | None) -> tuple[str, ...] | None:
+    """The names of ``--classes``."""
+    from alexnet_lib.files import as_text
+
+    return None if classes is None else tuple(map(str.strip, as_text(classes).split(",")))
 
 
 def _set_up_memory(keep: bool) -> None:
@@ -203,8 +287,8 @@ def _set_up_memory(keep: bool) -> None:
 
 
 def _report(run: Any, data: str) -> None:
-    images = run.history[-1].train.images
-    print(f"trained on {data}: {images:,} images, {len(run.history)} epochs")
+    images, epochs = run.history[-1].train.images, len(run.history)
+    print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
     if run.test is not None:
         print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
     print(f"results in {run.folder}")
@@ -212,9 +296,9 @@ def _report(run: Any, data: str) -> None:
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP)],
-    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
-    batch_size: Annotated[int, typer.Option(help="Images in a batch.", min=1)] = 128,
+    checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP, metavar="CHECKPOINT")],
+    data: Data,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 128,
     views: Annotated[
         int,
         typer.Option(
@@ -222,6 +306,9 @@ def evaluate(
             "or 10, the four corners and the centre, also mirrored."
         ),
     ] = 1,
+    classes: Classes = None,
+    part: Parts = None,
+    on_bad_image: OnBadImage = "stop",
     device: Device = "auto",
     precision: Precision = "auto",
     num_workers: Workers = 0,
@@ -229,65 +316,97 @@ def evaluate(
 ) -> None:
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
     from alexnet_lib.data.sources import open_parts
+    from alexnet_lib.inference import known_preprocess
     from alexnet_lib.text import format_table
 
     _set_up_memory(keep_memory)
     model = _load(checkpoint)
-    if model.preprocess is None:
-        raise ValueError(f"{checkpoint} contains no preprocessing; expected a run's checkpoint")
-    train, _, test = open_parts(data)
+    preprocess = known_preprocess(model)
+    train, _, test = open_parts(
+        data,
+        classes=_names(classes),
+        parts=_parts(part),
+        channels=preprocess.channels,
+        background=preprocess.background,
+        on_bad_image=on_bad_image,  # type: ignore[arg-type]  # the loader checks it
+    )
     if test is None:
         note = "evaluating on all its images, which may include those that it was trained on"
         print(f"{data} has no test part: {note}", file=sys.stderr)
         test = train
-    if model.classes != test.classes:
-        raise ValueError(f"the model has the classes {model.classes}, {data} has {test.classes}")
     metrics = lib.evaluate(
         model,
-        lib.BatchLoader(test, model.preprocess, batch_size=batch_size, num_workers=num_workers),
+        lib.BatchLoader(
+            test,
+            preprocess,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,  # type: ignore[arg-type]
+        ),
         device=device,
         precision=precision,
         views=views,
         progress=sys.stderr.isatty(),
     )
     print(metrics)
+    if metrics.confusion is None or metrics.per_class_accuracy is None:
+        return
     rows = []
-    for i, (name, accuracy) in enumerate(
-        zip(metrics.classes, metrics.per_class_accuracy, strict=True)
-    ):
+    for i, name in enumerate(metrics.classes):
+        images, right = metrics.confusion[i].sum(), metrics.confusion[i, i]
         mistakes = metrics.confusion[i].copy()
         mistakes[i] = 0
         worst = int(mistakes.argmax())
         confused = f"most often confused with {metrics.classes[worst]} ({mistakes[worst]})"
-        rows.append((name, f"{accuracy:.1%}", confused if mistakes.any() else ""))
+        share = f"{right / images:.1%}" if images else "no images"
+        rows.append((name, share, confused if mistakes.any() else ""))
     print(*format_table(rows, right=[1]), sep="\n")
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Image files, or folders of image files.", metavar="IMAGE"),
+    ],
     checkpoint: Annotated[Path, typer.Option(help=_CHECKPOINT_HELP)],
-    top: Annotated[int, typer.Option(help="How many classes to print for each image.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="How many classes to print for each image.")] = 5,
 ) -> None:
-    """Print the most likely classes of photos."""
-    for prediction in lib.predict(_load(checkpoint), images, top=top):
-        print(prediction)
+    """Print the most likely classes of photos.
+
+    An image that cannot be read is named on the standard error stream, the others are classified,
+    and the exit status is 1.
+    """
+    from alexnet_lib.inference import answers
+
+    bad = False
+    for answer in answers(_load(checkpoint), images, top=top):
+        if isinstance(answer, lib.Prediction):
+            print(answer, flush=True)
+        else:
+            print(f"error: {answer}", file=sys.stderr)
+            bad = True
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command()
 def stats(
-    data: Annotated[str, typer.Argument(help=_DATA_HELP)],
+    data: Data,
     std: Annotated[
         str,
         typer.Option(
             help="'pixel': over all pixels; 'per_image': mean of the images' own deviations."
         ),
     ] = "pixel",
+    classes: Classes = None,
+    part: Parts = None,
 ) -> None:
     """Measure the channels' mean and standard deviation (values 0 to 1) of the training images."""
     from alexnet_lib.data.sources import open_parts
 
-    print(lib.compute_channel_stats(open_parts(data).train, std=std))  # type: ignore[arg-type]
+    images = open_parts(data, classes=_names(classes), parts=_parts(part)).train
+    print(lib.compute_channel_stats(images, std=std))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -322,7 +441,7 @@ def info() -> None:
 
     import torch
 
-    from alexnet_lib.devices import multiplies_bfloat16, versions
+    from alexnet_lib.devices import multiplies_bfloat16, multiplies_float16, versions
     from alexnet_lib.kernels import cpu
     from alexnet_lib.text import format_table
 
@@ -338,7 +457,8 @@ def info() -> None:
     if torch.backends.mps.is_available():
         devices.append("mps")
     for device in map(torch.device, devices):
-        native = "float32, bfloat16" if multiplies_bfloat16(device) else "float32"
+        native = "float32" + ", bfloat16" * multiplies_bfloat16(device)
+        native += ", float16" * multiplies_float16(device)
         first = device.type == lib.default_device().type and not device.index
         default = " (the default)" if first else ""
         name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
@@ -347,6 +467,9 @@ def info() -> None:
 
 
 def _load(checkpoint: Path) -> Any:
+    from alexnet_lib.files import as_path
+
+    checkpoint = as_path(checkpoint, "checkpoint")
     if checkpoint.is_dir():
         best, last = checkpoint / "best.safetensors", checkpoint / "last.safetensors"
         checkpoint = best if best.exists() else last
@@ -355,9 +478,53 @@ def _load(checkpoint: Path) -> Any:
 
 def main() -> None:
     """Runs the command line; the exit status is 2 for a user's mistake, 1 for a failed run."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, or a program without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            # A name that the terminal cannot show must not cost the result.
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        try:
+            try:
+                app()
+            finally:
+                _flush_output()
+        except SystemExit as ended:
+            if ended.code == 130:  # typer's for Ctrl-C
+                print("error: interrupted", file=sys.stderr)
+            raise
+        except BrokenPipeError:  # of "| head", which has seen enough
+            raise SystemExit(1) from None
+        except (ValueError, TypeError, OSError, OverflowError) as error:
+            _fail(error, 2)
+        except (FloatingPointError, MemoryError, RuntimeError) as error:  # torch's are the last
+            _fail(error, 1)
+
+
+def _fail(error: Exception, status: int) -> None:
+    """Ends with one line, or in Python's development mode with the traceback."""
+    from alexnet_lib.checks import type_name
+
+    if sys.flags.dev_mode:
+        raise error
+    text = str(error) or type_name(error)
+    # What follows in torch's errors is about its own code.
+    print("error:", text.splitlines()[0] if status == 1 else text, file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _show_warning(message: Any, *_: object) -> None:
+    from alexnet_lib.text import say
+
+    say(f"warning: {message}")
+
+
+def _flush_output() -> None:
     try:
-        app()
-    except (FloatingPointError, KeyboardInterrupt, ValueError, TypeError, OSError) as error:
-        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr)
-        status = {FloatingPointError: 1, KeyboardInterrupt: 130}.get(type(error), 2)
-        raise SystemExit(status) from None
+        sys.stdout.flush()
+    except OSError:
+        # What is left goes nowhere, or Python would fail with it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

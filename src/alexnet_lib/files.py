@@ -15,11 +15,24 @@ from alexnet_lib.checks import type_name
 def as_path(path: object, name: str = "path") -> Path:
     """The path; ``~`` is the user's home folder. ``name`` is that of the argument in errors."""
     try:
-        return Path(os.fsdecode(path)).expanduser()  # type: ignore[arg-type]
+        text = os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} is a {type_name(path)}; expected a path") from None
-    except RuntimeError as error:  # there is no such user
-        raise ValueError(f"{name} is {str(path)!r}: {error}") from None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        raise ValueError(
+            f"{name} is {text!r}, but there is no such home folder; expected a path without ~"
+        ) from None
+
+
+def as_text(name: str) -> str:
+    """A name of the file system as text: UTF-8 where the locale cannot decode it (``LC_ALL=C``)."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # it has surrogates, which stand for bytes
+        return os.fsencode(name).decode("utf-8", "surrogateescape")
+    return name
 
 
 @contextmanager

@@ -1,20 +1,30 @@
 """Printed text: tables, durations, and lines above a progress bar."""
 
 import sys
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 
 def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
     """The lines of a table; the columns of these numbers, from 0, are aligned to the right."""
     rows = [*rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - _width(cell))
+            cells.append(space + cell if column in right else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes: two for a Chinese sign, none for an accent."""
+    return sum(
+        0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")
+        for sign in text
+    )
 
 
 def format_duration(seconds: float) -> str:

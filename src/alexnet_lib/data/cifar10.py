@@ -9,6 +9,7 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 
 from alexnet_lib.data.downloads import DownloadError, download_file
 from alexnet_lib.data.images import ImageTensors
+from alexnet_lib.files import as_path
 
 CIFAR10_URL_VARIABLE = "ALEXNET_LIB_CIFAR10_URL"
 # Tried in this order, before the data set's own host, which has been slow since June 2026
@@ -26,7 +27,7 @@ def cifar10(
     ``root`` is the folder of ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``. Without
     ``download``, a missing file is a ``FileNotFoundError``, and a damaged one a ``ValueError``.
     """
-    folder = Path(root)
+    folder = as_path(root, "root")
     if folder.name == CIFAR10.base_folder:
         folder = folder.parent
     if download:
@@ -60,7 +61,7 @@ def download_cifar10(root: str | os.PathLike[str] = "data", *, progress: bool = 
     Raises:
         OSError: every address failed (the message tells the manual way), or the disk is full.
     """
-    folder = Path(root)
+    folder = as_path(root, "root")
     if _bad_files(folder):
         own = os.environ.get(CIFAR10_URL_VARIABLE)
         urls = [*([own] if own else []), *CIFAR10_MIRRORS, CIFAR10.url]
@@ -103,6 +104,6 @@ def _unpack(folder: Path) -> None:
 
 def is_cifar10(data: str | os.PathLike[str]) -> bool:
     """Whether ``data`` is CIFAR-10: its name, or a folder with its files or their archive."""
-    folder, batches = Path(data), str(CIFAR10.base_folder)
+    folder, batches = as_path(data, "data"), str(CIFAR10.base_folder)
     has_files = (folder / batches).is_dir() or (folder / CIFAR10.filename).is_file()
     return data == "cifar10" or folder.name == batches or has_files

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,9 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
+
+from alexnet_lib.checks import ABOVE_ZERO, check_integer, check_number, type_name
+from alexnet_lib.files import as_path
 
 _CHUNK_BYTES = 1 << 16
 _REQUESTS_PER_URL = 5
@@ -41,7 +45,7 @@ class _RequestError(Exception):
 
 def download_file(
     urls: Sequence[str],
-    path: Path,
+    path: str | os.PathLike[str],
     *,
     md5: str,
     size: int | None = None,
@@ -64,9 +68,13 @@ def download_file(
 
     Raises:
         ValueError: an argument is out of its range.
+        TypeError: ``path`` is no path, or ``urls`` no sequence of addresses.
         DownloadError: every url failed. Bytes that may be good stay for the next call.
         OSError: the file cannot be written: ``path`` is a folder, or the disk is full.
     """
+    path = as_path(path)
+    size = check_integer("size", size, 1, optional=True)
+    timeout = check_number("timeout", timeout, ABOVE_ZERO)
     _check_arguments(urls, path, md5)
     part = path.with_name(path.name + ".part")
     if _has_md5(path, md5):
@@ -95,12 +103,14 @@ def download_file(
 
 
 def _check_arguments(urls: Sequence[str], path: Path, md5: str) -> None:
+    if isinstance(urls, str | bytes) or not isinstance(urls, Sequence):
+        raise TypeError(f"urls is a {type_name(urls)}; expected a list of addresses")
     if not urls:
         raise ValueError("urls is empty; expected at least one http or https address")
     for url in urls:
-        if urlsplit(url).scheme not in {"http", "https"}:
+        if not isinstance(url, str) or urlsplit(url).scheme not in {"http", "https"}:
             raise ValueError(f"urls has {url!r}; expected http or https addresses")
-    if not re.fullmatch("[0-9a-fA-F]{32}", md5):
+    if not isinstance(md5, str) or not re.fullmatch("[0-9a-fA-F]{32}", md5):
         raise ValueError(f"md5 is {md5!r}; expected 32 hexadecimal digits")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "path is a folder; expected a file", str(path))
