@@ -265,6 +265,7 @@ def test_an_epoch_is_an_integer_from_0(epoch):
         loader.batches(0, -1)
 
 
+@pytest.mark.bad_input  # for the annotations
 def test_numpys_integers_are_integers():
     loader = BatchLoader(
         in_memory(numbered_images(20)),
@@ -385,10 +386,13 @@ def test_images_of_a_balanced_epoch_come_with_their_own_labels(kind):
 
 
 def test_classes_without_images_are_not_drawn():
-    for sizes in ([0, 5, 0, 2, 0], [3, 0], [0, 3]):
+    for sizes in ([0, 0, 5, 2], [0, 5, 0, 0, 2, 0], [3, 0], [0, 3]):
         loader = unequal(sizes)
-        drawn = {n for epoch in range(20) for _, y in loader.batches(epoch) for n in y.tolist()}
-        assert drawn == {label for label, size in enumerate(sizes) if size}
+        drawn = torch.cat([y for epoch in range(200) for _, y in loader.batches(epoch)])
+        counts = torch.bincount(drawn, minlength=len(sizes))
+        present = [size > 0 for size in sizes]
+        shares = [here / sum(present) for here in present]
+        assert (counts / counts.sum()).tolist() == pytest.approx(shares, abs=0.05)
 
 
 @pytest.mark.bad_input

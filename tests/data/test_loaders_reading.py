@@ -133,7 +133,7 @@ class Drawn(Dataset):
 def lazily(data: Dataset, **options) -> BatchLoader:
     """A loader of a data set, whose labels are asked for here."""
     options = {"batch_size": 2, "shuffle": True, **options}
-    return BatchLoader(wrap_dataset(data, "ab"), AS_IT_IS, **options)
+    return BatchLoader(wrap_dataset(data, ("a", "b")), AS_IT_IS, **options)
 
 
 # The treatment
@@ -504,7 +504,7 @@ class HardToPickleError(Exception):
 
 def faulty(fault: object, **options) -> BatchLoader:
     """A loader of ten of these items; labels are not asked for, which would meet the fault."""
-    data = wrap_dataset(Recorded(20), "ab")
+    data = wrap_dataset(Recorded(20), ("a", "b"))
     data = replace(data, dataset=Faulty(fault)).subset(torch.arange(10, 20))
     return BatchLoader(data, AS_IT_IS, **{"batch_size": 3, **options})
 
@@ -764,7 +764,7 @@ class Deadly(Dataset):
 
 
 def deadly(file: Path, **options) -> BatchLoader:
-    data = replace(wrap_dataset(Recorded(20), "ab"), dataset=Deadly(file))
+    data = replace(wrap_dataset(Recorded(20), ("a", "b")), dataset=Deadly(file))
     return BatchLoader(data, AS_IT_IS, **{"batch_size": 3, "num_workers": 2, **options})
 
 
