@@ -1201,3 +1201,12 @@ def test_an_evaluation_whose_loss_is_not_finite_is_named(part, message, monkeypa
 def test_a_learning_rate_beyond_reason_ends_the_run():
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         quick_fit(overrides={"learning_rate": 1e12, "max_grad_norm": None})
+
+
+@pytest.mark.bad_input
+def test_a_changed_network_that_cannot_be_saved_is_refused_before_the_first_epoch(tmp_path):
+    model = AlexNet(10, architecture=TINY)
+    model.features[1] = torch.nn.Tanh()
+    with pytest.raises(ValueError, match="relu"):
+        quick_fit("shapes", model=model, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "history.jsonl").exists()

@@ -243,7 +243,7 @@ class BatchLoader:
         return (batch for _, batch in self._numbered_batches(epoch, start, self.preprocess))
 
     def numbered_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """The same with their numbers, from which batches without any readable image are missing."""
+        """The same with their numbers; batches of which no image can be read are missing."""
         return self._numbered_batches(epoch, start, self.preprocess)
 
     def views(self, number: int) -> Iterator[tuple[Iterable[Tensor], Tensor]]:

@@ -16,7 +16,7 @@ from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.files import RunFolder, append_json_line, write_json
 from alexnet_lib.kernels import cpu
-from alexnet_lib.network.checkpoints import save_checkpoint
+from alexnet_lib.network.checkpoints import check_can_be_saved, save_checkpoint
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, say
 from alexnet_lib.training.loop import Progress
@@ -128,6 +128,7 @@ def fit(
         network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
     source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
     if folder is not None:
+        check_can_be_saved(network)  # now, not after an epoch
         folder.check_space(sum(tensor.nbytes for tensor in network.state_dict().values()))
         description = {
             "recipe": recipe.to_dict(),
