@@ -165,3 +165,20 @@ def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
     assert f"(MD5 {fake.md5})" in text
     assert f"put it into {(tmp_path / 'data').resolve()}" in text
     assert f"set {CIFAR10_URL_VARIABLE} to an address" in text
+
+
+def test_the_folder_may_be_below_the_home_folder(fake, monkeypatch):
+    monkeypatch.setenv("HOME", str(fake.batches.parent))
+    monkeypatch.setenv("USERPROFILE", str(fake.batches.parent))
+    assert_is(fake, cifar10("~", download=False))
+    assert_is(fake, cifar10("~/cifar-10-batches-py", download=False))
+    assert download_cifar10("~") == fake.batches
+    assert is_cifar10("~")
+
+
+@bad_input
+@pytest.mark.parametrize("root", [3, None])
+def test_a_root_that_is_no_path_is_named(root):
+    for function in (cifar10, download_cifar10):
+        with pytest.raises(TypeError, match=r"^root is a \w+; expected a path"):
+            function(root)

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alexnet_lib.data.downloads import DownloadError, download_file
@@ -690,3 +691,48 @@ def test_without_progress_nothing_is_shown(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     fetch("good", progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+# Values of any library
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_path_may_begin_at_the_home_folder(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[str], Any]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    done = download_file([server.url("good")], kind("~/new/file"), md5=MD5, progress=False)
+    assert done == tmp_path / "new" / "file"
+    assert done.read_bytes() == BODY
+
+
+@pytest.mark.bad_input  # by their annotations
+def test_size_and_timeout_may_be_of_numpy(server: Server, path: Path) -> None:
+    options: dict[str, Any] = {"size": np.int64(len(BODY)), "timeout": np.float32(TIMEOUT)}
+    download_file([server.url("good")], path, md5=MD5, progress=False, **options)
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("urls", "http://127.0.0.1/file", TypeError, "urls is a str; expected a list of addresses"),
+        ("urls", 3, TypeError, "urls is a int; expected a list of addresses"),
+        ("urls", [3], ValueError, "urls has 3; expected http or https addresses"),
+        ("path", 3, TypeError, "path is a int; expected a path"),
+        ("md5", None, ValueError, "md5 is None; expected 32 hexadecimal digits"),
+        ("size", -1, ValueError, "size is -1; expected an integer of at least 1, or None"),
+        ("size", 2.5, ValueError, "size is 2.5; expected an integer of at least 1, or None"),
+        ("timeout", 0, ValueError, "timeout is 0; expected a finite number above 0"),
+        ("timeout", "3", ValueError, "timeout is '3'; expected a finite number above 0"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(
+    name: str, value: Any, error: type[Exception], message: str, path: Path
+) -> None:
+    arguments: dict[str, Any] = {"urls": ["http://127.0.0.1/file"], "path": path, "md5": MD5}
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        download_file(**{**arguments, name: value})
+    assert not path.exists()
