@@ -165,6 +165,7 @@ def test_numbers_of_other_libraries_are_stored_as_plain_ones(kind):
     assert hash(preprocess)
 
 
+@pytest.mark.bad_input  # for the type checks; they are allowed
 def test_whole_numbers_are_numbers():
     assert Preprocess(8, 8, mean=(0, 0, 0), std=(1, 1, 1)) == Preprocess(8, 8)
 
