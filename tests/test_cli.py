@@ -918,7 +918,11 @@ def test_a_program_without_a_terminal_does_its_work(name, call, tmp_path, monkey
 def run_into(file: Any, *arguments: object) -> tuple[int, str]:
     """The command line in a process of its own with this standard output: status and errors."""
     command = [sys.executable, "-m", "alexnet_lib", *map(str, arguments)]
-    done = subprocess.run(command, check=False, stdout=file, stderr=subprocess.PIPE, text=True)
+    # With a buffer, as it is without this variable, the error may come as late as at exit.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command, check=False, stdout=file, stderr=subprocess.PIPE, text=True, env=env
+    )
     return done.returncode, done.stderr
 
 
