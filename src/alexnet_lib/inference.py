@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from alexnet_lib.checks import check_choice, check_integer, type_name
 from alexnet_lib.data.decoding import ImageError
-from alexnet_lib.data.folders import _files_below, _Notes
+from alexnet_lib.data.folders import files_below, Notes
 from alexnet_lib.data.images import IMAGE_KEYS, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.files import as_path
@@ -267,8 +267,8 @@ def _sources(images: Any) -> Iterator[tuple[str, Any]]:
 
 def _files_in(folder: Path) -> list[Path]:
     """The image files of a folder and of those below it; a warning names the other files."""
-    notes = _Notes()
-    files = [Path(file) for file in _files_below(str(folder), notes)]
+    notes = Notes()
+    files = [Path(file) for file in files_below(str(folder), notes)]
     notes.warn(folder)
     if not files:
         raise ImageError(f"{folder} cannot be read as an image: it is a folder without image files")

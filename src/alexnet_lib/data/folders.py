@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from alexnet_lib.data.decoding import ImageError, open_image
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors
 from alexnet_lib.devices import generator_for
+from alexnet_lib.files import as_path, as_text
 
 OnBadImage = Literal["stop", "skip"]
 
@@ -65,7 +66,7 @@ class Reading:
 
 
 @dataclass
-class _Notes:
+class Notes:
     """What lies in a folder and is not used."""
 
     paths: list[str] = field(default_factory=list)
@@ -123,12 +124,15 @@ def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
             f"{folder} has {matched}, so {listed(others)} are ignored: to use them, {remedy}",
             stacklevel=4,
         )
-    _Notes([e.name for e in _entries(folder) if not e.is_dir()]).warn(folder)
+    Notes([e.name for e in _entries(folder) if not e.is_dir()]).warn(folder)
     return {part: folder / group[0] for part, group in by_part.items()}
 
 
 def _given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
-    given = {"validation" if key == "val" else key: folder / name for key, name in parts.items()}
+    given = {
+        "validation" if key == "val" else key: folder / as_path(name, f"parts[{key!r}]")
+        for key, name in parts.items()
+    }
     if unknown := sorted(set(given) - set(_PART_WORDS)):
         raise ValueError(f"parts has {unknown}; expected train, validation and test")
     if given and "train" not in given:
@@ -160,7 +164,7 @@ def _has_folders(folder: Path) -> bool:
     return any(entry.is_dir() for entry in _entries(folder))
 
 
-def _files_below(folder: str, notes: _Notes, above: tuple[str, ...] = ()) -> list[str]:
+def files_below(folder: str, notes: Notes, above: tuple[str, ...] = ()) -> list[str]:
     """The image files of a folder and of those below it, also behind links."""
     real = os.path.realpath(folder)
     if real in above:
@@ -169,7 +173,7 @@ def _files_below(folder: str, notes: _Notes, above: tuple[str, ...] = ()) -> lis
     files: list[str] = []
     for entry in _entries(Path(folder)):
         if entry.is_dir():
-            files += _files_below(entry.path, notes, (*above, real))
+            files += files_below(entry.path, notes, (*above, real))
         elif not entry.is_file():
             notes.paths.append(f"{entry.path} (a link to nothing, or no file)")
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
@@ -191,13 +195,13 @@ def class_folders(
     ``classes`` selects and orders the folders; ``training`` are the classes of the training part,
     of which another part may lack some.
     """
-    notes = _Notes()
+    notes = Notes()
     names: dict[str, str] = {}  # macOS decomposes accents in names, other systems do not
     for entry in _entries(folder):
         if not entry.is_dir():
             notes.paths.append(entry.path)
             continue
-        name = unicodedata.normalize("NFC", entry.name)
+        name = unicodedata.normalize("NFC", as_text(entry.name))
         if name in names:
             raise ValueError(f"{folder} has two folders with the name {name!r}")
         names[name] = entry.path
@@ -206,7 +210,7 @@ def class_folders(
         raise ValueError(f"{folder} has the folders {unknown}, which are not training classes")
     files, labels, empty = [], [], []
     for label, name in enumerate(expected):
-        present = _files_below(names[name], notes) if name in names else []
+        present = files_below(names[name], notes) if name in names else []
         files += present
         labels += [label] * len(present)
         if not present:

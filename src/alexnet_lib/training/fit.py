@@ -272,7 +272,7 @@ def _headline(
     return (
         f"AlexNet ({model.architecture.name}, {parameters:,} parameters) on {source}: {counts} "
         f"images of {size}x{size} pixels, {len(loaders.classes)} classes; recipe {recipe.name}, "
-        f"{recipe.epochs} epochs; {options.device}, {options.precision}"
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}; {options.device}, {options.precision}"
     )
 
 

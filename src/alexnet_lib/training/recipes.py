@@ -420,6 +420,8 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
     """
     file = as_path(path)
     file = file / "recipe.json" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected a run's folder or its recipe.json")
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         recipe, seed = Recipe.from_dict(stored["recipe"]), int(stored["seed"])
