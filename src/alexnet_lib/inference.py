@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from alexnet_lib.checks import check_choice, check_integer, type_name
 from alexnet_lib.data.decoding import ImageError
-from alexnet_lib.data.folders import files_below, Notes
+from alexnet_lib.data.folders import Notes, files_below
 from alexnet_lib.data.images import IMAGE_KEYS, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.files import as_path

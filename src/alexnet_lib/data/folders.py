@@ -72,6 +72,7 @@ class Notes:
     paths: list[str] = field(default_factory=list)
 
     def warn(self, folder: Path) -> None:
+        """Names them in a warning, if there are any."""
         if self.paths:
             warnings.warn(
                 f"{folder}: {listed(self.paths)} {'is' if len(self.paths) == 1 else 'are'} ignored",
