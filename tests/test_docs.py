@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import alexnet_lib
+from alexnet_lib import Recipe
 from alexnet_lib.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -144,8 +145,8 @@ def test_a_stored_run_is_one_of_the_recipe_of_today(name: str) -> None:
 
 def test_the_stored_starts_are_those_of_the_recipes_of_today() -> None:
     measured = stored("starts.json")["starts"]
-    assert {name: start["recipe"] for name, start in measured.items()} == {
-        name: starts.recipe_of(name).to_dict() for name in starts.STARTS
+    assert {name: Recipe.from_dict(start["recipe"]) for name, start in measured.items()} == {
+        name: starts.recipe_of(name) for name in starts.STARTS
     }
 
 
@@ -153,14 +154,14 @@ def test_the_stored_precisions_are_those_of_the_recipe_of_today() -> None:
     measured = stored("precision.json")
     assert "--train-images 12000 --epochs 2" in measured["command"]
     expected = precision.RECIPE.overridden({"train_images": 12_000, "epochs": 2})
-    assert measured["recipe"] == expected.to_dict()
+    assert Recipe.from_dict(measured["recipe"]) == expected
 
 
 def test_the_stored_trials_are_those_of_the_search_of_today() -> None:
     trials = [json.loads(line) for line in search.RESULTS.read_text(encoding="utf-8").splitlines()]
     for trial in trials:
         changed, recipe = search.ALL[trial["trial"]]
-        assert (trial["changed"], trial["recipe"]) == (changed, recipe.to_dict())
+        assert (trial["changed"], Recipe.from_dict(trial["recipe"])) == (changed, recipe)
         assert len(trial["history"]) == recipe.epochs
     names = [trial["trial"] for trial in trials]
     assert sorted(names) == sorted(set(names))

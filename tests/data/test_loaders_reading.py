@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import ImageFiles, ImageTensors
 from alexnet_lib.data.loaders import BatchLoader, Treatment, assemble_loaders, build_loaders
 from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.reading import Workers
 from alexnet_lib.data.sources import open_parts, wrap_dataset
 from alexnet_lib.data.statistics import (
     ChannelStats,
@@ -77,6 +79,26 @@ any_augmentation = pytest.mark.parametrize(
 )
 any_fit = pytest.mark.parametrize("image_fit", ["crop", "squash"])
 with_or_without_workers = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+@pytest.fixture(autouse=True)
+def ended_workers(monkeypatch):
+    """Ends worker processes: a test that holds an error holds the loader, in a cycle.
+
+    Freed by the cyclic garbage collector, torch waits five seconds for each of them.
+    """
+    started = []
+    real = Workers.__init__
+
+    def noting(self, *args, **options):
+        real(self, *args, **options)
+        started.append(weakref.ref(self))
+
+    monkeypatch.setattr(Workers, "__init__", noting)
+    yield
+    for reference in started:
+        if (workers := reference()) is not None:
+            workers.close()
 
 
 @pytest.fixture

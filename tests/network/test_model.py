@@ -796,7 +796,9 @@ def test_a_replaced_layer_is_frozen_with_all_that_it_holds(paper):
 @pytest.mark.filterwarnings("ignore")
 def test_graph_mode_quantisation_agrees_to_its_eight_bits(small):
     images = random_images(4, small.image_size)
-    prepared = quantize_fx.prepare_fx(small, get_default_qconfig_mapping(), (images,))
+    # On a copy, because it leaves marks on the modules.
+    model = copy.deepcopy(small)
+    prepared = quantize_fx.prepare_fx(model, get_default_qconfig_mapping(), (images,))
     with torch.inference_mode():
         prepared(images)
         quantized = quantize_fx.convert_fx(prepared)

@@ -351,7 +351,7 @@ class BatchLoader:
         bad = self._state.bad_images
         for failure in failures:
             if self.on_bad_image == "stop" or not failure.is_of_the_image:
-                raise failure.error
+                failure.throw()
             if failure.name not in bad:
                 bad[failure.name] = failure.reason
                 text = f"{failure.name} cannot be read and is left out: {failure.reason}"

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -54,6 +54,19 @@ class Failure:
     def is_of_the_image(self) -> bool:
         """Whether the image is to blame, and not the machine, as for want of memory."""
         return isinstance(self.error, ValueError | TypeError)
+
+    def throw(self) -> NoReturn:
+        """Raises the error, and keeps no reference to it.
+
+        With one, error, traceback and loader would be a cycle, which Python frees late and in any
+        order, and torch waits five seconds for each process of a loader that is freed like that.
+        """
+        error = self.error
+        object.__setattr__(self, "error", None)  # the class is frozen
+        try:
+            raise error
+        finally:
+            del error
 
     def portable(self, *, traced: bool) -> "Failure":
         """The same with an error that can travel between processes, whatever was raised."""
