@@ -106,7 +106,7 @@ def stored(file: str) -> Any:
     return recipes.read_json(ROOT / "benchmarks" / "results" / file)
 
 
-@pytest.mark.parametrize("block", ["end_to_end", "step", "lrn", "loader"])
+@pytest.mark.parametrize("block", ["end_to_end", "step", "lrn", "loader", "photos"])
 def test_the_readmes_tables_are_those_that_the_benchmarks_stored(block: str) -> None:
     measured = stored("bench-cpu.json")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
