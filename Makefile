@@ -4,6 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# In as many processes as there are cores.
+PARALLEL := -n auto --dist loadscope
+
+# With run-time type checks; not again what runs other processes, or a minute for a page.
+TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype --ignore=tests/analysis \
+	--ignore=tests/test_cli.py --ignore=tests/test_docs.py --ignore=tests/test_package.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -19,8 +25,8 @@ test: .venv/dev ## lint, types, tests, docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow"
-	$(PYTEST) -m "not bad_input and not slow" --jaxtyping-packages=alexnet_lib,beartype.beartype
+	$(PYTEST) $(PARALLEL) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not bad_input and not slow" $(TYPED)
 	$(MAKE) --no-print-directory docs
 
 test-slow: .venv/dev ## the tests that take minutes
