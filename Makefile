@@ -7,9 +7,10 @@ PYTEST := $(BIN)/python -m pytest
 # In as many processes as there are cores.
 PARALLEL := -n auto --dist loadscope
 
-# With run-time type checks; not again what runs other processes, or a minute for a page.
-TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype --ignore=tests/analysis \
-	--ignore=tests/test_cli.py --ignore=tests/test_docs.py --ignore=tests/test_package.py
+# With run-time type checks; not again what runs other processes, or takes long.
+UNTYPED := tests/analysis tests/kernels tests/test_cli.py tests/test_docs.py tests/test_docstrings.py \
+	tests/test_package.py tests/data/test_decoding.py tests/data/test_loaders_reading.py
+TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype $(UNTYPED:%=--ignore=%)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
