@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from alexnet_lib.checks import check_choice, check_integer, type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.folders import Notes, files_below
-from alexnet_lib.data.images import IMAGE_KEYS, image_to_tensor
+from alexnet_lib.data.images import image_of, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.files import as_path
 from alexnet_lib.training.batches import as_tensor, model_names
@@ -185,12 +185,7 @@ def _loader_batches(loader: Iterable[Any]) -> Generator[tuple[list[Any], Tensor]
     """Sources and network inputs of a loader, the library's or torch's."""
     count = 0
     for item in loader:
-        batch = item
-        if isinstance(item, Mapping):
-            batch = next((item[key] for key in IMAGE_KEYS if key in item), item)
-        elif isinstance(item, tuple | list) and item:
-            batch = item[0]
-        batch = as_tensor("the images of loader", batch)
+        batch = as_tensor("the images of loader", image_of(item))
         if batch.ndim != 4 or not batch.is_floating_point():
             raise ValueError(
                 f"loader yields images of shape {tuple(batch.shape)} and {batch.dtype}; expected "

@@ -217,6 +217,21 @@ class WrappedDataset(ImageSet):
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
+def image_and_label(item: Any) -> tuple[Any, Any] | None:
+    """Image and label of a pair, or of a mapping with usual keys; None of anything else."""
+    if isinstance(item, Mapping):
+        found = [[item[key] for key in keys if key in item] for keys in (IMAGE_KEYS, LABEL_KEYS)]
+        return (found[0][0], found[1][0]) if all(found) else None
+    return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else None
+
+
+def image_of(item: Any) -> Any:
+    """The image of an item, or the images of a batch, that may have labels beside them."""
+    if isinstance(item, Mapping):
+        return next((item[key] for key in IMAGE_KEYS if key in item), item)
+    return item[0] if isinstance(item, tuple | list) and item else item
+
+
 def read_item(dataset: Any, index: int) -> tuple[Any, Any]:
     """Image and label of an item of a user's data set: a pair, or a mapping with usual keys."""
     try:
@@ -224,24 +239,18 @@ def read_item(dataset: Any, index: int) -> tuple[Any, Any]:
     except Exception as error:
         reason = f"{type_name(error)}: {error}"
         raise ImageError(f"item {index} of data cannot be read: {reason}") from error
+    if (pair := image_and_label(item)) is not None:
+        return pair
     if isinstance(item, Mapping):
-        image_key, label_key = (
-            next((key for key in keys if key in item), None) for keys in (IMAGE_KEYS, LABEL_KEYS)
-        )
-        if image_key is not None and label_key is not None:
-            return item[image_key], item[label_key]
         raise TypeError(
             f"item {index} of data has the keys {[*item]}; expected one of {IMAGE_KEYS} for the "
             f"image and one of {LABEL_KEYS} for the label: rename the columns"
         )
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise TypeError(
-            f"item {index} of data is a {type_name(item)}{length}; expected a pair (image, label), "
-            "or a mapping with 'image' and 'label'"
-        )
-    image, label = item
-    return image, label
+    length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    raise TypeError(
+        f"item {index} of data is a {type_name(item)}{length}; expected a pair (image, label), "
+        "or a mapping with 'image' and 'label'"
+    )
 
 
 def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Channel statistics and colour components, measured in one pass over a set of images."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 from alexnet_lib.checks import check_choice, check_integer, length_of, type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import (
-    IMAGE_KEYS,
     ImageFiles,
     ImageSet,
     ImageTensors,
     check_labels,
+    image_of,
     image_to_tensor,
 )
 from alexnet_lib.devices import generator_for
@@ -297,10 +297,7 @@ def _blocks(
         items = (images[i] for i in range(len(images)))
     bar = tqdm(items, "channel statistics", total, disable=None if progress else True, leave=False)
     for index, item in enumerate(bar):
-        if isinstance(item, Mapping):
-            item = next((item[key] for key in IMAGE_KEYS if key in item), item)  # noqa: PLW2901
-        image = item[0] if isinstance(item, tuple | list) else item
-        yield _batch(image, f"images[{index}]", channels)
+        yield _batch(image_of(item), f"images[{index}]", channels)
 
 
 def _read(images: ImageSet, *, skip_bad: bool) -> Iterator[Tensor]:

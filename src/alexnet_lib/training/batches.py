@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from alexnet_lib.checks import type_name
-from alexnet_lib.data.images import IMAGE_KEYS, LABEL_KEYS
+from alexnet_lib.data.images import IMAGE_KEYS, LABEL_KEYS, image_and_label
 from alexnet_lib.training.metrics import NO_SHARES
 
 _PARTS = ("images", "labels")
@@ -45,20 +45,15 @@ def moved_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch
 
 def pair(item: Any) -> tuple[Any, Any]:
     """Images and labels of what a loader yields: a pair, or a mapping with the usual keys."""
+    if (found := image_and_label(item)) is not None:
+        return found
     if isinstance(item, Mapping):
-        found = [[item[key] for key in keys if key in item] for keys in (IMAGE_KEYS, LABEL_KEYS)]
-        if all(found):
-            return found[0][0], found[1][0]
         raise ValueError(
             f"loader yields a {type_name(item)} with the keys {[*item]}; expected pairs (images, "
             f"labels), or one of {IMAGE_KEYS} for the images and one of {LABEL_KEYS} for the labels"
         )
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise ValueError(
-            f"loader yields a {type_name(item)}{length}; expected pairs (images, labels)"
-        )
-    return item[0], item[1]
+    length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    raise ValueError(f"loader yields a {type_name(item)}{length}; expected pairs (images, labels)")
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
