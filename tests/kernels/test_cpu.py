@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from alexnet_lib import LocalResponseNorm, Preprocess
 from alexnet_lib.data.images import to_unit
+from alexnet_lib.kernels import compiling
 from alexnet_lib.kernels import cpu as kernels
+from alexnet_lib.kernels.arguments import EnlargeArguments, LrnArguments, ShrinkArguments
 
 COMPILED = kernels.load() is not None
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
@@ -28,17 +31,21 @@ memory_formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """The state of a process that has compiled nothing yet, with an empty cache folder."""
-    monkeypatch.setattr(kernels, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernels, "_values_seen", 0)
-    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    monkeypatch.delenv(compiling.SWITCH, raising=False)
     forget()
-    yield tmp_path
+    yield tmp_path / "alexnet-lib"
     forget()
 
 
 def forget():
-    kernels._cached_file.cache_clear()
+    kernels._file_prefix.cache_clear()
     kernels._library.cache_clear()
+
+
+def cached_file():
+    return compiling.cached_file(kernels._file_prefix())
 
 
 def activations(images=1):
@@ -50,7 +57,7 @@ def activations(images=1):
 
 @needs_compiler
 def test_the_first_images_wait_for_no_compiler(fresh, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
+    monkeypatch.setattr(compiling, "_compiled", lambda folder: pytest.fail("compiled"))
     for _ in range(10):
         LocalResponseNorm()(activations())
 
@@ -62,7 +69,7 @@ def test_they_are_compiled_once_the_work_repays_it(fresh, monkeypatch):
     files = []
     for _ in range(4):
         LocalResponseNorm()(activations())
-        files.append(len(list(fresh.iterdir())))
+        files.append(len(list(fresh.glob("*"))))
     assert files == [0, 0, 1, 1]
 
 
@@ -72,8 +79,8 @@ def test_values_are_counted_over_all_calls_and_nothing_is_compiled_before_enough
 ):
     monkeypatch.setattr(kernels, "_WORTH_COMPILING", 100)
     compiled = []
-    real = kernels._compile
-    monkeypatch.setattr(kernels, "_compile", lambda new: compiled.append(new) or real(new))
+    real = compiling._compiled
+    monkeypatch.setattr(compiling, "_compiled", lambda new: compiled.append(new) or real(new))
     for values in (60, 39):
         assert kernels.load_when_worthwhile(values) is None
     assert not compiled
@@ -87,7 +94,7 @@ def test_values_are_counted_over_all_calls_and_nothing_is_compiled_before_enough
 def test_load_compiles_at_once_however_little_there_was_to_compute(fresh):
     library = kernels.load()
     assert library is not None
-    assert kernels._cached_file().exists()
+    assert cached_file() is not None
     assert kernels.load_when_worthwhile(0) is library
 
 
@@ -95,34 +102,19 @@ def test_load_compiles_at_once_however_little_there_was_to_compute(fresh):
 def test_what_an_earlier_process_compiled_is_used_at_once(fresh, monkeypatch):
     kernels.load()
     forget()
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("compiled"))
+    monkeypatch.setattr(compiling, "_compiled", lambda folder: pytest.fail("compiled"))
     assert kernels.load_when_worthwhile(1) is not None
 
 
 @needs_compiler
-def test_a_damaged_file_in_the_cache_is_replaced(fresh):
-    kernels._cached_file().write_bytes(b"no library")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert kernels.load() is not None
-    assert kernels._cached_file().stat().st_size > 1000
-
-
-@needs_compiler
-def test_compiling_leaves_one_file_and_nothing_half_written(fresh):
-    assert kernels.load() is not None
-    assert [file.name for file in fresh.iterdir()] == [kernels._cached_file().name]
-
-
-@needs_compiler
 def test_another_processor_or_compiler_gets_kernels_of_its_own(fresh, monkeypatch):
-    first = kernels._cached_file()
+    first = kernels._file_prefix()
     forget()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    second = kernels._cached_file()
+    second = kernels._file_prefix()
     forget()
-    monkeypatch.setattr(kernels, "_compiler", lambda: ("another-cc",))
-    assert len({first, second, kernels._cached_file()}) == 3
+    monkeypatch.setattr(compiling, "_compiler", lambda: ("another-cc",))
+    assert len({first, second, kernels._file_prefix()}) == 3
 
 
 @needs_compiler
@@ -151,15 +143,19 @@ def result_with_one_warning(matching):
     return result
 
 
+def no_compiler():
+    raise compiling.KernelError("there is no C compiler")
+
+
 def test_without_a_compiler_one_warning_says_so_and_torch_computes(fresh, monkeypatch):
     expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
-    monkeypatch.setattr(kernels, "_compiler", lambda: None)
+    monkeypatch.setattr(compiling, "_compiler", no_compiler)
     result = result_with_one_warning("no C compiler")
     torch.testing.assert_close(result, expected)
 
 
 def test_little_work_without_a_compiler_is_worth_no_warning(fresh, monkeypatch):
-    monkeypatch.setattr(kernels, "_compiler", lambda: None)
+    monkeypatch.setattr(compiling, "_compiler", no_compiler)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LocalResponseNorm()(activations())
@@ -167,53 +163,126 @@ def test_little_work_without_a_compiler_is_worth_no_warning(fresh, monkeypatch):
 
 def test_a_compiler_that_fails_is_quoted_in_one_warning(fresh, monkeypatch):
     script = "import sys; sys.exit('no such option')"
-    monkeypatch.setattr(kernels, "_compiler", lambda: (sys.executable, "-c", script))
+    monkeypatch.setattr(compiling, "_compiler", lambda: (sys.executable, "-c", script))
     result_with_one_warning("no such option")
     assert not list(fresh.iterdir())
 
 
-@needs_compiler
-def test_where_the_cache_cannot_be_written_each_process_compiles(fresh, monkeypatch):
-    (fresh / "file").touch()
-    monkeypatch.setattr(kernels, "_cache_folder", lambda: fresh / "file" / "folder")
-    forget()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert kernels.load() is not None
-    expected = torch.nn.LocalResponseNorm(5, k=2.0)(activations())
-    torch.testing.assert_close(LocalResponseNorm()(activations()), expected)
+@pytest.mark.parametrize("error", [OSError, MemoryError, RuntimeError, UnicodeError])
+def test_no_error_of_compiling_reaches_the_computation(fresh, monkeypatch, error):
+    def fail(prefix):
+        raise error("something else")
+
+    monkeypatch.setattr(compiling, "library", fail)
+    result_with_one_warning("something else")
 
 
-@needs_compiler
-def test_a_user_without_a_home_has_kernels_too(monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(kernels.Path, "home", no_home)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv(kernels.SWITCH, raising=False)
-    forget()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert kernels.load() is not None
-    forget()
-
-
-def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch):
-    monkeypatch.setenv(kernels.SWITCH, "off")
+@pytest.mark.parametrize("value", ["off", " OFF "])
+def test_the_switch_keeps_them_away_without_a_warning(fresh, monkeypatch, value):
+    monkeypatch.setenv(compiling.SWITCH, value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernels.load() is None
         LocalResponseNorm()(activations())
+    assert not fresh.exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", ["on", ""])
+def test_the_switch_can_say_what_is_the_default(fresh, monkeypatch, value):
+    monkeypatch.setenv(compiling.SWITCH, value)
+    assert kernels.load() is not None
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", ["0", "false", "of"])
+def test_another_value_of_the_switch_is_named_and_nothing_is_compiled(fresh, monkeypatch, value):
+    monkeypatch.setenv(compiling.SWITCH, value)
+    result_with_one_warning(f"ALEXNET_LIB_KERNELS is '{value}'; expected 'on' or 'off'")
+    assert not fresh.exists()
+
+
+# New kernels are compared with torch
+
+
+def broken(entry, spoil):
+    """The kernels with one entry function that computes with other arguments than it was given."""
+    library = kernels.load()
+
+    def call(arguments):
+        spoil(arguments._obj)
+        getattr(library, entry)(arguments)
+
+    entries = {name: getattr(library, name) for name in ("lrn", "enlarge", "shrink")}
+    return SimpleNamespace(**{**entries, entry: call})
+
+
+def spoiled(name, value, only=lambda arguments: True):
+    return lambda arguments: only(arguments) and setattr(arguments, name, value)
+
+
+@needs_compiler
+def test_right_kernels_pass_the_comparison_with_torch():
+    assert kernels._wrong_entry(kernels.load()) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("entry", "spoil"),
+    [
+        ("lrn", spoiled("k", 2.1, lambda a: not a.grad and not a.channels_last and not a.dtype)),
+        ("lrn", spoiled("k", 2.1, lambda a: a.grad and not a.channels_last and not a.dtype)),
+        ("lrn", spoiled("k", 2.1, lambda a: not a.grad and a.channels_last and not a.dtype)),
+        ("lrn", spoiled("k", 2.1, lambda a: a.grad and a.channels_last and a.dtype)),
+        ("lrn", spoiled("groups", 1, lambda a: not a.grad and a.dtype)),
+        ("lrn", spoiled("beta", 0.6, lambda a: a.size == 4 and a.grad)),
+        ("enlarge", spoiled("scale", 1.1, lambda a: a.dtype and a.channels_last)),
+        ("enlarge", spoiled("scale", 1.1, lambda a: not a.floating and not a.dtype)),
+        ("enlarge", spoiled("resized_width", 10)),
+        ("shrink", spoiled("left", 0)),
+        ("shrink", spoiled("top", 1, lambda a: a.channel_stride == 1)),
+    ],
+)
+def test_kernels_that_differ_from_torch_in_one_case_are_found(entry, spoil):
+    kernels_that_fail = broken(entry, spoil)
+    if entry == "shrink":
+        kernels_that_fail = broken(entry, lambda a: (setattr(a, "resized_height", 7), spoil(a)))
+    assert kernels._wrong_entry(kernels_that_fail) == entry
+
+
+@needs_compiler
+@pytest.mark.parametrize(("flag", "entry"), [("-Dsqrtf=fabsf", "lrn"), ("-Dceil=floor", "shrink")])
+def test_a_compiler_that_miscompiles_is_one_warning_and_its_result_is_not_kept(
+    fresh, monkeypatch, flag, entry
+):
+    monkeypatch.setattr(compiling, "_compiler", lambda: ("gcc", flag))
+    result = result_with_one_warning(f"the compiled function '{entry}' gives wrong results")
+    torch.testing.assert_close(result, torch.nn.LocalResponseNorm(5, k=2.0)(activations()))
     assert not list(fresh.iterdir())
 
 
-def test_memory_that_runs_out_is_an_error_not_a_wrong_result(monkeypatch):
-    class Arguments(ctypes.Structure):
-        _fields_ = (("out_of_memory", ctypes.c_int64),)
+@needs_compiler
+def test_the_comparison_draws_no_random_numbers_and_heeds_no_mode_of_the_caller(fresh):
+    state = torch.get_rng_state()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with (
+            torch.device("meta"),
+            torch.inference_mode(),
+            torch.autocast("cpu"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error")
+            assert kernels.load() is not None
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(torch.get_rng_state(), state)
 
+
+def test_memory_that_runs_out_is_an_error_not_a_wrong_result(monkeypatch):
     with pytest.raises(MemoryError, match="scratch"):
-        kernels._run(lambda arguments: None, Arguments(1), 1)
+        kernels._run(lambda arguments: None, LrnArguments(out_of_memory=1), 1)
 
 
 # Threads
@@ -227,6 +296,32 @@ def test_pythons_threads_compute_what_torchs_do(monkeypatch):
     monkeypatch.setattr(kernels, "_run_in_threads", lambda: kernels._run_in_python_threads)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     torch.testing.assert_close(LocalResponseNorm()(x), expected)
+
+
+FORK = """
+import os, signal, sys, threading, torch
+from alexnet_lib import LocalResponseNorm
+from alexnet_lib.kernels import cpu as kernels
+
+torch.set_num_threads(3)
+kernels.load()
+x = torch.linspace(-1, 1, 8 * 10 * 40 * 40).reshape(8, 10, 40, 40)
+expected = LocalResponseNorm()(x).numpy().tobytes()
+# Another thread is compiling, it may be.
+kernels._lock.acquire()
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(20)
+result = LocalResponseNorm()(x).numpy().tobytes()
+os._exit(0 if kernels.load() and result == expected else 1)
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="about forked processes")
+def test_a_forked_process_has_kernels_with_several_threads():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=False)
+    assert done.returncode == 0
 
 
 RUNTIMES = """
@@ -248,6 +343,109 @@ def test_no_second_openmp_runtime_is_loaded():
     command = [sys.executable, "-c", RUNTIMES]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() in {"0", "1"}
+
+
+# Arguments
+
+
+def names(*words):
+    return set(words)
+
+
+@needs_compiler
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": None},
+        {"out": None},
+        {"batch": 0},
+        {"batch": -1},
+        {"batch": 2**62},
+        {"channels": 0},
+        {"channels": 2**62},
+        {"pixels": -(2**63)},
+        {"pixels": 2**62},
+        {"groups": 0},
+        {"groups": -2},
+        {"groups": 4},
+        {"groups": 2**63 - 1},
+        {"size": 0},
+        {"size": -40},  # what 64 bits make of 2**64 - 40
+        {"size": 6},
+        {"size": 2**63 - 1},
+        {"channels_last": 2},
+        {"dtype": -1},
+        {"dtype": 2},
+        {"next_tile": -1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_normalizing_refuses_arguments_that_do_not_fit_and_writes_nothing(changes, backward):
+    x, out = torch.zeros(2, 6, 8), torch.full((2, 6, 8), 7.0)
+    fields = {"x": x, "out": out, "batch": 2, "channels": 6, "pixels": 8, "groups": 2, "size": 5}
+    fields |= {"grad": x} if backward else {}
+    arguments = LrnArguments(**{**fields, **changes})
+    with pytest.raises(ValueError, match="do not fit each other") as caught:
+        kernels._run(kernels.load().lrn, arguments, 1)
+    assert names(*changes) <= names(*str(caught.value).replace(",", "").split())
+    assert (out == 7).all()
+
+
+@needs_compiler
+@pytest.mark.bad_input
+def test_addresses_at_which_no_value_can_lie_are_refused():
+    memory = (ctypes.c_uint8 * 400)()
+    x, odd = torch.zeros(2, 6, 8), (ctypes.c_uint8 * 390).from_buffer(memory, 1)
+    fields = {"x": x, "grad": x, "out": x, "batch": 2, "channels": 6, "pixels": 8, "groups": 1}
+    for name in ("x", "grad", "out"):
+        arguments = LrnArguments(**{**fields, "size": 1, name: odd})
+        with pytest.raises(ValueError, match=f"do not fit each other: {name}$"):
+            kernels._run(kernels.load().lrn, arguments, 1)
+
+
+def test_memory_of_another_library_at_an_odd_address_is_computed_by_torch():
+    memory = bytearray(1 + 4 * 96)
+    x = torch.frombuffer(memory, dtype=torch.float32, offset=1).reshape(2, 6, 8)
+    x.copy_(torch.randn(2, 6, 8))
+    kernels.load()
+    torch.testing.assert_close(LocalResponseNorm()(x), LocalResponseNorm()(x.clone()))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", [name for name, _ in LrnArguments._fields_])
+@pytest.mark.parametrize("value", [torch.ones(()), torch.nn.Parameter(torch.ones(2)), "1", 1j])
+def test_a_field_takes_values_of_its_own_kind_only(name, value):
+    # By its type, a tensor would be the address where it lies.
+    if name in {"x", "grad", "out"} and isinstance(value, torch.Tensor):
+        assert getattr(LrnArguments(**{name: value}), name) == value.data_ptr()
+    elif name != "invalid":
+        with pytest.raises(TypeError, match=f"{name} is"):
+            LrnArguments(**{name: value})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [2**63, 2**64 - 40, -(2**63) - 1])
+def test_an_integer_of_more_than_64_bits_is_refused_not_cut(value):
+    with pytest.raises(ValueError, match=f"size is {value}; expected an integer of 64 bits"):
+        LrnArguments(size=value)
+
+
+def test_memory_lives_as_long_as_the_arguments_that_give_its_address():
+    x = torch.ones(4)
+    arguments = LrnArguments(x=x)
+    count = sys.getrefcount(x)
+    del arguments
+    assert sys.getrefcount(x) == count - 1
+
+
+@needs_compiler
+def test_no_images_are_no_error():
+    preprocess, images = enlarging()
+    assert preprocess.network_input(images[:0]).shape == (0, 3, 12, 12)
+    small = Preprocess(4, 4).resized(images[:0])
+    assert small.shape == (0, 3, 4, 4)
 
 
 # Enlarging images
@@ -389,9 +587,20 @@ def test_images_of_another_shape_are_refused_not_read(shape):
         {"crop": 17},
         {"crop": 13},
         {"size": 11},
+        {"size": 2**30},
         {"size": 2**40},
         {"channels": 2**60},
         {"count": 2**62},
+        {"count": 0},
+        {"dtype": 2},
+        {"floating": -1},
+        {"channels_last": 2},
+        {"next_image": -1},
+        {"images": None},
+        {"corners": None},
+        {"mean": None},
+        {"std": None},
+        {"out": None},
     ],
     ids=str,
 )
@@ -401,17 +610,12 @@ def test_enlarging_refuses_sizes_that_do_not_fit_and_writes_nothing(changes):
     means, stds = (ctypes.c_float * 3)(), (ctypes.c_float * 3)(1, 1, 1)
     images, out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.full((2, 3, 12, 12), 7.0)
     fields = {"count": 2, "channels": 3, "height": 8, "width": 8, "resized_height": 16}
-    fields |= {"resized_width": 16, "window": 16, "crop": 12, "size": 12, "scale": 1.0, **changes}
-    arguments = kernels._EnlargeArguments(
-        images=images.data_ptr(),
-        corners=corners.data_ptr(),
-        mean=ctypes.addressof(means),
-        std=ctypes.addressof(stds),
-        out=out.data_ptr(),
-        **fields,
-    )
-    with pytest.raises(ValueError, match="sizes or corners that do not fit each other"):
+    fields |= {"resized_width": 16, "window": 16, "crop": 12, "size": 12, "scale": 1.0}
+    fields |= {"images": images, "corners": corners, "mean": means, "std": stds, "out": out}
+    arguments = EnlargeArguments(**{**fields, **changes})
+    with pytest.raises(ValueError, match="do not fit each other") as caught:
         kernels._run(kernels.load().enlarge, arguments, 1)
+    assert names(*changes) <= names(*str(caught.value).replace(",", "").split())
     assert (out == 7).all()
 
 
@@ -422,7 +626,7 @@ def test_enlarging_refuses_corners_outside_and_writes_nothing_there(corner):
     arguments = {"crop": 12, "size": 12, "scale": 1.0, "mean": preprocess.mean}
     arguments |= {"std": preprocess.std, "dtype": torch.float32}
     for corners in ([[0, 0], [0, corner]], [[corner, 0], [4, 4]]):
-        with pytest.raises(ValueError, match="corners that do not fit"):
+        with pytest.raises(ValueError, match="do not fit each other: corners"):
             kernels.enlarge(
                 images,
                 torch.tensor(corners),
@@ -501,13 +705,15 @@ def test_shrinking_reads_no_byte_beyond_the_image():
     if libc.mprotect(ctypes.c_void_p(address + page), page, 0):
         pytest.skip("mprotect is not allowed")
     height, width = 9, 11
-    resize = kernels.Resize(5, 5, 0, 0, 5)
     for channels, step in ((3, 3), (3, 4), (1, 1), (2, 4), (1, 4), (2, 3), (5, 5)):
         size = (height * width - 1) * step + channels
         out = torch.empty(1, channels, 5, 5, dtype=torch.uint8)
-        strides = (size, 1, width * step, step)
-        arguments = kernels._ShrinkArguments(
-            *(address + page - size, out.data_ptr(), 1, channels, height, width, *strides, *resize)
+        arguments = ShrinkArguments(
+            images=(ctypes.c_uint8 * size).from_buffer(memory, page - size),
+            out=out,
+            **{"count": 1, "channels": channels, "height": height, "width": width},
+            **{"image_stride": size, "channel_stride": 1, "row_stride": width * step},
+            **{"column_stride": step, "resized_height": 5, "resized_width": 5, "window": 5},
         )
         kernels._run(kernels.load().shrink, arguments, 1)
         assert not out.any()
@@ -531,18 +737,27 @@ def test_shrinking_reads_no_byte_beyond_the_image():
         {"left": 2},
         {"window": 0},
         {"window": 2**62},
+        {"count": 0},
+        {"image_stride": 2**62},
+        {"channel_stride": -1},
+        {"row_stride": 2**60},
+        {"column_stride": -(2**63)},
+        {"next_image": 2**63 - 1},
+        {"images": None},
+        {"out": None},
     ],
     ids=str,
 )
 def test_shrinking_refuses_sizes_that_do_not_fit_and_writes_nothing(changes):
     images, out = torch.zeros(2, 3, 9, 9).byte(), torch.full((2, 3, 5, 5), 7).byte()
     fields = {"count": 2, "channels": 3, "height": 9, "width": 9, "window": 5}
-    fields |= {"resized_height": 5, "resized_width": 6, **changes}
-    names = ("image_stride", "channel_stride", "row_stride", "column_stride")
-    fields |= dict(zip(names, images.stride(), strict=True))
-    arguments = kernels._ShrinkArguments(images=images.data_ptr(), out=out.data_ptr(), **fields)
-    with pytest.raises(ValueError, match="sizes or corners that do not fit each other"):
+    fields |= {"resized_height": 5, "resized_width": 6, "images": images, "out": out}
+    strides = ("image_stride", "channel_stride", "row_stride", "column_stride")
+    fields |= dict(zip(strides, images.stride(), strict=True))
+    arguments = ShrinkArguments(**{**fields, **changes})
+    with pytest.raises(ValueError, match="do not fit each other") as caught:
         kernels._run(kernels.load().shrink, arguments, 1)
+    assert names(*changes) <= names(*str(caught.value).replace(",", "").split())
     assert (out == 7).all()
 
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from alexnet_lib import LocalResponseNorm
+from alexnet_lib.checks import type_name
 from alexnet_lib.network import normalization
 
 # Every promise holds with the compiled kernels and where they cannot be had.
@@ -232,6 +233,63 @@ def normalized_by_the_papers_formula(x, *, size, alpha, beta, k):
     return torch.stack(maps, 1)
 
 
+def normalized(x, size, groups=1, alpha=1e-4, beta=0.75, k=2.0):
+    """The definition, with the sum over the window as a product with a band of ones."""
+    wide = x.detach().double()
+    channels = torch.arange(x.shape[1])
+    apart = channels - channels[:, None]
+    band = (apart >= -(size // 2)) & (apart <= (size - 1) // 2)
+    width = max(1, x.shape[1] // groups)
+    band &= channels // width == channels[:, None] // width
+    sums = torch.einsum("ij,bj...->bi...", band.double(), wide**2)
+    return (wide / (k + alpha / size * sums) ** beta).to(x.dtype)
+
+
+@given(
+    st.integers(1, 80),
+    st.integers(1, 3),
+    st.sampled_from([-3, -2, -1, 0, 1, 2, 10**7, 2**31 - 1000]),
+    st.sampled_from([torch.float32, torch.float64]),
+    seeds,
+)
+def test_a_window_may_be_as_wide_as_the_channels_and_wider(width, groups, more, dtype, seed):
+    size, alpha = max(1, 2 * width + more), 2.0
+    x = random_tensor((2, groups * width, 2, 3), dtype, seed).requires_grad_()
+    weights = random_tensor(x.shape, dtype, seed + 1)
+    y = LocalResponseNorm(size, alpha, groups=groups)(x)
+    assert_equal_up_to_rounding(y, normalized(x, size, groups, alpha))
+    (gradient,) = torch.autograd.grad(y, x, weights)
+    exact = x.detach().double().requires_grad_()
+    theirs = LocalResponseNorm(min(size, 2 * width - 1), alpha * min(1, (2 * width - 1) / size))
+    parts = torch.cat([theirs(part) for part in exact.chunk(groups, 1)], 1)
+    (expected,) = torch.autograd.grad(parts, exact, weights.double())
+    assert_equal_up_to_rounding(gradient, expected.to(dtype))
+
+
+@pytest.mark.parametrize("size", [62, 63, 64, 65, 66, 127, 1000])
+def test_wide_windows_are_the_definitions_by_whatever_code(size):
+    x = random_tensor((1, 600, 3, 1), torch.float32, 0)
+    assert_equal_up_to_rounding(LocalResponseNorm(size, 0.5)(x), normalized(x, size, 1, 0.5))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.75, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_denominator_of_zero_gives_what_torchs_layer_gives(alpha, beta, dtype):
+    x = random_tensor((2, 6, 4), torch.float32, 0).to(dtype)
+    x[0] = 0
+    x[1, :, 0] = 0
+    exact = x.float().requires_grad_()
+    x.requires_grad_()
+    expected = nn.LocalResponseNorm(3, alpha, beta, k=0.0)(exact)
+    actual = LocalResponseNorm(3, alpha, beta, k=0.0)(x)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype != torch.bfloat16 else {"rtol": 0.1, "atol": 0.1}
+    torch.testing.assert_close(actual, expected.to(dtype), equal_nan=True, **close)
+    assert bool(beta) == actual[0].isnan().all()
+    gradients = [torch.autograd.grad(y.sum(), of)[0] for y, of in ((actual, x), (expected, exact))]
+    torch.testing.assert_close(gradients[0], gradients[1].to(dtype), equal_nan=True, **close)
+
+
 @given(seeds)
 def test_alpha_times_the_size_is_the_papers_formula(seed):
     x = 50 * random_tensor((2, 9, 3, 3), torch.float64, seed)
@@ -328,24 +386,29 @@ def test_it_has_no_state_and_prints_its_arguments():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("argument", ["size", "groups"])
-@pytest.mark.parametrize("value", [0, -1, 2.5, "5", math.inf])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "5", math.inf, 1j, 2**31, 2**64 - 40])
 def test_a_size_or_groups_that_is_no_positive_integer_is_named(argument, value):
     with pytest.raises(ValueError, match=argument) as caught:
         LocalResponseNorm(**{argument: value})
-    assert str(caught.value) == f"{argument} is {value!r}; expected an integer of at least 1"
+    assert str(caught.value) == f"{argument} is {value!r}; expected an integer from 1 to 2147483647"
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("argument", ["alpha", "beta", "k"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, "2", None, True])
-def test_a_constant_that_is_no_finite_number_is_named(argument, value):
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, -1e-9, -1, "2", None, True, 1j, [2.0]]
+)
+def test_a_constant_that_is_no_finite_number_of_at_least_0_is_named(argument, value):
     with pytest.raises(ValueError, match=argument) as caught:
         LocalResponseNorm(**{argument: value})
-    assert str(caught.value) == f"{argument} is {value!r}; expected a finite number"
+    assert str(caught.value) == f"{argument} is {value!r}; expected a finite number of at least 0"
+
+
+arguments = pytest.mark.parametrize("argument", ["size", "groups", "alpha", "beta", "k"])
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("argument", ["alpha", "beta", "k"])
+@arguments
 @pytest.mark.parametrize("number", [torch.tensor(1.0), nn.Parameter(torch.ones(()))], ids=type)
 def test_a_constant_that_could_be_learned_is_refused_also_when_it_is_set_later(argument, number):
     expected = f"{argument} is a torch.*; expected a plain number, since .* does not learn it"
@@ -356,6 +419,43 @@ def test_a_constant_that_could_be_learned_is_refused_also_when_it_is_set_later(a
     setattr(module, argument, number)
     with pytest.raises(ValueError, match=expected):
         module(torch.ones(1, 5, 2))
+
+
+@pytest.mark.bad_input
+@arguments
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -1, "1", None, 1j, True, [1], pytest.param(10**400, id="10**400")],
+)
+def test_what_an_argument_is_replaced_by_is_checked_by_the_next_forward_pass(argument, value):
+    module = LocalResponseNorm()
+    setattr(module, argument, value)
+    with pytest.raises(ValueError, match=f"^{argument} is "):
+        module(torch.ones(1, 5, 2))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("argument", ["alpha", "beta", "k"])
+@pytest.mark.parametrize("number", [2**100, 1e300, 0, 5e-324], ids=repr)
+def test_any_finite_number_is_computed_with(argument, number):
+    x = torch.ones(1, 5, 2)
+    expected = nn.LocalResponseNorm(3, **{"alpha": 1.0, "k": 2.0, argument: float(number)})(x)
+    actual = LocalResponseNorm(3, **{"alpha": 1.0, argument: number})(x)
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.bad_input
+@arguments
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, np.array], ids=str)
+def test_a_number_of_any_library_that_replaces_an_argument_is_used(argument, kind):
+    if kind in {np.float32, np.float64} and argument in {"size", "groups"}:
+        return
+    x = random_tensor((2, 6, 3, 3), torch.float32, 0).requires_grad_()
+    module, expected = LocalResponseNorm(), LocalResponseNorm(**{argument: 3})
+    setattr(module, argument, kind(3))
+    assert torch.equal(module(x), expected(x))
+    gradients = [torch.autograd.grad(norm(x).sum(), x)[0] for norm in (module, expected)]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.bad_input
@@ -380,24 +480,84 @@ def test_a_trace_can_be_converted_to_another_dtype(dtype):
     torch.testing.assert_close(traced(x.to(dtype)).float(), module(x), rtol=0.02, atol=0.02)
 
 
+NO_INPUTS = {
+    "rank 2": (lambda x: x[0], "torch.float32 of shape (6, 2)"),
+    "rank 0": (lambda x: x[0, 0, 0], "torch.float32 of shape ()"),
+    "uint8": (lambda x: x.byte(), "torch.uint8 of shape (4, 6, 2)"),
+    "int64": (lambda x: x.long(), "torch.int64 of shape (4, 6, 2)"),
+    "bool": (lambda x: x.bool(), "torch.bool of shape (4, 6, 2)"),
+    "complex": (lambda x: x * 1j, "torch.complex64 of shape (4, 6, 2)"),
+    "float8": (lambda x: x.to(torch.float8_e5m2), "torch.float8_e5m2 of shape (4, 6, 2)"),
+    "quantised": (
+        lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.quint8),
+        "torch.quint8 of shape (4, 6, 2)",
+    ),
+    "sparse": (lambda x: x.to_sparse(), "torch.float32 of layout torch.sparse_coo"),
+    "rows": (lambda x: x.to_sparse_csr(), "torch.float32 of layout torch.sparse_csr"),
+    "oneDNN's": (lambda x: x.to_mkldnn(), "torch.float32 of layout torch._mkldnn"),
+    "nested": (lambda x: torch.nested.nested_tensor([x[0], x[1, :5]]), "torch.float32, nested"),
+    "jagged": (
+        lambda x: torch.nested.nested_tensor([x[0], x[1, :5]], layout=torch.jagged),
+        "torch.float32, nested",
+    ),
+}
+
+
 @pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("x", "came"),
-    [
-        (torch.zeros(4, 6), "torch.float32 of shape (4, 6)"),
-        (torch.zeros(()), "torch.float32 of shape ()"),
-        (torch.zeros(4, 6, 2, dtype=torch.uint8), "torch.uint8 of shape (4, 6, 2)"),
-        (torch.zeros(4, 6, 2, dtype=torch.complex64), "torch.complex64 of shape (4, 6, 2)"),
-    ],
-    ids=["rank 2", "rank 0", "uint8", "complex"],
-)
-def test_a_wrong_rank_or_dtype_is_told_what_is_expected(x, came):
+@pytest.mark.filterwarnings("ignore")  # that nested and sparse tensors are new
+@pytest.mark.parametrize("kind", NO_INPUTS)
+def test_a_wrong_rank_dtype_or_layout_is_told_what_is_expected(kind):
+    convert, came = NO_INPUTS[kind]
+    x = convert(torch.ones(4, 6, 2))
     with pytest.raises(ValueError, match="LocalResponseNorm") as caught:
         LocalResponseNorm()(x)
     assert str(caught.value) == (
-        f"the input of LocalResponseNorm is {came}; "
-        "expected a floating tensor (batch, channels, ...) of at least 3 dimensions"
+        f"the input of LocalResponseNorm is {came}; expected a dense tensor (batch, channels, ...) "
+        "of at least 3 dimensions, float16, bfloat16, float32 or float64"
     )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("x", [None, 1.0, [[[1.0]]], "x", np.ones((1, 5, 2))], ids=type)
+def test_an_input_that_is_no_tensor_is_a_type_error_that_names_it(x):
+    with pytest.raises(TypeError, match=f"the input of LocalResponseNorm is a {type_name(x)}; exp"):
+        LocalResponseNorm()(x)
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(2, 5, 3).as_subclass(Marked),
+        nn.Parameter(torch.ones(2, 5, 3)),
+        torch.ones(1).expand(2, 5, 3),
+        torch.ones(2, 5, 3, device="meta"),
+        torch._efficientzerotensor((2, 5, 3)),
+        torch.ones(2, 0, 3),
+        torch.ones(2, 5, 0),
+        torch.ones(2, 5, 3, 1, 1, 1, 1, 1),
+    ],
+    ids=lambda x: f"{type(x).__name__} {tuple(x.shape)} {x.device}",
+)
+@pytest.mark.parametrize("size", [1, 5, 2**31 - 1])
+def test_any_dense_floating_tensor_is_computed(x, size):
+    y = LocalResponseNorm(size)(x)
+    assert (type(y), y.shape, y.device) == (
+        Marked if isinstance(x, Marked) else torch.Tensor,
+        x.shape,
+        x.device,
+    )
+    if not y.is_meta:
+        torch.testing.assert_close(y, normalized(x, size).as_subclass(type(y)))
+
+
+def test_an_inference_tensor_is_computed():
+    with torch.inference_mode():
+        x = torch.ones(2, 5, 3)
+    torch.testing.assert_close(LocalResponseNorm()(x), normalized(x, 5))
 
 
 @pytest.mark.bad_input

@@ -2,7 +2,10 @@
 
    Plain C for gcc and clang, without Python or torch. cpu.py compiles it on first use and calls it
    through ctypes. All threads call an entry function with the same arguments; each computes tiles
-   until none is left, and returns. */
+   until none is left, and returns.
+
+   An entry function checks its arguments before it reads or writes anything. Where they do not fit
+   each other or no memory, it names them in `invalid` and returns. */
 
 #include <math.h>
 #include <stdint.h>
@@ -36,6 +39,33 @@ INLINE void store(void *to, int64_t i, float value, int dtype)
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* ---- Checks of arguments ---- */
+
+INLINE int is_flag(int64_t value) { return value == 0 || value == 1; }
+
+INLINE size_t width_of(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+/* Whether an address can be that of values of `each` bytes. */
+INLINE int points(const void *to, size_t each) { return to != NULL && (uintptr_t)to % each == 0; }
+
+/* Whether a count that all threads add to can be where they are; other threads may be adding. */
+INLINE int counts(int64_t *next)
+{
+    int64_t value = __atomic_load_n(next, __ATOMIC_RELAXED);
+    return 0 <= value && value <= INT64_MAX / 2;
+}
+
+/* The number of bytes of an array, or 0 if it is larger than any. */
+INLINE size_t bytes_of(int64_t a, int64_t b, int64_t c, size_t each)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)a, (size_t)b, &bytes) ||
+        __builtin_mul_overflow(bytes, (size_t)c, &bytes) ||
+        __builtin_mul_overflow(bytes, each, &bytes) || bytes > PTRDIFF_MAX / 8)
+        return 0;
+    return bytes;
+}
+
 /* ---- Local response normalisation. Formula and derivative: network/normalization.py. ----
 
    A tile is a group of channels of some pixels, small enough for its squares to stay in the cache.
@@ -54,6 +84,7 @@ typedef struct {
     int64_t batch, channels, pixels, groups, size, channels_last, dtype;
     float k, alpha_over_size, beta;
     int64_t next_tile, out_of_memory;
+    const char *invalid; /* names of arguments, separated by spaces */
 } lrn_arguments;
 
 typedef struct {
@@ -162,8 +193,37 @@ INLINE void lrn_any_tile(const lrn_arguments *a, lrn_tile t, float *scratch, int
         lrn_one_tile(a, t, scratch, padded_size, dtype, a->size, a->beta);
 }
 
+static const char *invalid_in_lrn(lrn_arguments *a)
+{
+    if (!is_flag(a->dtype))
+        return "dtype";
+    if (!is_flag(a->channels_last))
+        return "channels_last";
+    size_t each = width_of(a->dtype);
+    if (!points(a->x, each))
+        return "x";
+    if (a->grad != NULL && !points(a->grad, each))
+        return "grad";
+    if (!points(a->out, each))
+        return "out";
+    if (a->batch < 1 || a->channels < 1 || a->pixels < 1 ||
+        !bytes_of(a->batch, a->channels, a->pixels, each))
+        return "batch channels pixels";
+    if (a->groups < 1 || a->channels % a->groups)
+        return "groups channels";
+    /* A wider neighbourhood than this has no further channel. */
+    if (a->size < 1 || a->size > 2 * (a->channels / a->groups) - 1)
+        return "size channels groups";
+    return counts(&a->next_tile) ? NULL : "next_tile";
+}
+
 void lrn(lrn_arguments *a)
 {
+    const char *invalid = invalid_in_lrn(a);
+    if (invalid != NULL) {
+        a->invalid = invalid;
+        return;
+    }
     int64_t group = a->channels / a->groups, padded = group + a->size - 1;
     int64_t groups_in_tile = a->channels_last ? a->groups : 1;
     int64_t rows = padded * groups_in_tile, arrays = a->grad ? 3 : 1;
@@ -172,7 +232,8 @@ void lrn(lrn_arguments *a)
     width = smaller(width < VECTOR ? VECTOR : smaller(width, WIDEST), a->pixels);
     int64_t blocks = (a->pixels + width - 1) / width;
     int64_t tiles = a->batch * (a->groups / groups_in_tile) * blocks;
-    float *scratch = calloc((size_t)(rows * width * arrays), sizeof *scratch);
+    size_t scratch_bytes = bytes_of(rows, width, arrays, sizeof(float));
+    float *scratch = scratch_bytes ? calloc(1, scratch_bytes) : NULL;
     if (scratch == NULL) {
         a->out_of_memory = 1;
         return;
@@ -185,7 +246,8 @@ void lrn(lrn_arguments *a)
             int64_t at = tile / blocks * group * groups_in_tile * a->pixels +
                          first * (a->channels_last ? a->channels : 1);
             at *= a->dtype == FLOAT32 ? 4 : 2;
-            const char *x = (const char *)a->x + at, *grad = (const char *)a->grad + at;
+            const char *x = (const char *)a->x + at;
+            const char *grad = a->grad == NULL ? NULL : (const char *)a->grad + at;
             char *out = (char *)a->out + at;
             lrn_tile t = {x, grad, out, group, count, a->pixels, width, width};
             if (a->channels_last)
@@ -214,7 +276,8 @@ typedef struct {
     int64_t resized_height, resized_width, top, left; /* the enlarged image; the window's corner */
     int64_t window, crop, size, floating, channels_last, dtype; /* sides of the squares */
     float scale;
-    int64_t next_image, out_of_memory, invalid;
+    int64_t next_image, out_of_memory;
+    const char *invalid; /* names of arguments, separated by spaces */
 } enlarge_arguments;
 
 /* Whether a window of `side` pixels from `first` on lies in `resized` pixels made of `length`. */
@@ -223,17 +286,6 @@ INLINE int fits(int64_t length, int64_t resized, int64_t first, int64_t side)
     const int64_t most = 1 << 30; /* so that products of two do not overflow */
     return 0 < length && length <= most && 0 < resized && resized <= most * 1024 && 0 <= first &&
            0 < side && side <= most && side <= resized - first;
-}
-
-/* The number of bytes of an array, or 0 if it is larger than any. */
-INLINE size_t bytes_of(int64_t a, int64_t b, int64_t c, size_t each)
-{
-    size_t bytes;
-    if (__builtin_mul_overflow((size_t)a, (size_t)b, &bytes) ||
-        __builtin_mul_overflow(bytes, (size_t)c, &bytes) ||
-        __builtin_mul_overflow(bytes, each, &bytes) || bytes > PTRDIFF_MAX / 8)
-        return 0;
-    return bytes;
 }
 
 /* Position `i` of `resized` lies between the positions *low and *high of `length` source pixels. */
@@ -269,10 +321,8 @@ static void enlarge_images(enlarge_arguments *a, int64_t channels)
     /* Of values of four bytes: the source, its stretched rows, three for each column. */
     size_t source = bytes_of(channels, rows, columns, 4), stretches = bytes_of(rows, row, 1, 4);
     size_t for_columns = bytes_of(3, parts, whole, 4);
-    if (!source || !stretches || !for_columns || source / 4 > INT32_MAX ||
-        !bytes_of(a->count, channels, image_size, 4) ||
-        !bytes_of(a->count, channels, a->size * a->size, 4)) {
-        a->invalid = 1;
+    if (!source || !stretches || !for_columns || source / 4 > INT32_MAX) {
+        a->invalid = "height width window channels";
         return;
     }
     float *values = malloc(source + stretches + for_columns);
@@ -294,7 +344,7 @@ static void enlarge_images(enlarge_arguments *a, int64_t channels)
     while ((image = __atomic_fetch_add(&a->next_image, 1, __ATOMIC_RELAXED)) < a->count) {
         int64_t top = a->corners[2 * image], left = a->corners[2 * image + 1];
         if (top < 0 || left < 0 || top > a->window - a->crop || left > a->window - a->crop) {
-            a->invalid = 1;
+            a->invalid = "corners";
             continue;
         }
         for (int64_t channel = 0; channel < channels; channel++)
@@ -338,14 +388,43 @@ static void enlarge_images(enlarge_arguments *a, int64_t channels)
     free(values);
 }
 
+static const char *invalid_in_enlarge(enlarge_arguments *a)
+{
+    const int64_t longest = 1 << 30; /* so that products of two do not overflow */
+    if (!is_flag(a->dtype))
+        return "dtype";
+    if (!is_flag(a->channels_last))
+        return "channels_last";
+    if (!is_flag(a->floating))
+        return "floating";
+    if (!points(a->images, a->floating ? 4 : 1))
+        return "images";
+    if (!points(a->corners, 4))
+        return "corners";
+    if (!points(a->mean, 4))
+        return "mean";
+    if (!points(a->std, 4))
+        return "std";
+    if (!points(a->out, width_of(a->dtype)))
+        return "out";
+    if (!fits(a->height, a->resized_height, a->top, a->window) || a->resized_height < a->height)
+        return "height resized_height top window";
+    if (!fits(a->width, a->resized_width, a->left, a->window) || a->resized_width < a->width)
+        return "width resized_width left window";
+    if (a->crop < 1 || a->crop > a->window || a->crop > a->size || a->size > longest)
+        return "crop window size";
+    if (a->count < 1 || a->channels < 1 || a->channels > longest ||
+        !bytes_of(a->count, a->channels, a->height * a->width, 4) ||
+        !bytes_of(a->count, a->channels, a->size * a->size, 4))
+        return "count channels height width size";
+    return counts(&a->next_image) ? NULL : "next_image";
+}
+
 void enlarge(enlarge_arguments *a)
 {
-    if (a->count < 0 || a->channels < 1 || a->crop < 1 || a->crop > a->window ||
-        a->crop > a->size || a->size > 1 << 30 ||
-        !fits(a->height, a->resized_height, a->top, a->window) ||
-        !fits(a->width, a->resized_width, a->left, a->window) || a->resized_height < a->height ||
-        a->resized_width < a->width) {
-        a->invalid = 1;
+    const char *invalid = invalid_in_enlarge(a);
+    if (invalid != NULL) {
+        a->invalid = invalid;
         return;
     }
     if (a->channels == 3)
@@ -368,7 +447,8 @@ typedef struct {
     int64_t image_stride, channel_stride, row_stride, column_stride;
     int64_t resized_height, resized_width, top, left; /* the shrunk image; the window's corner */
     int64_t window;
-    int64_t next_image, out_of_memory, invalid;
+    int64_t next_image, out_of_memory;
+    const char *invalid; /* names of arguments, separated by spaces */
 } shrink_arguments;
 
 /* Of one direction: each output pixel is the mean of `number` source pixels, from `start[i]` on in
@@ -501,15 +581,40 @@ static void shrink_image(const shrink_arguments *a, const uint8_t *from, uint8_t
     }
 }
 
-void shrink(shrink_arguments *a)
+/* Whether `number` values `stride` bytes apart lie in memory. */
+INLINE int is_stride(int64_t stride, int64_t number)
 {
-    if (a->count < 0 || a->channels < 1 ||
-        !fits(a->height, a->resized_height, a->top, a->window) ||
-        !fits(a->width, a->resized_width, a->left, a->window) ||
-        !bytes_of(a->count, a->channels, a->window * a->window, 1)) {
-        a->invalid = 1;
-        return;
-    }
+    int64_t last;
+    return stride >= 0 && !__builtin_mul_overflow(stride, number, &last) && last <= PTRDIFF_MAX / 8;
+}
+
+static const char *invalid_in_shrink(shrink_arguments *a)
+{
+    if (!points(a->images, 1))
+        return "images";
+    if (!points(a->out, 1))
+        return "out";
+    if (!fits(a->height, a->resized_height, a->top, a->window))
+        return "height resized_height top window";
+    if (!fits(a->width, a->resized_width, a->left, a->window))
+        return "width resized_width left window";
+    if (a->count < 1 || a->channels < 1 ||
+        !bytes_of(a->count, a->channels, a->height * a->width, 1) ||
+        !bytes_of(a->count, a->channels, a->window * a->window, 1))
+        return "count channels height width window";
+    if (!is_stride(a->image_stride, a->count))
+        return "image_stride count";
+    if (!is_stride(a->channel_stride, a->channels))
+        return "channel_stride channels";
+    if (!is_stride(a->row_stride, a->height))
+        return "row_stride height";
+    if (!is_stride(a->column_stride, a->width))
+        return "column_stride width";
+    return counts(&a->next_image) ? NULL : "next_image";
+}
+
+static void shrink_images(shrink_arguments *a)
+{
     taps y = {0}, x = {0};
     float *row = NULL;
     size_t size = 0;
@@ -526,4 +631,13 @@ void shrink(shrink_arguments *a)
     free(row);
     free(x.weight);
     free(y.weight);
+}
+
+void shrink(shrink_arguments *a)
+{
+    const char *invalid = invalid_in_shrink(a);
+    if (invalid != NULL)
+        a->invalid = invalid;
+    else
+        shrink_images(a);
 }

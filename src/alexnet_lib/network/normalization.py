@@ -22,10 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alexnet_lib.checks import check_integer, check_number, type_name
+from alexnet_lib.checks import AT_LEAST_ZERO, check_integer, check_number, type_name
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import LrnSettings
-from alexnet_lib.network.architecture import FINITE
+
+# No tensor has more channels. A neighbourhood wider than its group costs no more than all of it.
+_MOST_CHANNELS = 2**31 - 1
+
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 # Values: a few intermediate results of this size are a megabyte or two.
 _BLOCK = 131_072
@@ -56,20 +60,27 @@ class LocalResponseNorm(nn.Module):
     page on speed); on a GPU a Triton kernel does. Only the input is kept for the backward pass.
 
     Args:
-        size: number n of channels in a neighbourhood, its own included, at least 1.
-        alpha: weight of the mean square, a finite number.
-        beta: exponent, a finite number.
-        k: additive constant, a finite number; the paper's 2 (torch's own default is 1). None of the
-            three can be learned: a tensor is refused.
-        groups: number of groups of channels, at least 1; a neighbourhood stays inside its group.
+        size: number n of channels in a neighbourhood, its own included, from 1 to 2**31 - 1. It may
+            be wider than the group; the sum is divided by n all the same.
+        alpha: weight of the mean square, a finite number of at least 0.
+        beta: exponent, a finite number of at least 0.
+        k: additive constant, a finite number of at least 0; the paper's 2 (torch's own default is
+            1). Where k is 0 and all of a neighbourhood too, the result is NaN, as torch's. None of
+            the three can be learned: a tensor is refused.
+        groups: number of groups of channels, from 1 to 2**31 - 1; a neighbourhood stays inside its
+            group.
+
+    The arguments are attributes, which can be replaced; the next forward pass checks them again.
 
     Shape:
-        Input and output: floating, ``(batch, channels, *)`` with one or more further dimensions and
-        ``channels`` a multiple of ``groups``. The output has the input's dtype; squares are summed
-        in float32 where that is wider.
+        Input and output: float16, bfloat16, float32 or float64, dense, ``(batch, channels, *)``
+        with one or more further dimensions and ``channels`` a multiple of ``groups``. The output
+        has the input's dtype; squares are summed in float32 where that is wider.
 
     Raises:
-        ValueError: an argument out of its range; an input of a wrong rank, dtype or channel count.
+        ValueError: an argument out of its range; an input of a wrong rank, dtype, layout or channel
+            count.
+        TypeError: an input that is no tensor.
 
     Example:
         >>> import torch
@@ -88,11 +99,9 @@ class LocalResponseNorm(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        _refuse_tensors(size=size, alpha=alpha, beta=beta, k=k, groups=groups)
-        self.size, self.groups = check_integer("size", size, 1), check_integer("groups", groups, 1)
-        self.alpha = check_number("alpha", alpha, FINITE)
-        self.beta = check_number("beta", beta, FINITE)
-        self.k = check_number("k", k, FINITE)
+        settings = _settings(size, alpha, beta, k, groups)
+        self.size, self.groups = settings.size, settings.groups
+        self.alpha, self.beta, self.k = settings.alpha, settings.beta, settings.k
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalised activations, in the shape and dtype of ``x``."""
@@ -104,13 +113,23 @@ class LocalResponseNorm(nn.Module):
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{groups}"
 
 
-def _refuse_tensors(**numbers: object) -> None:
-    for name, value in numbers.items():
+def _settings(size: Any, alpha: Any, beta: Any, k: Any, groups: Any) -> LrnSettings:
+    """The arguments as plain numbers; a ``ValueError`` names one that is none, or out of range."""
+    constants = {"alpha": alpha, "beta": beta, "k": k}
+    for name, value in {"size": size, "groups": groups, **constants}.items():
         if isinstance(value, Tensor):
             raise ValueError(
                 f"{name} is a {type_name(value)}; expected a plain number, since LocalResponseNorm "
                 f"does not learn it: pass {name}.item(), or use torch.nn.LocalResponseNorm"
             )
+    return LrnSettings(
+        size=check_integer("size", size, 1, _MOST_CHANNELS),
+        groups=check_integer("groups", groups, 1, _MOST_CHANNELS),
+        **{
+            name: float(check_number(name, value, AT_LEAST_ZERO))
+            for name, value in constants.items()
+        },
+    )
 
 
 # Wrapped, so that symbolic tracing records one call instead of failing at its checks.
@@ -124,21 +143,33 @@ def local_response_norm(
     groups: int,
 ) -> Float[Tensor, "batch channels *rest"]:
     """``LocalResponseNorm`` as a function."""
-    # A module's attribute may have been replaced by a parameter, which would get no gradient.
-    _refuse_tensors(alpha=alpha, beta=beta, k=k)
-    if x.ndim < 3 or not x.is_floating_point():
-        raise ValueError(
-            f"the input of LocalResponseNorm is {x.dtype} of shape {tuple(x.shape)}; "
-            "expected a floating tensor (batch, channels, ...) of at least 3 dimensions"
-        )
+    # Attributes of the module may have been replaced.
+    settings = _settings(size, alpha, beta, k, groups)
+    _check_input(x, settings.groups)
+    if not settings.beta:
+        return x.clone()  # divided by 1, also where the sum is 0, infinite or NaN
+    y: Tensor = _LocalResponseNorm.apply(x, settings) if cpu.takes(x) else _output(x, settings)
+    return y
+
+
+def _check_input(x: Any, groups: int) -> None:
+    expected = (
+        "expected a dense tensor (batch, channels, ...) of at least 3 dimensions, float16, "
+        "bfloat16, float32 or float64"
+    )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the input of LocalResponseNorm is a {type_name(x)}; {expected}")
+    if x.is_nested or x.layout is not torch.strided:
+        came = ", nested" if x.is_nested else f" of layout {x.layout}"
+        raise ValueError(f"the input of LocalResponseNorm is {x.dtype}{came}; {expected}")
+    if x.ndim < 3 or x.dtype not in _DTYPES:
+        came = f"{x.dtype} of shape {tuple(x.shape)}"
+        raise ValueError(f"the input of LocalResponseNorm is {came}; {expected}")
     if x.shape[1] % groups:
         raise ValueError(
             f"the input of LocalResponseNorm has {x.shape[1]} channels, which {groups} groups do "
             "not divide"
         )
-    settings = LrnSettings(size, alpha, beta, k, groups)
-    y: Tensor = _LocalResponseNorm.apply(x, settings) if cpu.takes(x) else _output(x, settings)
-    return y
 
 
 class _LocalResponseNorm(torch.autograd.Function):
@@ -214,7 +245,7 @@ def _gradient(x: Tensor, grad: Tensor, settings: LrnSettings) -> Tensor:
     direct = grad * _power(scale, -settings.beta)
     ratios = wide * direct / scale
     # Over the channels whose neighbourhoods contain this one.
-    sums = _neighbour_sums(ratios, settings, (settings.size - 1) // 2)
+    sums = _neighbour_sums(ratios, settings, backward=True)
     factor = 2 * settings.alpha * settings.beta / settings.size
     return _cast(direct - factor * wide * sums, x.dtype)
 
@@ -225,7 +256,7 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _scale(x: Tensor, settings: LrnSettings) -> Tensor:
-    sums = _neighbour_sums(x.square(), settings, settings.size // 2)
+    sums = _neighbour_sums(x.square(), settings)
     return settings.k + settings.alpha / settings.size * sums
 
 
@@ -236,12 +267,22 @@ def _power(scale: Tensor, exponent: float) -> Tensor:
     return scale.pow(exponent)
 
 
-def _neighbour_sums(x: Tensor, settings: LrnSettings, below: int) -> Tensor:
-    """For each channel, the sum over ``size`` channels, of which the first ``below`` precede it."""
+def _neighbour_sums(x: Tensor, settings: LrnSettings, *, backward: bool = False) -> Tensor:
+    """The sum over each channel's neighbourhood, or over those whose neighbourhoods contain it."""
     channels = x.shape[1] // settings.groups
+    # A wider neighbourhood has no further channel. Without channels, there are none to add.
+    size = max(1, min(settings.size, 2 * channels - 1))
+    below = (size - 1) // 2 if backward else size // 2
     grouped = x.reshape(x.shape[0], settings.groups, channels, *x.shape[2:])
-    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, settings.size - 1 - below))
-    sums = padded.narrow(2, 0, channels)
-    for start in range(1, settings.size):
-        sums = sums + padded.narrow(2, start, channels)
-    return sums.reshape(x.shape)
+    padded = F.pad(grouped, (0, 0) * (x.ndim - 2) + (below, size - 1 - below))
+    # Sums of 1, 2, 4, ... neighbours, of which those of `size` consist: few steps for any size.
+    length, start, sums, parts = 1, 0, padded, []
+    while length <= size:
+        if size & length:
+            parts.append(sums.narrow(2, start, channels))
+            start += length
+        count = sums.shape[2] - length
+        if 2 * length <= size:
+            sums = sums.narrow(2, 0, count) + sums.narrow(2, length, count)
+        length *= 2
+    return functools.reduce(torch.add, parts).reshape(x.shape)

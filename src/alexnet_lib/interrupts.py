@@ -1,0 +1,72 @@
+"""Signals that ask the program to stop: they set a flag, which every long loop looks at.
+
+Nothing is written in a handler, which may run in the middle of anything.
+"""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_received: int | None = None
+_handling = False
+_postponed = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to stop; ``number`` is that of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+def check() -> None:
+    """Raises ``Interrupted`` if a signal asked the program to stop."""
+    if _received is not None and not _postponed:
+        raise Interrupted(_received)
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Until the block ends, ``check`` raises nothing."""
+    global _postponed  # noqa: PLW0603
+    _postponed = True
+    try:
+        yield
+    finally:
+        _postponed = False
+
+
+@contextmanager
+def handled(names: Iterable[str] = ("SIGINT",)) -> Iterator[None]:
+    """Until the block ends, these signals set the flag; a second SIGINT stops at once.
+
+    Signals that are ignored (``nohup``), that a program handles in its own way, or that the system
+    does not have, stay as they are. Only the main thread can handle signals; elsewhere, and in a
+    block within such a block, nothing changes.
+    """
+    global _received, _handling
+    if _handling or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    former = {n: handler for n in numbers if (handler := signal.getsignal(n)) in usual}
+    _handling, _received = True, None
+    try:
+        for number in former:
+            signal.signal(number, _receive)
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        _handling, _received = False, None
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    global _received  # noqa: PLW0603
+    if _received is not None and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _received = number
