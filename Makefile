@@ -14,7 +14,7 @@ TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype $(UNTYPED:%=--ignore
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow bench docs clean
+.PHONY: help demo test test-slow fuzz soak bench docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,13 @@ test: .venv/dev ## lint, types, tests, docs
 
 test-slow: .venv/dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+fuzz: .venv/dev ## fuzz the readers of strangers' files (4 minutes)
+	$(PIP_INSTALL) 'atheris>=3'
+	for name in checkpoint weights image table; do $(BIN)/python fuzz/fuzz.py $$name -max_total_time=60 || exit 1; done
+
+soak: .venv/dev ## train for an hour, killed at random moments: the same bits, and nothing that grows
+	PYTHONPATH=tests $(BIN)/python tests/soak.py
 
 bench: .venv/library ## where the time goes: tables of ratios, written to benchmarks/results/ too (12 minutes)
 	$(BIN)/python benchmarks/bench.py

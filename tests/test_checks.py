@@ -28,6 +28,7 @@ from alexnet_lib.checks import (
     check_integer,
     check_number,
     length_of,
+    shown,
     type_name,
 )
 
@@ -74,7 +75,7 @@ def test_a_number_in_its_range_passes(allowed, value):
 
 @pytest.mark.parametrize(("allowed", "value"), OUTSIDE)
 def test_a_number_outside_of_its_range_is_named_with_the_range(allowed, value):
-    text = f"rate is {value!r}; expected {RANGES[allowed][0]}"
+    text = f"rate is {shown(value)}; expected {RANGES[allowed][0]}"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         check_number("rate", value, allowed)
 

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -723,6 +722,7 @@ def foreign_checkpoint(file: Path) -> str:
 @pytest.mark.parametrize(
     "make", [no_checkpoint, damaged_checkpoint, text_checkpoint, foreign_checkpoint]
 )
+@pytest.mark.filterwarnings("ignore:.*has no checksum")
 def test_a_checkpoint_that_cannot_be_used_is_named(make, call, tmp_path):
     file = tmp_path / "model.safetensors"
     word = make(file)
@@ -787,7 +787,10 @@ def test_predict_goes_on_after_a_bad_photo_and_ends_with_1(call, tmp_path):
     assert out == "".join(f"{prediction}\n" for prediction in predictions)
     lines = err.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3
-    assert lines[0] == f"error: {bad[0]} cannot be read as an image: unknown format"
+    assert lines[0] == (
+        f"error: {bad[0]} cannot be read as an image: unknown format; expected "
+        "one of JPEG, PNG, GIF, BMP, PPM, WEBP, TIFF, AVIF, JPEG2000, HEIF, DIB, TGA"
+    )
     assert "'~nobody-of-this-name/x.png'" in lines[1]
     assert lines[2] == f"error: {bad[1]} cannot be read as an image: No such file or directory"
 
@@ -839,7 +842,7 @@ def test_train_evaluate_and_doctor_skip_bad_images_if_they_are_told_to(size, cal
     )
     for command in commands:
         assert_one_line(call(*command), 2, f"{broken} cannot be read as an image")
-    shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     for command in commands:
         code, _, err = call(*command, "--on-bad-image", "skip")
         assert code == 0, command
@@ -1030,7 +1033,7 @@ def test_the_classes_can_be_chosen(call, tmp_path):
         (("--set", "=1"), "--set is '=1'; expected FIELD=VALUE"),
         (("--set", "background=#gg"), "background is '#gg'"),
         (("--set", "freeze=('conv1', 3)"), "freeze is ('conv1', 3)"),
-        (("--num-workers", "-1"), "num_workers is -1; expected an integer of at least 0"),
+        (("--num-workers", "-1"), "num_workers is -1; expected an integer from 0 to 1024"),
         (("--seed", "-1"), "seed is -1; expected an integer from 0"),
         (("--learning-rate", "1e999"), "learning_rate is inf"),
         (("--out", "~nobody-of-this-name/x"), "'~nobody-of-this-name/x'"),

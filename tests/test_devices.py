@@ -17,6 +17,7 @@ from alexnet_lib.devices import (
     default_device,
     derived_seed,
     generator_for,
+    memory_explained,
     multiplies_bfloat16,
     resolve_device,
     resolve_precision,
@@ -53,7 +54,7 @@ def test_a_device_is_found_by_its_name_and_by_itself(device):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", None])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "meta", "cpu:99999999999999999999"])
 def test_a_device_that_this_machine_has_not_is_refused(device):
     text = f"device is '{device}'; expected 'auto' or a device of this machine: "
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -200,20 +201,64 @@ def test_batches_are_placed_as_the_options_say(options, placement):
             "nhwc",
             "memory_format is 'nhwc'; expected one of 'auto', 'contiguous', 'channels_last'",
         ),
-        ("num_workers", -1, "num_workers is -1; expected an integer of at least 0"),
-        ("num_workers", 1.5, "num_workers is 1.5; expected an integer of at least 0"),
-        ("num_workers", None, "num_workers is None; expected an integer of at least 0"),
+        ("num_workers", -1, "num_workers is -1; expected an integer from 0 to 1024"),
+        ("num_workers", 1.5, "num_workers is 1.5; expected an integer from 0 to 1024"),
+        ("num_workers", None, "num_workers is None; expected an integer from 0 to 1024"),
         ("compile", 1, "compile is 1; expected True or False"),
         ("progress", None, "progress is None; expected True or False"),
         ("device", 0, "device is 0; expected a string"),
         ("on_bad_image", "ignore", "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
         ("bad_image_limit", 1.5, "bad_image_limit is 1.5; expected a probability from 0 to 1"),
+        ("num_workers", 10**6, "num_workers is 1000000; expected an integer from 0 to 1024"),
+        ("on_nonfinite", "ignore", "on_nonfinite is 'ignore'; expected one of 'stop', 'skip'"),
+        ("device", "meta", "device is 'meta'; expected 'auto' or a device of this machine"),
         ("device", "gpu", "device is 'gpu'; expected 'auto' or a device of this machine"),
     ],
 )
 def test_an_option_out_of_its_range_is_named(field, value, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         RunOptions(**{field: value}).resolved()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "device", [None, 0, 1.5, b"cpu", ["cpu"], ("cpu", 0), np.array(["auto", "cpu"]), torch.zeros(2)]
+)
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(ValueError, match=r"^device is "):
+        resolve_device(device)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [([], ""), ([(2, 3)], " of 2 images of shape (3,)"), ([(8, 3, 4, 5)], " of 8 images of 5x4 p")],
+)
+def test_an_error_of_memory_says_the_last_batch(shapes, size):
+    error = RuntimeError("[enforce fail at alloc.cpp:1] DefaultCPUAllocator: not enough memory")
+    with pytest.raises(MemoryError, match=re.escape(f"suffice for a test{size}")):
+        fail(error, shapes)
+
+
+def fail(error: Exception, shapes: list) -> None:
+    with memory_explained("a run"), memory_explained("a test") as seen:
+        seen.extend(shapes)
+        raise error
+
+
+def test_an_error_of_memory_is_explained_once():
+    with pytest.raises(MemoryError, match=r"^memory does not suffice for a test: lower") as caught:
+        fail(RuntimeError("std::bad_alloc"), [])
+    assert "a run" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no luck"), ValueError("not enough memory")])
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error), match=str(error)) as caught:
+        fail(error, [])
+    assert caught.value is error
 
 
 # Seeds

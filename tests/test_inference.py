@@ -14,7 +14,7 @@ from tiny import TINY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from alexnet_lib import AlexNet, Preprocess, build_loaders, inference, predict
+from alexnet_lib import AlexNet, Preprocess, build_loaders, inference, interrupts, predict
 from alexnet_lib.inference import Prediction, answers
 
 PIXELS = smooth_pixels(40, 30)
@@ -203,7 +203,7 @@ def test_dropout_does_not_act():
 def test_classes_and_preprocess_that_are_given_come_before_the_models_own():
     model = tiny_model()
     other = Preprocess(12, 12)
-    (prediction,) = predict(model, PIXELS, preprocess=other, classes="wxyz")
+    (prediction,) = predict(model, PIXELS, preprocess=other, classes=[*"wxyz"])
     model.preprocess = other
     (expected,) = predict(model, PIXELS)
     assert prediction.probabilities == expected.probabilities
@@ -445,10 +445,11 @@ def test_a_file_that_cannot_be_read_can_be_left_out(batch, tmp_path, monkeypatch
 def test_any_path_that_gives_no_image_can_be_left_out(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path, "bad.jpg", "good.png")
-    with pytest.warns(UserWarning, match=re.escape(path)):
+    named = re.escape(path.replace("\0", r"\x00"))
+    with pytest.warns(UserWarning, match=named):
         (prediction,) = predict(tiny_model(), [path, "good.png"], on_bad_image="skip")
     assert prediction.source == "good.png"
-    with pytest.warns(UserWarning, match=re.escape(path)):
+    with pytest.warns(UserWarning, match=named):
         assert predict(tiny_model(), path, on_bad_image="skip") == []
 
 
@@ -641,3 +642,66 @@ def test_a_model_with_integer_buffers_first_keeps_its_dtype(dtype):
     wrapped.register_buffer("steps", torch.zeros((), dtype=torch.int64))
     (prediction,) = predict(wrapped, PIXELS, preprocess=PREPROCESS, classes=CLASSES)
     assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=0.02)
+
+
+# Outputs that are not finite, memory, signals
+
+
+def test_weights_that_are_nan_are_named_with_the_first_image(tmp_path):
+    model = tiny_model()
+    nn.init.constant_(model.features.conv1.weight, float("nan"))
+    file = write_class_folders(tmp_path, ("ant",), count=1) / "ant" / "0.png"
+    message = "are NaN or infinite: the weight features.conv1.weight is NaN or infinite"
+    with pytest.raises(FloatingPointError, match=re.escape(f"for image {file} {message}")):
+        predict(model, [file, PIXELS])
+
+
+def test_the_image_without_finite_outputs_is_named_after_the_answers_of_those_before():
+    batch = torch.zeros(4, 3, 12, 12)
+    batch[2, 0, 0, 0] = float("inf")
+    stream = answers(tiny_model(), DataLoader(TensorDataset(batch), 4))
+    assert [next(stream).source for _ in range(2)] == ["0", "1"]
+    with pytest.raises(FloatingPointError, match=r"for image 2 .* expected images without NaN"):
+        next(stream)
+
+
+def test_a_model_in_float16_that_overflows_is_told_the_other_precisions():
+    model = Says(lambda images: torch.full((len(images), 2), float("inf")))
+    model.scale = nn.Parameter(torch.ones((), dtype=torch.float16))
+    with pytest.raises(FloatingPointError, match=r"65504 .* expected precision 'bfloat16' or"):
+        predict(model, PIXELS, preprocess=PREPROCESS)
+
+
+def test_where_memory_does_not_suffice_the_batch_is_said():
+    model = Says(lambda images: torch.empty(2**50))
+    message = "for prediction of 1 images of 12x12 pixels: predict smaller images or"
+    with pytest.raises(MemoryError, match=message):
+        predict(model, PIXELS, preprocess=PREPROCESS)
+
+
+def test_a_signal_ends_a_prediction_between_two_batches(monkeypatch):
+    seen = []
+
+    def check():
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupts, "check", check)
+    model = tiny_model()
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, [PIXELS] * 40)
+    assert model.training
+
+
+@pytest.mark.bad_input
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(ValueError, match=r"^model is on the device 'meta', which holds no numbers"):
+        predict(tiny_model().to("meta"), PIXELS)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("classes", ["wxyz", 4, {"a": 1}, [], iter("wxyz"), range(10**9)])
+def test_names_that_are_no_sequence_are_refused(classes):
+    with pytest.raises(ValueError, match=r"^classes is .*; expected a sequence of names"):
+        predict(tiny_model(), PIXELS, classes=classes)

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "alexnet_lib"
 
 # From the ground up: a module may import its own folder and those before it.
 FLOORS = (
-    ("checks", "devices", "files", "text"),
+    ("checks", "devices", "files", "interrupts", "text"),
     ("kernels",),
     ("data",),
     ("network",),

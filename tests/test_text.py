@@ -5,7 +5,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from alexnet_lib.text import format_duration, format_table, say
+from alexnet_lib.text import format_duration, format_table, printable, progress_bar, say
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_lines_end_without_spaces():
@@ -66,3 +66,63 @@ def test_a_line_stands_above_a_progress_bar_that_goes_on(capsys):
     # The bar's own line is cleared first; afterwards it is drawn anew.
     assert "\repoch 1\n\r" in text.replace(" ", "").replace("epoch1", "epoch 1")
     assert text.rindex("2/4") > text.index("epoch 1\n")
+
+
+class Broken:
+    """A stream whose reader is gone, or whose disk is full."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+    def isatty(self):
+        raise ValueError("I/O operation on closed file")
+
+
+STREAMS = (
+    None,
+    Broken(BrokenPipeError(32, "Broken pipe")),
+    Broken(OSError(28, "No space left on device")),
+    Broken(ValueError("I/O operation on closed file")),
+)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_line_that_cannot_be_printed_is_lost_and_nothing_else(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    say("nobody reads this")
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("disable", [None, False])
+def test_a_bar_that_cannot_be_shown_goes_on(disable, stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar(total=3, disable=disable, mininterval=0) as bar:
+        for _ in range(3):
+            bar.update()
+            bar.set_postfix_str("loss 1")
+            say("a line")
+        assert disable is None or bar.n == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Golden Retriever", "Golden Retriever"),
+        ("café", "café"),
+        ("猫", "猫"),
+        ("👩‍🌾", "👩‍🌾"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("a\nb\rc\x00\x07", r"a\nb\rc\x00\x07"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("\udce9", r"\udce9"),
+        ("\x9b2J", r"\x9b2J"),
+    ],
+)
+def test_a_text_is_printed_without_what_a_terminal_obeys(text, shown):
+    assert printable(text) == shown

@@ -29,6 +29,14 @@ AT_LEAST_ZERO = Range("a finite number of at least 0", lambda x: x >= 0)
 PROBABILITY = Range("a probability from 0 to 1", lambda x: 0 <= x <= 1)
 FRACTION = Range("a fraction from 0 to below 1", lambda x: 0 <= x < 1)
 
+# Pixels of the side of an image, a kernel, a stride or a padding: a batch of one image of this side
+# takes 3 GB in float32. A file that says more is damaged, or meant to exhaust its reader.
+MOST_SIDE = 2**14
+# The largest number that float32 holds is a little more.
+MOST_FLOAT = 3.4e38
+
+_SHOWN = 200  # characters of a value in an error
+
 _TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -37,12 +45,20 @@ def at_least(least: int) -> Range:
     return Range(f"an integer of at least {least}", lambda x: x >= least)
 
 
-def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> Any:
-    """The value as an ``int``; a ``ValueError`` unless it is an integer of at least ``least``.
+def between(least: int, most: int) -> Range:
+    """The integers from ``least`` to ``most``."""
+    return Range(f"an integer from {least} to {most}", lambda x: least <= x <= most)
+
+
+def check_integer(
+    name: str, value: object, least: int, most: int | None = None, *, optional: bool = False
+) -> Any:
+    """The value as an ``int``; a ``ValueError`` unless it is one from ``least`` to ``most``.
 
     If it is ``optional``, it can also be None.
     """
-    return _checked(name, value, int | None if optional else int, at_least(least))
+    allowed = at_least(least) if most is None else between(least, most)
+    return _checked(name, value, int | None if optional else int, allowed)
 
 
 def check_number(name: str, value: object, allowed: Range) -> int | float:
@@ -59,7 +75,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> Any:
         both_truth = isinstance(plain, bool) == isinstance(choice, bool)
         if both_truth and isinstance(plain, type(choice)) and plain == choice:
             return choice
-    raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
+    raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, choices))}")
 
 
 def check_fields(instance: Any) -> None:
@@ -103,7 +119,21 @@ def as_number(value: object) -> int | float | None:
 
 def _plain(value: Any) -> Any:
     """What a scalar or an array or tensor without dimensions holds; others as they are."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    if isinstance(value, type) or getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return value.item()
+    except (AttributeError, RuntimeError, NotImplementedError):  # on the meta device, for example
+        return value
+
+
+def shown(value: object) -> str:
+    """The value for an error: at most a line, also where its ``repr`` is long or fails."""
+    try:
+        text = repr(value)
+    except Exception:  # of a stranger's class; or an integer of too many digits
+        return f"a {type_name(value)}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def type_name(value: object) -> str:
@@ -117,7 +147,7 @@ def length_of(value: Any) -> int | None:
     """The length, or None; a loader over an iterable data set has ``__len__``, but no length."""
     try:
         return len(value)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError, ValueError, OverflowError):
         return None
 
 
@@ -144,5 +174,5 @@ def _checked(name: str, value: Any, hint: Any, allowed: Range | None) -> Any:
             fits = finite and allowed.includes(plain)
             expected = allowed.text
     if not fits:
-        raise ValueError(f"{name} is {value!r}; expected {expected}" + ", or None" * optional)
+        raise ValueError(f"{name} is {shown(value)}; expected {expected}" + ", or None" * optional)
     return plain

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import warnings
 from contextlib import suppress
@@ -10,10 +11,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import alexnet_lib as lib
+from alexnet_lib import interrupts
+from alexnet_lib.text import say
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands; a signal that stops one of them is the exit status, 128 and its number."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            say(f"error: {str(stop) or 'interrupted'}")
+            number = getattr(stop, "number", signal.SIGINT)
+            raise SystemExit(128 + number) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="alexnet-lib",
     help="AlexNet: training, evaluation, prediction, and its tables of layers.",
     no_args_is_help=True,
@@ -59,6 +77,13 @@ OnBadImage = Annotated[
         "with a warning."
     ),
 ]
+OnNonfinite = Annotated[
+    str,
+    typer.Option(
+        help="What to do about a step whose loss or gradient is NaN or infinite: 'stop' with an "
+        "error, or 'skip' it, at most ten times in an epoch."
+    ),
+]
 Device = Annotated[
     str, typer.Option(help="'auto' (CUDA, then Apple's MPS, then the CPU) or a device's name.")
 ]
@@ -79,10 +104,10 @@ KeepMemory = Annotated[
     ),
 ]
 RecipeName = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="'modern', 'paper', 'tutorial' or 'finetune'; or a run's folder or its recipe.json, "
-        "whose recipe and seed are used."
+        "whose recipe and seed are used [default: modern, or that of the run to be resumed]."
     ),
 ]
 Overrides = Annotated[
@@ -105,7 +130,7 @@ Seed = Annotated[
 @app.command()
 def train(
     data: Data,
-    recipe: RecipeName = "modern",
+    recipe: RecipeName = None,
     set_: Overrides = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Training images to use.")] = None,
@@ -114,11 +139,24 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURE_HELP)] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
+        str | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|DIR",
+            help="Go on with the stopped run in DIR, which ends as if it had not been stopped. "
+            "'auto': with the one in the folder for the run, or else the newest of this command in "
+            "runs/; if there is none, with a new run [default: a new run].",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds from one state to resume from to the next.")
+    ] = 300.0,
     classes: Classes = None,
     part: Parts = None,
     on_bad_image: OnBadImage = "stop",
+    on_nonfinite: OnNonfinite = "stop",
     seed: Seed = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -130,7 +168,8 @@ def train(
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder.
 
-    Options from --epochs to --architecture that are not given are the recipe's.
+    Options from --epochs to --architecture that are not given are the recipe's. Ctrl-C (or SIGTERM)
+    writes a state to resume from and stops; a second one stops at once.
     """
     _set_up_memory(keep_memory)
     overrides = _overrides(set_)
@@ -145,30 +184,83 @@ def train(
     given = {name: value for name, value in fields.items() if value is not None}
     if twice := sorted(set(overrides) & set(given)):
         raise ValueError(f"{', '.join(twice)} is given as an option and by --set; expected one")
-    base, stored_seed = _recipe(recipe)
-    run = lib.fit(
-        data,
-        recipe=base,
-        overrides=overrides | given,
-        classes=_names(classes),
-        parts=_parts(part),
-        seed=stored_seed if seed is None else seed,
-        out=out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"),
-        options=lib.RunOptions(
-            device,
-            precision,
-            compile=compile,
-            num_workers=num_workers,
-            on_bad_image=on_bad_image,
-        ),
-    )
+    base, stored_seed = _recipe(resume if recipe is None and resume != "auto" else recipe)
+    seed = stored_seed if seed is None else seed
+    folder, is_new = _run_folder(out, resume, base, overrides | given, seed)
+    if resume is not None and _report_finished(folder):
+        return
+    try:
+        run = lib.fit(
+            data,
+            recipe=base,
+            overrides=overrides | given,
+            classes=_names(classes),
+            parts=_parts(part),
+            seed=seed,
+            out=folder,
+            resume=None if resume is None else resume if resume == "auto" else folder,
+            checkpoint_every=checkpoint_every,
+            options=lib.RunOptions(
+                device,
+                precision,
+                compile=compile,
+                num_workers=num_workers,
+                on_bad_image=on_bad_image,
+                on_nonfinite=on_nonfinite,
+            ),
+        )
+    finally:
+        if is_new:
+            with suppress(OSError):  # something was written
+                folder.rmdir()
     _report(run, data)
+
+
+def _run_folder(
+    out: str | None, resume: str | None, recipe: Any, overrides: dict[str, Any], seed: int
+) -> tuple[Path, bool]:
+    """The folder of a run, and whether it was created here."""
+    from itertools import count
+
+    from alexnet_lib.files import as_path
+    from alexnet_lib.training.recipes import resolve_recipe
+
+    if out is not None or resume not in {None, "auto"}:
+        return as_path(resume if out is None else out, "out"), False
+    if resume == "auto":
+        wanted = resolve_recipe(recipe, overrides), seed
+        for file in sorted(Path("runs").glob("*/recipe.json"), reverse=True):
+            with suppress(OSError, ValueError):
+                if not (file.parent / "result.json").exists() and lib.stored_recipe(file) == wanted:
+                    return file.parent, False
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in count(1):
+        folder = Path("runs", name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):  # of a run that was begun in the same second
+            folder.mkdir(parents=True)
+            return folder, True
+    raise AssertionError
+
+
+def _report_finished(folder: Path) -> bool:
+    """Whether the run in a folder is finished; its result is printed then."""
+    import json
+
+    if not (folder / "result.json").exists():
+        return False
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    print(f"the run in {folder} is finished: {result['epochs']} epochs")
+    if result["test"]:
+        test = result["test"]
+        print(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images")
+    return True
 
 
 @app.command()
 def doctor(
     data: Data,
-    recipe: RecipeName = "modern",
+    recipe: RecipeName = None,
     set_: Overrides = None,
     steps: Annotated[int, typer.Option(help="Training steps on one batch.")] = 40,
     classes: Classes = None,
@@ -201,38 +293,39 @@ def doctor(
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the run; an earlier demo in it is replaced.")
-    ] = Path("runs/demo"),
+        str, typer.Option(help="Folder for the run; an earlier demo in it is replaced.")
+    ] = "runs/demo",
     device: Device = "auto",
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
     from alexnet_lib.devices import resolve_device
-    from alexnet_lib.files import RunFolder, as_path
+    from alexnet_lib.files import RunFolder
     from alexnet_lib.training.recipes import DEMO_OVERRIDES
 
     _set_up_memory(keep_memory)
     resolve_device(device)  # before anything is replaced
-    recipe, out = lib.RECIPES["modern"].overridden(DEMO_OVERRIDES), as_path(out, "out")
-    # Another run is left alone; fit then refuses the folder.
-    with suppress(OSError, ValueError):
-        if lib.stored_recipe(out)[0] == recipe:
+    recipe = lib.RECIPES["modern"].overridden(DEMO_OVERRIDES)
+    # Locked: a demo that is running is left alone. So is another run; fit then refuses the folder.
+    with RunFolder(out, resume=True) as folder, suppress(OSError, ValueError):
+        if lib.stored_recipe(folder.path)[0] == recipe:
             for name in RunFolder.FILES:
-                (out / name).unlink(missing_ok=True)
-    run = lib.fit("shapes", recipe=recipe, out=out, options=lib.RunOptions(device))
+                (folder.path / name).unlink(missing_ok=True)
+    run = lib.fit("shapes", recipe=recipe, out=folder.path, options=lib.RunOptions(device))
     _report(run, "the built-in synthetic shapes")
 
 
-def _recipe(name: str) -> tuple[Any, int]:
-    """This name with seed 0, or the recipe and the seed of a run."""
+def _recipe(name: str | None) -> tuple[Any, int]:
+    """This name with seed 0, or the recipe and the seed of a run; None is ``modern``."""
     from alexnet_lib.files import as_path
 
+    name = "modern" if name is None else name
     path = as_path(name, "recipe")
     # "paper" is always the recipe, "./paper" the folder.
     if name in lib.RECIPES:
         if (path / "recipe.json").exists():
             note = f"the folder of this name is not used: its name is './{name}'"
-            print(f"--recipe is {name!r}, the recipe; {note}", file=sys.stderr)
+            say(f"--recipe is {name!r}, the recipe; {note}")
     elif path.suffix == ".json" or path.is_dir():
         return lib.stored_recipe(path)
     return name, 0
@@ -288,10 +381,13 @@ def _set_up_memory(keep: bool) -> None:
 
 def _report(run: Any, data: str) -> None:
     images, epochs = run.history[-1].train.images, len(run.history)
-    print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
-    if run.test is not None:
-        print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
-    print(f"results in {run.folder}")
+    with suppress(OSError):  # the files are written: that nobody reads this is no failure
+        print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
+        if run.test is not None:
+            print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
+        print(f"results in {run.folder}", flush=True)
+        return
+    _discard(sys.stdout)
 
 
 @app.command()
@@ -332,7 +428,7 @@ def evaluate(
     )
     if test is None:
         note = "evaluating on all its images, which may include those that it was trained on"
-        print(f"{data} has no test part: {note}", file=sys.stderr)
+        say(f"{data} has no test part: {note}")
         test = train
     metrics = lib.evaluate(
         model,
@@ -384,7 +480,7 @@ def predict(
         if isinstance(answer, lib.Prediction):
             print(answer, flush=True)
         else:
-            print(f"error: {answer}", file=sys.stderr)
+            say(f"error: {answer}")
             bad = True
     if bad:
         raise typer.Exit(1)
@@ -484,23 +580,23 @@ def main() -> None:
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             # A name that the terminal cannot show must not cost the result.
             stream.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
+    stopping = interrupts.handled(("SIGINT", "SIGTERM", "SIGHUP"))
+    with warnings.catch_warnings(), stopping:
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
             try:
                 app()
             finally:
-                _flush_output()
-        except SystemExit as ended:
-            if ended.code == 130:  # typer's for Ctrl-C
-                print("error: interrupted", file=sys.stderr)
-            raise
+                _flush(sys.stdout)
         except BrokenPipeError:  # of "| head", which has seen enough
             raise SystemExit(1) from None
         except (ValueError, TypeError, OSError, OverflowError) as error:
             _fail(error, 2)
         except (FloatingPointError, MemoryError, RuntimeError) as error:  # torch's are the last
             _fail(error, 1)
+        finally:
+            with suppress(OSError):
+                _flush(sys.stderr)
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -511,20 +607,23 @@ def _fail(error: Exception, status: int) -> None:
         raise error
     text = str(error) or type_name(error)
     # What follows in torch's errors is about its own code.
-    print("error:", text.splitlines()[0] if status == 1 else text, file=sys.stderr)
+    say(f"error: {text.splitlines()[0] if status == 1 else text}")
     raise SystemExit(status)
 
 
 def _show_warning(message: Any, *_: object) -> None:
-    from alexnet_lib.text import say
-
     say(f"warning: {message}")
 
 
-def _flush_output() -> None:
+def _flush(stream: Any) -> None:
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        # What is left goes nowhere, or Python would fail with it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(stream)
         raise
+
+
+def _discard(stream: Any) -> None:
+    """Sends what is left nowhere, or Python would fail with it again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,7 +1,7 @@
 """Where and how tensors are computed: device, precision, memory format, seeds."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -11,13 +11,24 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from alexnet_lib.checks import PROBABILITY, at_least, check_choice, check_fields, check_integer
+from alexnet_lib.checks import (
+    PROBABILITY,
+    between,
+    check_choice,
+    check_fields,
+    check_integer,
+    shown,
+    type_name,
+)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
+# More processes than a machine has cores for; a million of them would end it.
+MOST_WORKERS = 1024
+
 MEMORY_FORMATS: Mapping[str, torch.memory_format] = MappingProxyType(
     {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 )
@@ -40,15 +51,18 @@ def default_device() -> torch.device:
 
 def resolve_device(device: torch.device | str) -> torch.device:
     """The device of this name; ``"auto"`` is ``default_device()``."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return default_device()
+    name = str(device) if isinstance(device, torch.device) else device
+    if not isinstance(name, str):
+        raise ValueError(f"device is {shown(name)}; expected 'auto', a torch.device or its name")
     try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        resolved = torch.device(name)
+        torch.zeros(1, device=resolved).item()  # which the meta device cannot
+    except Exception as error:  # of as many types as there are devices
+        reason = _first_line(error) or type_name(error)
         raise ValueError(
-            f"device is {str(device)!r}; expected 'auto' or a device of this machine: {reason}"
+            f"device is {shown(name)}; expected 'auto' or a device of this machine: {reason}"
         ) from error
     return resolved
 
@@ -81,12 +95,73 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     ``"auto"`` is bfloat16 where the hardware multiplies it, else float16 where the hardware is made
     for that, else float32.
     """
-    check_choice("precision", precision, ("auto", *DTYPES))
+    precision = check_choice("precision", precision, ("auto", *DTYPES))
     if precision == "auto":
+        if not isinstance(device, torch.device):
+            device = resolve_device(device)
         if multiplies_bfloat16(device):
             return "bfloat16"
         return "float16" if multiplies_float16(device) else "float32"
     return precision  # type: ignore[return-value]  # a key of DTYPES
+
+
+# What the errors of a device that has no memory left have in common: the CPU's allocator on Linux,
+# macOS and Windows; C++'s own; Apple's MPS; oneDNN. CUDA's have a type of their own.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+    "could not create a memory object",
+)
+_LOWER = (
+    "lower batch_size (with as much more accumulation_steps, a step has as many images) or "
+    "image_size, or set precision to 'bfloat16'"
+)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory does not suffice."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in _first_line(error) for text in _NO_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+class NoMemoryError(MemoryError):
+    """Memory does not suffice, and the message says for what."""
+
+
+@contextmanager
+def memory_explained(task: str, lower: str = _LOWER) -> Iterator[list[Sequence[int]]]:
+    """Turns what devices raise where memory does not suffice into ``NoMemoryError``.
+
+    It says the task, the last of the shapes of images that the block adds to the list, and what to
+    lower.
+    """
+    shapes: list[Sequence[int]] = []
+    try:
+        yield shapes
+    except NoMemoryError:  # of a block within the block
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = _first_line(error)
+        raise NoMemoryError(
+            f"memory does not suffice for {task}{_batch(shapes)}: {lower}"
+            + (f" ({reason})" if reason else "")
+        ) from error
+
+
+def _batch(shapes: Sequence[Sequence[int]]) -> str:
+    if not shapes:
+        return ""
+    count, *image = shapes[-1]
+    size = f"{image[-1]}x{image[-2]} pixels" if len(image) == 3 else f"shape {tuple(image)}"
+    return f" of {count} images of {size}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +193,9 @@ class RunOptions:
         on_bad_image: what to do with an image file that cannot be read: ``"stop"``, an error that
             names it; or ``"skip"``, go on without it, and name it at the end.
         bad_image_limit: the fraction of the images of a part, from 0 to 1, that may be left out.
+        on_nonfinite: what to do with a training step whose loss or gradient is NaN or infinite:
+            ``"stop"``, an error that names it; or ``"skip"``, go on without it, at most ten times
+            in an epoch. The weights stay as they were in both.
 
     Raises:
         ValueError: a field is out of its range.
@@ -127,10 +205,11 @@ class RunOptions:
     precision: str = "auto"
     memory_format: str = "auto"
     compile: bool = False
-    num_workers: Annotated[int, at_least(0)] = 0
+    num_workers: Annotated[int, between(0, MOST_WORKERS)] = 0
     progress: bool = True
     on_bad_image: str = "stop"
     bad_image_limit: Annotated[float, PROBABILITY] = 0.1
+    on_nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
         if isinstance(self.device, torch.device):
@@ -139,6 +218,7 @@ class RunOptions:
         check_choice("memory_format", self.memory_format, ("auto", *MEMORY_FORMATS))
         check_choice("precision", self.precision, ("auto", *DTYPES))
         check_choice("on_bad_image", self.on_bad_image, ("stop", "skip"))
+        check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
 
     def resolved(self) -> "RunOptions":
         """The same with ``"auto"`` replaced by the choice for this machine."""

@@ -17,14 +17,25 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from alexnet_lib.checks import check_choice, check_integer, type_name
+from alexnet_lib import interrupts
+from alexnet_lib.checks import check_choice, check_integer, shown, type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.folders import Notes, files_below
 from alexnet_lib.data.images import image_of, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.devices import memory_explained
 from alexnet_lib.files import as_path
-from alexnet_lib.training.batches import as_tensor, model_names
-from alexnet_lib.training.loop import checked_logits, evaluation_mode
+from alexnet_lib.training.batches import as_tensor, model_names, names_of
+from alexnet_lib.training.loop import (
+    check_has_weights,
+    check_model,
+    checked_logits,
+    evaluation_mode,
+    finite_softmax,
+    nonfinite_reason,
+)
+
+_LOWER = "predict smaller images or smaller batches of a loader, or use another device"
 
 # Photos are preprocessed and classified in batches of this size.
 _BATCH = 32
@@ -61,7 +72,8 @@ def predict(
 
     Args:
         model: maps ``(batch, C, size, size)`` to logits ``(batch, classes)``; used in evaluation
-            mode on its own device, and then put back into its former mode.
+            mode on its own device, and then put back into its former mode; when several threads use
+            it, by the last of them.
         images: one image or any iterable of them: paths, also of folders, which stand for the image
             files in them; PIL images; arrays ``(H, W, C)`` or ``(H, W)``; tensors ``(C, H, W)`` or
             ``(H, W)`` (uint8, or floating from 0 to 1). A batch, ``(N, H, W, C)`` as an array or
@@ -79,6 +91,9 @@ def predict(
         ValueError: no ``preprocess`` is known; an image cannot be read (it is named) or is out of
             its range; the number of class names is wrong; the model has no two classes.
         TypeError: an item is not an image; ``model`` or ``preprocess`` has another type.
+        FloatingPointError: the outputs for an image, which is named, are NaN or infinite; the
+            message says which weight is.
+        MemoryError: memory does not suffice; the message says for which batch.
 
     Example:
         >>> import numpy as np
@@ -117,12 +132,14 @@ def answers(
     They come as soon as their batch is computed. Arguments and other errors are those of
     ``predict``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
+    check_model(model)
+    check_has_weights(model)
     top = check_integer("top", top, 1)
     owner = "classes"
     if classes is None:
         owner, classes = "model.classes", model_names(model)
+    elif names_of(classes) is None:
+        raise ValueError(f"classes is {shown(classes)}; expected a sequence of names")
     weights = itertools.chain(model.parameters(), model.buffers())
     like = next((w for w in weights if w.is_floating_point()), torch.empty(0))
     batches = (
@@ -130,19 +147,28 @@ def answers(
         if hasattr(images, "dataset") and not isinstance(images, Dataset)
         else _image_batches(images, known_preprocess(model, preprocess), like.device)
     )
-    with evaluation_mode(model), closing(batches):
+    with evaluation_mode(model), closing(batches), memory_explained("prediction", _LOWER) as shapes:
         for sources, batch in batches:
+            interrupts.check()
             results: Iterator[Any] = iter(())
             if len(batch):
+                shapes.append(batch.shape)
                 with torch.inference_mode():
                     logits = model(batch.to(like.device, like.dtype))
-                    names, best = _named_best(logits, len(batch), top, owner, classes)
-                results = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                    names, best, finite = _named_best(logits, len(batch), top, owner, classes)
+                results = zip(
+                    best.indices.tolist(), best.values.tolist(), finite.tolist(), strict=True
+                )
             for source in sources:
                 if isinstance(source, ImageError):
                     yield source
                     continue
-                labels, probabilities = next(results)
+                labels, probabilities, good = next(results)
+                if not good:
+                    raise FloatingPointError(
+                        f"the outputs of model for image {source} are NaN or infinite: "
+                        f"{nonfinite_reason(model)}"
+                    )
                 yield Prediction(source, tuple(names[i] for i in labels), tuple(probabilities))
 
 
@@ -166,8 +192,8 @@ def known_preprocess(model: nn.Module, preprocess: Preprocess | None = None) -> 
 
 def _named_best(
     logits: object, images: int, top: int, owner: str, classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], Any]:
-    """The names of all classes; values and indices of the best of each image."""
+) -> tuple[tuple[str, ...], Any, Tensor]:
+    """The names of all classes; values and indices of each image's best; which are finite."""
     logits = checked_logits(logits, images)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
@@ -175,10 +201,11 @@ def _named_best(
             "expected (batch, classes) with at least 2 classes"
         )
     count = logits.shape[1]
-    names = tuple(map(str, range(count) if classes is None else classes))
+    names = range(count) if classes is None else classes
     if len(names) != count:
         raise ValueError(f"{owner} has {len(names)} names; expected the model's {count}")
-    return names, logits.float().softmax(1).topk(min(top, count))
+    best = logits.float().softmax(1).topk(min(top, count))
+    return tuple(map(str, names)), best, finite_softmax(logits)
 
 
 def _loader_batches(loader: Iterable[Any]) -> Generator[tuple[list[Any], Tensor], None, None]:
@@ -236,12 +263,14 @@ def _sources(images: Any) -> Iterator[tuple[str, Any]]:
     one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     if one or (isinstance(images, np.ndarray | Tensor) and images.ndim in {0, 2, 3}):
         images = [images]
-    elif not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
+    try:
+        items = iter(images)
+    except TypeError:
         raise TypeError(
             f"images is a {type_name(images)}; expected paths, PIL images, arrays, tensors, or a "
             "loader"
-        )
-    for index, image in enumerate(images):
+        ) from None
+    for index, image in enumerate(items):
         if not isinstance(image, str | os.PathLike):
             yield str(index), image
             continue

@@ -3,6 +3,8 @@
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 
 def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
@@ -36,8 +38,69 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def printable(text: str) -> str:
+    r"""A text with the signs that a terminal would obey as escapes, for example ``\x1b``."""
+    return "".join(
+        sign
+        if sign in _JOINERS or unicodedata.category(sign) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
+
+
+# Of the invisible signs, those that scripts and emoji need.
+_JOINERS = "\u200c\u200d"
+
+
 def say(line: str) -> None:
-    """Prints a line on the standard error stream; a progress bar stays below it."""
+    """Prints a line on the standard error stream; a progress bar stays below it.
+
+    Where it cannot be printed, it is lost: nothing depends on it.
+    """
     from tqdm.auto import tqdm
 
-    tqdm.write(line, file=sys.stderr)
+    with suppress(Exception):
+        tqdm.write(line, file=_UnfailingLine(sys.stderr))
+
+
+def progress_bar(*arguments: Any, **options: Any) -> Any:
+    """A bar of tqdm on the standard error stream, which may be closed, full or missing."""
+    from tqdm.auto import tqdm
+
+    return tqdm(*arguments, file=_Unfailing(sys.stderr), **options)
+
+
+class _Unfailing:
+    """A stream that loses what it cannot write, instead of raising an error."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    # Whatever it raises: tqdm would keep its lock, and the next bar wait for ever.
+    def write(self, text: str) -> int:
+        with suppress(Exception):  # closed, full; or None
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except Exception:
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _UnfailingLine(_Unfailing):
+    """The same for a line: tqdm clears the bars of equal streams for it, also those of users."""
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "_stream", other) is self._stream
+
+    def __hash__(self) -> int:
+        return hash(self._stream)

@@ -13,7 +13,15 @@ from tiny import QUIET, SMALL, TINY, use_tiny
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from alexnet_lib import AlexNet, build_loaders, diagnose, fit, prepare_loaders, prepare_model
+from alexnet_lib import (
+    AlexNet,
+    build_loaders,
+    diagnose,
+    fit,
+    interrupts,
+    prepare_loaders,
+    prepare_model,
+)
 from alexnet_lib.analysis import diagnosis as diagnosis_module
 from alexnet_lib.analysis.diagnosis import Diagnosis
 from alexnet_lib.data.loaders import Loaders
@@ -180,7 +188,7 @@ def test_dead_units_are_found():
 def test_units_that_die_in_the_try_are_found():
     # The first step makes every bias of conv1 negative: all inputs and weights are positive.
     loaders = with_mean(colored(), (0.0, 0.0, 0.0))
-    model = tiny_model(dropout=0.0)
+    model = AlexNet(4, architecture=TINY, seed=0, dropout=0.0)
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.1)
     nn.init.zeros_(model.classifier.fc2.weight)
@@ -210,7 +218,9 @@ def test_a_loss_that_blows_up_is_found():
 
 
 def test_a_loss_that_is_not_finite_is_found():
-    assert said(quick(learning_rate=1e10, **HUGE), "^the loss became NaN or infinite on one batch")
+    assert said(
+        quick(learning_rate=1e10, **HUGE), "^the loss or a gradient became NaN or infinite on one"
+    )
 
 
 def test_a_first_step_that_is_large_against_the_weights_is_found():
@@ -457,7 +467,9 @@ def test_as_a_dict_it_is_json_without_nan(rate):
     assert data["layers"][1]["dead"] is None
     assert data["layers"][0]["name"] == "conv1"
     assert data["findings"] == list(diagnosis.findings)
-    assert len(data["losses"]) == 10
+    # The try ends at a step that is not finite.
+    assert (data["losses"][-1] is None) == (rate > 1)
+    assert len(data["losses"]) == 10 or rate > 1
 
 
 # What it refuses.
@@ -467,8 +479,10 @@ def test_as_a_dict_it_is_json_without_nan(rate):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps is 0; expected an integer of at least 1"),
-        ({"steps": 1.5}, "steps is 1.5; expected an integer of at least 1"),
+        ({"steps": 0}, "steps is 0; expected an integer from 1 to 100000"),
+        ({"steps": 1.5}, "steps is 1.5; expected an integer from 1 to 100000"),
+        ({"steps": 10**9}, "steps is 1000000000; expected an integer from 1 to 100000"),
+        ({"seed": 2**63}, f"seed is {2**63}; expected an integer from 0 to {2**63 - 1}"),
         ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'modern'"),
         ({"overrides": {"rate": 1}}, "overrides has ['rate']; expected names among"),
     ],
@@ -517,10 +531,95 @@ def test_the_try_is_weighted_by_the_classes_as_the_training_is(monkeypatch):
     [
         ({"options": {}}, TypeError, "options is a dict; expected RunOptions"),
         ({"model": 3}, TypeError, r"model is a int; expected a torch\.nn\.Module"),
-        ({"steps": 1.5}, ValueError, "steps is 1.5; expected an integer of at least 1"),
-        ({"seed": True}, ValueError, "seed is True; expected an integer of at least 0"),
+        ({"steps": 1.5}, ValueError, "steps is 1.5; expected an integer from 1 to 100000"),
+        ({"seed": True}, ValueError, "seed is True; expected an integer from 0 to"),
     ],
 )
 def test_an_argument_of_another_kind_is_named(arguments, kind, message):
     with pytest.raises(kind, match=message):
         diagnose("shapes", **{"recipe": tiny_recipe(), "options": QUIET, **arguments})
+
+
+# Networks that do not fit, and weights that are not numbers
+
+
+def test_spoiled_weights_are_named():
+    model = tiny_model()
+    nn.init.constant_(model.features.conv1.bias, math.nan)
+    diagnosis = quick(model=model)
+    assert diagnosis.findings[0] == (
+        "the weight features.conv1.bias is NaN or infinite before the first step"
+    )
+    assert len(diagnosis.losses) == 1
+    json.dumps(diagnosis.to_dict(), allow_nan=False)
+    assert "conv1" in str(diagnosis)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_try(monkeypatch):
+    real = Recipe.criterion
+
+    def criterion(recipe, logits, labels, class_weights=None):
+        logits.register_hook(lambda gradient: gradient * math.nan)
+        return real(recipe, logits, labels, class_weights)
+
+    monkeypatch.setattr(Recipe, "criterion", criterion)
+    diagnosis = quick()
+    assert len(diagnosis.losses) == 1
+    assert math.isnan(diagnosis.losses[0])
+    assert said(diagnosis, "^the loss or a gradient became NaN")
+
+
+class Odd(nn.Module):
+    """A module that gives this for a batch."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output, self.layer = output, nn.Linear(3, 10)
+
+    def forward(self, images):
+        return self.output(self.layer(images.mean((2, 3))))
+
+
+class Locked(nn.Module):
+    def __deepcopy__(self, memory):
+        raise TypeError("cannot pickle '_thread.lock' object")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (AlexNet(3, architecture=TINY), "model has 3 classes; expected 10, those of data"),
+        (AlexNet(10, architecture=TINY, in_channels=1), "model has in_channels 1, but the images"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), "model cannot compute images of shape"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(432, 3)), "model returns logits of shape (16, 3)"),
+        (Odd(lambda x: x[:, None]), "model returns logits of shape (16, 1, 10); expected (16, 10)"),
+        (Odd(lambda x: (x,)), "model returns a tuple; expected a tensor of logits"),
+        (Odd(lambda x: x.mean()), "model returns a tensor of shape () for 16 images"),
+        (nn.Flatten(), "model has no nn.Conv2d and no nn.Linear; expected a network with layers"),
+        (Locked(), "model is a test_diagnosis.Locked that cannot be copied: cannot pickle"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(432, 10, device="meta")), "on the device 'meta'"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused_in_words(model, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick(model=model, steps=1)
+
+
+def test_where_memory_does_not_suffice_the_batch_is_said():
+    model = Odd(lambda x: torch.empty(2**50))
+    with pytest.raises(MemoryError, match="for a diagnosis of 16 images of 12x12 pixels: lower"):
+        quick(model=model)
+
+
+def test_a_signal_ends_the_try(monkeypatch):
+    seen = []
+
+    def check():
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupts, "check", check)
+    with pytest.raises(KeyboardInterrupt):
+        quick(steps=1000)

@@ -1,7 +1,12 @@
 """The promises of CIFAR-10: the files' pixels, and errors that say how to get what is missing."""
 
+import hashlib
+import io
+import os
+import pickle
 import re
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import FakeCifar10, write_class_folders
+from torchvision.datasets import CIFAR10
 
 from alexnet_lib.data import cifar10 as cifar10_module
 from alexnet_lib.data.cifar10 import CIFAR10_URL_VARIABLE, cifar10, download_cifar10, is_cifar10
@@ -182,3 +188,68 @@ def test_a_root_that_is_no_path_is_named(root):
     for function in (cifar10, download_cifar10):
         with pytest.raises(TypeError, match=r"^root is a \w+; expected a path"):
             function(root)
+
+
+# Archives and files of strangers: even one whose MD5 sum is right harms nothing
+
+
+def hostile_archive(fake: FakeCifar10, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data set's archive with members that lead elsewhere, whose sum counts as right."""
+    folder.mkdir()
+    archive = folder / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("../outside", str(folder.parent / "outside"), "cifar-10-batches-py/../../x"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"evil"))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        tar.add(fake.batches, CIFAR10.base_folder)
+        member = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+        member.size = cifar10_module._MOST_BYTES + 1
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    return archive
+
+
+def test_only_the_known_files_leave_the_archive(fake, tmp_path, monkeypatch):
+    folder = hostile_archive(fake, tmp_path / "data", monkeypatch).parent
+    before = {*tmp_path.iterdir()}
+    assert_is(fake, cifar10(folder, download=False))
+    assert {*tmp_path.iterdir()} == before
+    assert {file.name for file in folder.iterdir()} == {CIFAR10.base_folder, CIFAR10.filename}
+    for file in (folder / CIFAR10.base_folder).iterdir():
+        assert file.is_file()
+        assert not file.is_symlink()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"data": Evil()}, {"data": os.system}])
+def test_no_code_of_a_file_is_run(fake, content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = fake.batches / "data_batch_1"
+    file.write_bytes(pickle.dumps(content))
+    sums = {**dict(CIFAR10.train_list), file.name: hashlib.md5(file.read_bytes()).hexdigest()}
+    monkeypatch.setattr(CIFAR10, "train_list", [[*pair] for pair in sums.items()])
+    with pytest.raises(ValueError, match="data_batch_1: it is not a file of CIFAR-10"):
+        cifar10(fake.batches.parent, download=False)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_two_at_once_unpack_and_read_the_same(served, tmp_path):
+    results = []
+    run = lambda: results.append(cifar10(tmp_path / "data", progress=False))
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    for sets in results:
+        assert_is(served, sets)

@@ -1,10 +1,13 @@
 """The promises of `download_file`, each against a real HTTP server on this machine."""
 
+import contextlib
 import hashlib
+import os
 import random
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alexnet_lib import interrupts
+from alexnet_lib.data import downloads
 from alexnet_lib.data.downloads import DownloadError, download_file
 
 BODY = random.Random(2012).randbytes(300_000)
@@ -37,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2].replace("-", "_")
+        name = self.path.rpartition("/")[2].partition("?")[0].replace("-", "_")
         getattr(self, name)()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -146,6 +151,56 @@ class Handler(BaseHTTPRequestHandler):
     def status_503(self) -> None:
         self.answer(b"busy", status=503)
 
+    def drips(self) -> None:
+        self.answer(b"", length=len(BODY))
+        self.drip(BODY)
+
+    def drips_at_half(self) -> None:
+        self.ranged(BODY, HALF)
+        self.drip(BODY[HALF:])
+
+    def drips_headers(self) -> None:
+        self.server.answers.append(Answer(self.path, None, 0))
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        self.drip(b"X: 1\r\n" * 50)
+
+    def drip(self, body: bytes) -> None:
+        for byte in body:
+            if self.server.closing.wait(TIMEOUT / 3):
+                break
+            self.wfile.write(bytes([byte]))
+
+    def gzipped(self) -> None:
+        self.answer(BODY, headers={"Content-Encoding": "gzip"})
+
+    def endless(self) -> None:
+        self.answer(b"", length=-1)
+        with contextlib.suppress(OSError):
+            while not self.server.closing.is_set():
+                self.wfile.write(OTHER)
+
+    def says_much(self) -> None:
+        self.answer(BODY, length=10**18)
+
+    def redirect_to_itself(self) -> None:
+        self.answer(b"", status=302, headers={"Location": self.path})
+
+    def redirect_on(self) -> None:
+        number = int(self.path.partition("?")[2] or 0) + 1
+        self.answer(b"", status=302, headers={"Location": f"/redirect_on?{number}"})
+
+    def redirect_to_file(self) -> None:
+        self.answer(b"", status=302, headers={"Location": "file:///etc/passwd"})
+
+    def redirect_to_ftp(self) -> None:
+        self.answer(b"", status=302, headers={"Location": "ftp://127.0.0.1:9/file"})
+
+    def slow_start(self) -> None:
+        if not self.asked_before():
+            self.server.started.set()
+            self.server.go_on.wait(10)
+        self.ranged(BODY)
+
     def redirect(self) -> None:
         self.answer(b"", status=302, headers={"Location": "/good"})
 
@@ -158,6 +213,7 @@ class Server(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         self.agents: set[str | None] = set()
         self.closing = threading.Event()
+        self.started, self.go_on = threading.Event(), threading.Event()
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -723,10 +779,30 @@ def test_size_and_timeout_may_be_of_numpy(server: Server, path: Path) -> None:
         ("urls", [3], ValueError, "urls has 3; expected http or https addresses"),
         ("path", 3, TypeError, "path is a int; expected a path"),
         ("md5", None, ValueError, "md5 is None; expected 32 hexadecimal digits"),
-        ("size", -1, ValueError, "size is -1; expected an integer of at least 1, or None"),
-        ("size", 2.5, ValueError, "size is 2.5; expected an integer of at least 1, or None"),
-        ("timeout", 0, ValueError, "timeout is 0; expected a finite number above 0"),
-        ("timeout", "3", ValueError, "timeout is '3'; expected a finite number above 0"),
+        (
+            "size",
+            -1,
+            ValueError,
+            "size is -1; expected an integer from 1 to 9223372036854775807, or None",
+        ),
+        (
+            "size",
+            2.5,
+            ValueError,
+            "size is 2.5; expected an integer from 1 to 9223372036854775807, or None",
+        ),
+        (
+            "timeout",
+            0,
+            ValueError,
+            "timeout is 0; expected a number of seconds above 0, up to 86,400",
+        ),
+        (
+            "timeout",
+            "3",
+            ValueError,
+            "timeout is '3'; expected a number of seconds above 0, up to 86,400",
+        ),
     ],
 )
 def test_an_argument_of_another_kind_is_named(
@@ -736,3 +812,120 @@ def test_an_argument_of_another_kind_is_named(
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         download_file(**{**arguments, name: value})
     assert not path.exists()
+
+
+# Servers that mean no good, and others that download
+
+
+@pytest.mark.parametrize("name", ["drips", "drips_at_half", "drips_headers"])
+def test_a_connection_that_drips_is_given_up(name: str, fetch: Fetch) -> None:
+    (reason,) = failures(fetch, name)
+    assert re.fullmatch(r"\d+ bytes in [0-9.]+ s, which is too slow", reason)
+    assert fetch(name, "good").read_bytes() == BODY
+
+
+def test_an_encoding_that_was_not_asked_for_is_named(fetch: Fetch, part: Path) -> None:
+    (reason,) = failures(fetch, "gzipped")
+    assert reason == "sent the file in the encoding 'gzip', which was not asked"
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("size", [len(BODY), None])
+def test_endless_data_ends(
+    size: int | None, fetch: Fetch, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "_MOST_UNANNOUNCED", 2 * len(BODY))
+    (reason,) = failures(fetch, "endless", size=size)
+    assert "wrong bytes" in reason or "sends more than" in reason
+    assert not part.exists()
+
+
+def test_a_length_that_the_disk_cannot_hold_is_an_error_before_a_byte_is_written(
+    fetch: Fetch, part: Path
+) -> None:
+    with pytest.raises(OSError, match="needs 1,000,000,000,000,000,000 bytes, but only"):
+        fetch("says_much", size=None)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("name", ["redirect_to_itself", "redirect_on"])
+def test_redirects_end(name: str, fetch: Fetch, server: Server) -> None:
+    (reason,) = failures(fetch, name)
+    assert "redirect" in reason
+    assert len(server.answers) < 20
+
+
+@pytest.mark.parametrize("kind", ["file", "ftp"])
+def test_redirects_lead_to_http_only(kind: str, fetch: Fetch) -> None:
+    (reason,) = failures(fetch, f"redirect_to_{kind}")
+    assert re.search(f"(redirects to {kind}://|'{kind}://.* not allowed)", reason)
+
+
+def test_two_downloads_to_one_path_do_not_disturb_each_other(
+    server: Server, path: Path, tmp_path: Path
+) -> None:
+    def fetch() -> None:
+        url = server.url("slow_start")
+        results.append(download_file([url], path, md5=MD5, progress=False).read_bytes())
+
+    results: list[bytes] = []
+    threads = [threading.Thread(target=fetch) for _ in range(3)]
+    threads[0].start()
+    server.started.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    server.go_on.set()
+    for thread in threads:
+        thread.join()
+    assert results == [BODY] * 3
+    assert len(server.answers) == 1
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+def test_a_lock_of_a_process_that_was_killed_does_not_last(server: Server, path: Path) -> None:
+    script = (
+        "import sys; from alexnet_lib.data.downloads import download_file;"
+        "download_file([sys.argv[1]], sys.argv[2], md5=sys.argv[3], timeout=60)"
+    )
+    url = server.url("slow_start")
+    command = [sys.executable, "-c", script, url, str(path), MD5]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        assert server.started.wait(60)
+        process.kill()
+    server.go_on.set()
+    assert download_file([url], path, md5=MD5, progress=False).read_bytes() == BODY
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed here")
+def test_a_link_that_somebody_put_there_is_not_followed(
+    fetch: Fetch, part: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    part.symlink_to(target)
+    with pytest.raises(OSError, match=r"body\.bin\.part"):
+        fetch("good")
+    assert target.read_text() == "mine"
+    part.unlink()
+    os.mkfifo(part)
+    with pytest.raises(OSError, match=r"body\.bin\.part"):
+        fetch("good")
+
+
+def test_a_signal_ends_a_download_whose_bytes_stay(
+    fetch: Fetch, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = downloads._opened
+
+    def opened(*arguments: Any) -> Any:
+        monkeypatch.setattr(interrupts, "_received", 15)
+        return real(*arguments)
+
+    monkeypatch.setattr(downloads, "_opened", opened)
+    with pytest.raises(interrupts.Interrupted):
+        fetch("good")
+    monkeypatch.setattr(interrupts, "_received", None)
+    monkeypatch.setattr(downloads, "_opened", real)
+    assert part.exists()
+    assert fetch("good").read_bytes() == BODY

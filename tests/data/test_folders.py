@@ -1,7 +1,10 @@
 """What people's folders look like: every entry is used, litter, or spoken of."""
 
+import contextlib
+import errno
 import os
 import re
+import shutil
 import unicodedata
 import warnings
 
@@ -9,6 +12,7 @@ import pytest
 from helpers import write_class_folders
 from PIL import Image
 
+from alexnet_lib import interrupts
 from alexnet_lib.data.folders import IMAGE_SUFFIXES
 from alexnet_lib.data.sources import open_parts
 
@@ -159,7 +163,7 @@ def test_links_in_a_circle_and_to_nothing_are_named(tmp_path):
     root = write_class_folders(tmp_path)
     (root / "cat" / "circle").symlink_to(root / "cat", target_is_directory=True)
     (root / "dog" / "gone.png").symlink_to(root / "nothing.png")
-    with pytest.warns(UserWarning, match="circle.*a link to a folder above it.*gone.png.*nothing"):
+    with pytest.warns(UserWarning, match="circle.*behind a link.*gone.png.*to nothing"):
         assert parts_of(root)[0] == (4, None, None)
 
 
@@ -271,3 +275,70 @@ def test_one_bad_file_stops_or_is_left_out(tmp_path, size):
     (root / "dog" / "bad.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"2 of 14 images cannot be read, which is more than bad_"):
         open_parts(root, on_bad_image="skip")
+
+
+def test_a_few_links_do_not_make_millions_of_paths(tmp_path):
+    write_class_folders(tmp_path)
+    for level in range(40):
+        (tmp_path / "cat" / f"level{level}").mkdir()
+        for name in ("left", "right"):
+            link = tmp_path / "cat" / f"level{level}" / name
+            link.symlink_to(tmp_path / "cat" / f"level{level + 1}", target_is_directory=True)
+    (tmp_path / "cat" / "level40").mkdir()
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "level40" / "2.png")
+    with pytest.warns(UserWarning, match="behind a link"):
+        assert parts_of(tmp_path)[0] == (5, None, None)
+
+
+def test_a_link_to_itself_is_named(tmp_path):
+    write_class_folders(tmp_path)
+    (tmp_path / "cat" / "self.png").symlink_to(tmp_path / "cat" / "self.png")
+    with pytest.warns(UserWarning, match=r"self\.png \(a link to nothing, or no file\) is ignored"):
+        assert parts_of(tmp_path)[0] == (4, None, None)
+
+
+@pytest.mark.slow  # making and removing them takes longer than reading
+def test_folders_can_be_nested_deep(tmp_path):
+    write_class_folders(tmp_path)
+    folders = [f"{tmp_path}/cat" + level * "/d" for level in range(1, 1500)]
+    try:
+        for folder in folders:
+            os.mkdir(folder)
+        assert parts_of(tmp_path)[0] == (4, None, None)
+    except OSError as error:
+        assert error.errno == errno.ENAMETOOLONG  # noqa: PT017  (of this system)
+    finally:  # pytest could not remove them
+        for folder in reversed(folders):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_in_a_folder_is_named_and_not_waited_for(tmp_path):
+    write_class_folders(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with pytest.warns(UserWarning, match=r"pipe\.png \(a link to nothing, or no file\)"):
+        assert parts_of(tmp_path)[0] == (4, None, None)
+
+
+def test_names_with_signs_for_the_terminal_are_escaped(tmp_path):
+    write_class_folders(tmp_path)
+    (tmp_path / "cat" / "a\x1b[2J.txt").touch()
+    with pytest.warns(UserWarning, match=r"a\\x1b\[2J\.txt is ignored"):
+        open_parts(tmp_path)
+
+
+@pytest.mark.bad_input
+def test_what_becomes_of_bad_images_is_checked_before_any_is_read(tmp_path):
+    write_class_folders(tmp_path)
+    (tmp_path / "cat" / "0.png").write_text("bad")
+    for options in ({"on_bad_image": "go"}, {"bad_image_limit": 2}, {"background": "none"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+            open_parts(tmp_path, **options)
+
+
+def test_a_signal_is_noticed_while_folders_are_read(tmp_path, monkeypatch):
+    write_class_folders(tmp_path)
+    monkeypatch.setattr(interrupts, "_received", 15)
+    with pytest.raises(interrupts.Interrupted):
+        open_parts(tmp_path)

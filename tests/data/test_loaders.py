@@ -34,6 +34,7 @@ from torchvision import transforms as tv
 from torchvision.transforms import v2
 
 from alexnet_lib.data import images as image_sets
+from alexnet_lib.data import loaders as loaders_module
 from alexnet_lib.data.augmentation import (
     ColorNoise,
     CutMix,
@@ -907,6 +908,7 @@ def test_a_set_of_one_image_is_mixed_with_itself():
 def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatch):
     # Every machine has the device "meta", which holds shapes without numbers to look at.
     monkeypatch.setattr(image_sets, "check_labels", lambda labels, classes: None)
+    monkeypatch.setattr(loaders_module, "resolve_device", torch.device)
     data = in_memory(numbered_images(20))
     loaders = Loaders(BatchLoader(data, AS_IT_IS, shuffle=True), None, None).to("meta")
     images, labels = next(iter(loaders.train))
@@ -1048,8 +1050,8 @@ def test_the_shapes_need_no_files():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
-        ({"batch_size": 2.0}, "batch_size is 2.0; expected an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; expected an integer from 1 to 1000000"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; expected an integer from 1 to 1000000"),
         ({"drop_last": "no"}, "drop_last is 'no'; expected one of True, False"),
         ({"balanced": None}, "balanced is None; expected one of True, False"),
         ({"drop_last": True, "batch_size": 100}, "drop_last is True, but batch_size is 100 and th"),
@@ -1057,7 +1059,7 @@ def test_the_shapes_need_no_files():
         ({"bad_image_limit": 2}, "bad_image_limit is 2; expected a fraction from 0 to 1"),
         ({"bad_image_limit": None}, "bad_image_limit is None; expected a fraction from 0 to 1"),
         ({"stats_images": 0}, "stats_images is 0; expected an integer of at least 1, or None"),
-        ({"num_workers": -1}, "num_workers is -1; expected an integer of at least 0"),
+        ({"num_workers": -1}, "num_workers is -1; expected an integer from 0 to 1024"),
         ({"stats": "cifar"}, "stats is 'cifar'; expected a ChannelStats, 'pixel' or"),
         ({"stats": None}, "stats is None; expected a ChannelStats, 'pixel' or"),
         (
@@ -1076,7 +1078,7 @@ def test_the_shapes_need_no_files():
         ),
         ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected one of 'crop', 'squash'"),
         ({"device": "gpu"}, "device is 'gpu'; expected 'auto' or a device of this machine"),
-        ({"device": None}, "device is 'None'; expected 'auto' or a device of this machine"),
+        ({"device": None}, "device is None; expected 'auto', a torch.device or its name"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; expected 'auto' or a device of this machine"),
     ],
 )

@@ -1,6 +1,5 @@
 """The promises of the loaders for images that are not in memory: files, data sets, processes."""
 
-import contextlib
 import copy
 import gc
 import multiprocessing
@@ -10,6 +9,8 @@ import random
 import re
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -31,9 +32,11 @@ from helpers import (
     read_lazily,
     whole_pass,
 )
-from PIL import Image, ImageFile
+from PIL import Image
 from torch.utils.data import Dataset
 
+from alexnet_lib import interrupts
+from alexnet_lib.data import decoding, reading
 from alexnet_lib.data.augmentation import (
     ColorNoise,
     CutMix,
@@ -767,7 +770,29 @@ def test_the_statistics_leave_bad_photos_out_too(folder):
     assert {part.on_bad_image for part in loaders} == {"skip"}
 
 
+class Large(Dataset):
+    """Images for which there is no memory."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        raise MemoryError
+
+
+@with_or_without_workers
+@pytest.mark.bad_input
+def test_want_of_memory_in_a_data_set_is_not_the_fault_of_an_item(num_workers):
+    data = replace(wrap_dataset(Recorded(4), ("a", "b")), dataset=Large())
+    loader = BatchLoader(data, AS_IT_IS, num_workers=num_workers, **SKIPPING)
+    with pytest.raises(MemoryError, match="item 0 of data: there is not enough memory to read it"):
+        whole_pass(loader)
+
+
 # Processes that die
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says that one is stopped")
 
 
 class Deadly(Dataset):
@@ -810,13 +835,181 @@ def test_a_process_that_dies_between_two_passes_is_replaced(tmp_path):
     loader = deadly(tmp_path / "none")
     whole_pass(loader)
     process = loader._state.workers._loader._iterator._workers[0]
-    # Torch raises an error for it wherever the main thread is.
-    with contextlib.suppress(RuntimeError):
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    time.sleep(0.1)  # torch's own check raises an error wherever the main thread is
     images = whole_pass(loader)
     assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
+
+
+@needs_signals
+@pytest.mark.bad_input
+def test_the_error_of_a_process_that_dies_is_one_line(tmp_path):
+    (tmp_path / "deadly").touch()
+    with pytest.raises(RuntimeError) as caught:
+        whole_pass(deadly(tmp_path / "deadly"))
+    shown = "".join(traceback.format_exception_only(caught.value))
+    assert len(shown.splitlines()) == 1
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@needs_signals
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_processes_ignore_the_signals_that_ask_a_program_to_stop(name, tmp_path):
+    loader = deadly(tmp_path / "none")
+    batches = iter(loader)
+    first, _ = next(batches)
+    processes = processes_of_pass(batches)
+    for process in processes:
+        os.kill(process.pid, getattr(signal, name))
+    rest = [images for images, _ in batches]
+    images = torch.cat([first, *rest])
+    assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
+    assert processes_of_workers(loader) == processes
+    loader._state.workers.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def processes_of_workers(loader: BatchLoader) -> list:
+    return [*loader._state.workers._processes]
+
+
+def processes_of_pass(batches) -> list:
+    """The processes of a pass that is under way, which are the only children."""
+    return sorted(multiprocessing.active_children(), key=lambda process: process.pid)
+
+
+def stop(process) -> None:
+    """Stops a process, and waits until it is."""
+    os.kill(process.pid, signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+
+
+@linux
+@pytest.mark.bad_input
+def test_a_process_that_is_stopped_is_an_error_and_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_STOPPED_SECONDS", 1)
+    loader = deadly(tmp_path / "none")
+    batches = iter(loader)
+    next(batches)
+    for process in (processes := processes_of_pass(batches)):
+        stop(process)
+    with pytest.raises(
+        RuntimeError, match=r"2 of the 2 processes .* been stopped for 1 s"
+    ) as error:
+        list(batches)
+    assert error.value.__cause__ is None
+    assert not any(process.is_alive() for process in processes)
+    images = whole_pass(loader)
+    assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
+
+
+@linux
+def test_a_process_that_is_stopped_between_two_passes_is_replaced(tmp_path):
+    loader = deadly(tmp_path / "none")
+    whole_pass(loader)
+    stop(processes_of_workers(loader)[1])
+    images = whole_pass(loader)
+    assert (255 * images[:, 0, 0, 0]).round().int().tolist() == [*range(20)]
+
+
+class Slow(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        time.sleep(0.3)
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), 0
+
+
+def test_a_slow_disk_is_no_error(monkeypatch):
+    monkeypatch.setattr(reading, "_CHECK_SECONDS", 0.05)
+    data = replace(wrap_dataset(Recorded(4), ("a", "b")), dataset=Slow())
+    loader = BatchLoader(data, AS_IT_IS, batch_size=2, num_workers=1)
+    for _ in range(2):
+        next(iter(loader))  # the next pass has to wait for the batches of this one
+    assert len(whole_pass(loader)) == 4
+
+
+def test_a_signal_is_noticed_while_a_process_reads(monkeypatch):
+    monkeypatch.setattr(reading, "_CHECK_SECONDS", 0.05)
+    data = replace(wrap_dataset(Recorded(4), ("a", "b")), dataset=Slow())
+    batches = iter(BatchLoader(data, AS_IT_IS, batch_size=2, num_workers=1))
+    next(batches)
+    monkeypatch.setattr(interrupts, "_received", signal.SIGTERM)
+    with pytest.raises(interrupts.Interrupted):
+        next(batches)
+
+
+@needs_signals
+def test_a_loader_in_a_cycle_ends_its_processes(tmp_path):
+    loader = deadly(tmp_path / "none")
+    whole_pass(loader)
+    processes = processes_of_workers(loader)
+    cycle = [loader]
+    cycle.append(cycle)
+    del loader, cycle
+    gc.collect()
+    for process in processes:
+        process.join(5)
+    assert not any(process.is_alive() for process in processes)
+
+
+ENDING = """
+import os, signal, sys, time
+import torch
+from pathlib import Path
+from torch.utils.data import Dataset
+from torch.utils.data._utils import worker
+from alexnet_lib.data.loaders import BatchLoader
+from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.data.sources import wrap_dataset
+
+worker.MP_STATUS_CHECK_INTERVAL = 0.2
+
+class Images(Dataset):
+    def __len__(self): return 400
+    def __getitem__(self, index): return torch.zeros(3, 4, 4, dtype=torch.uint8), index % 2
+
+data = wrap_dataset(Images(), ("a", "b"))
+loader = BatchLoader(data, Preprocess(4, 4), batch_size=3, num_workers=2)
+batches = iter(loader)
+next(batches)
+import multiprocessing
+processes = multiprocessing.active_children()
+print(*[process.pid for process in processes], flush=True)
+"""
+
+
+def ended(number: str) -> bool:
+    """Whether a process ends; its parent, which may not have asked for its status, is gone."""
+    file = Path(f"/proc/{number}/stat")
+    for _ in range(200):
+        if not file.exists() or file.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    os.kill(int(number), signal.SIGKILL)
+    return False
+
+
+@linux
+@pytest.mark.parametrize("end", ["kill -9", "SIGTERM", "exit while one is stopped"])
+def test_no_process_is_left_when_the_program_ends(end):
+    script = ENDING
+    if end == "exit while one is stopped":
+        script += "os.kill(processes[0].pid, signal.SIGSTOP)\ntime.sleep(0.1)\n"
+    else:
+        script += "time.sleep(100)\n"
+    program = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    numbers = program.stdout.readline().split()
+    assert len(numbers) == 2
+    if end != "exit while one is stopped":
+        program.send_signal(signal.SIGKILL if end == "kill -9" else signal.SIGTERM)
+    program.wait(60)
+    program.stdout.close()
+    assert [ended(number) for number in numbers] == [True, True]
 
 
 # Random data sets
@@ -947,13 +1140,13 @@ def folder(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     """How often each file was decoded."""
     counts: Counter[Path] = Counter()
-    real = ImageFile.ImageFile.load_prepare
+    real = decoding._pixels
 
-    def counting(image):
-        counts[Path(image.filename)] += 1
-        real(image)
+    def counting(image, name, *options):
+        counts[Path(name)] += 1
+        return real(image, name, *options)
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", counting)
+    monkeypatch.setattr(decoding, "_pixels", counting)
     return counts
 
 

@@ -1,5 +1,6 @@
 """CSV files of image,label, as competitions hand them out."""
 
+import os
 import re
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from helpers import random_pixels, write_class_folders
 from PIL import Image
 
+from alexnet_lib import interrupts
+from alexnet_lib.data import tables
 from alexnet_lib.data.images import read_image
 from alexnet_lib.data.sources import open_parts
 
@@ -127,3 +130,83 @@ def test_a_missing_table_is_a_missing_file(tmp_path):
     write_class_folders(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"labels\.csv"):
         open_parts(tmp_path / "labels.csv")
+
+
+# Tables of strangers
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        (["image,label", f"{'a' * 200_000},cat", "b.png,dog"], "line 2: field larger than field"),
+        (["image,label", "a\0.png,cat", "b.png,dog"], r"line 2: .*(the image is 'a\\x00.png'|NUL)"),
+        (["image,label", ",cat", "b.png,dog"], "line 2: the image is ''; expected a path"),
+        (
+            ["image,label", "a.png,cat", 'b.png,"dog'],
+            "line 3: unexpected end of data",
+        ),
+        (["," * 200_000, "a.png,cat"], r"has the columns \['', '', "),
+        (["image,label", "/,cat", "b.png,dog"], "first image, '/', is neither in"),
+        (["image,label", f"{'a' * 5000}.png,cat", "b.png,dog"], "its first image, 'aaa"),
+        (["image,label", "a.png,cat", "b\x1b[2J.png,dog"], r"not in .*: b\\x1b\[2J\.png$"),
+        (["a,b,c\x1b[2J", "a.png,cat,0"], r"has the columns \['a', 'b', 'c\\x1b\[2j'\]"),
+        (["\x89PNG\r\n\x1a\n\0\0"], "has the columns"),
+        (["\0" * 1000], "has the columns|NUL"),
+    ],
+)
+def test_a_strangers_table_is_an_error_in_words(tmp_path, lines, text):
+    write_images(tmp_path, ["a.png", "b.png"])
+    with pytest.raises((ValueError, FileNotFoundError), match=text) as caught:
+        open_parts(write_csv(tmp_path / "x.csv", *lines))
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 6000
+
+
+def test_long_numbers_are_names(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    table = write_csv(tmp_path / "x.csv", "image,label", f"a.png,{'9' * 5000}", "b.png,10")
+    assert open_parts(table).train.classes == ("10", "9" * 5000)
+
+
+def test_a_binary_or_a_large_table_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_bytes(bytes(range(256)) * 10)
+    with pytest.raises(ValueError, match=r"x\.csv is not UTF-8"):
+        open_parts(tmp_path / "x.csv")
+    monkeypatch.setattr(tables, "_MAX_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"x\.csv has 2,560 bytes; expected up to 2,000"):
+        open_parts(tmp_path / "x.csv")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_no_table_and_no_image_of_one(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    table = write_csv(tmp_path / "x.csv", "image,label", "a.png,cat", "b.png,dog")
+    os.mkfifo(tmp_path / "pipe.csv")
+    os.mkfifo(tmp_path / "pipe.png")
+    for data in (tmp_path / "pipe.csv", (table, tmp_path / "pipe.csv")):
+        with pytest.raises(FileNotFoundError, match=r"no such f.*"):
+            open_parts(data)
+    write_csv(table, "image,label", "a.png,cat", "pipe.png,dog")
+    with pytest.raises(FileNotFoundError, match=r"not in .*: pipe\.png"):
+        open_parts(table)
+
+
+def test_a_path_may_lead_out_of_the_folder_and_is_opened_as_an_image_only(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "secret").write_text("secret words")
+    (tmp_path / "below").mkdir()
+    table = tmp_path / "below" / "x.csv"
+    write_csv(table, "image,label", "../a.png,cat", f"{tmp_path}/b.png,dog")
+    assert len(open_parts(table).train) == 2
+    write_csv(table, "image,label", "../a.png,cat", "../secret,dog")
+    with pytest.raises(ValueError, match="cannot be read as an image: unknown format") as caught:
+        open_parts(table)
+    assert "secret words" not in str(caught.value)
+
+
+def test_a_signal_is_noticed_while_a_table_is_read(tmp_path, monkeypatch):
+    write_images(tmp_path, ["a.png", "b.png"])
+    table = write_csv(tmp_path / "x.csv", "image,label", "a.png,cat", "b.png,dog")
+    monkeypatch.setattr(interrupts, "_received", 15)
+    with pytest.raises(interrupts.Interrupted):
+        open_parts(table)

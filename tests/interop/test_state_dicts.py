@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from odd import wrong_messages
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -197,7 +198,8 @@ def test_the_weights_in_a_training_checkpoint_are_found(wrap, legacy, tmp_path):
 def test_safetensors_and_checkpoints_of_this_library_are_read(tmp_path, monkeypatch):
     expected, file = tiny(), tmp_path / "model.safetensors"
     save_file(renamed(expected.state_dict(), NAMES["indices"]), file)
-    assert_same_weights(from_state_dict(file, architecture=TINY), expected)
+    with pytest.warns(UserWarning, match=re.escape(f"{file} has no checksum")):
+        assert_same_weights(from_state_dict(file, architecture=TINY), expected)
     save_checkpoint(file, expected)
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -346,7 +348,7 @@ CASES = {
     ),
     "bytes": (
         spoiled(features__conv1__weight=lambda x: x.to(torch.int8)),
-        "weights['features.conv1.weight'] is of torch.int8; expected a floating dtype",
+        "weights['features.conv1.weight'] is of torch.int8; expected float16, ",
     ),
     "no values": (
         spoiled(features__conv1__weight=lambda x: x.to("meta")),
@@ -417,15 +419,24 @@ class Evil(nn.Module):
         raise AssertionError("unpickled")
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_objects_beside_the_weights_are_left_out_and_not_unpickled(legacy, tmp_path):
+    file, model = tmp_path / "model.pth", tiny()
+    objects = {"args": argparse.Namespace(lr=0.1), "other": Evil(), "sets": {1, frozenset([2])}}
+    checkpoint = {"args": Evil(), "state_dict": model.state_dict(), **objects}
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=not legacy)
+    assert_same_weights(from_state_dict(file, architecture=TINY), model)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("legacy", [False, True])
-def test_objects_beside_the_weights_are_named(legacy, tmp_path):
+def test_a_whole_pickled_model_in_a_checkpoint_is_named(legacy, tmp_path):
     file = tmp_path / "model.pth"
-    checkpoint = {"state_dict": tiny().state_dict(), "args": argparse.Namespace(lr=0.1)}
+    checkpoint = {"epoch": 3, "model": Evil()}
     torch.save(checkpoint, file, _use_new_zipfile_serialization=not legacy)
     message = message_of(file)
-    assert "which holds a argparse.Namespace beside its weights" in message
-    assert "weights_only=False)['state_dict'], 'weights.pth')" in message
+    assert message.startswith("weights['model'] is a whole pickled model of the class ")
+    assert "torch.load(file, weights_only=False)['model'].state_dict(), 'weights.pth')" in message
 
 
 @pytest.mark.bad_input
@@ -507,3 +518,24 @@ def test_a_tensorflow_model_and_a_folder_are_named(tmp_path):
     message = message_of(tmp_path, IsADirectoryError)
     assert message.endswith("a folder; expected a file (it is a SavedModel of TensorFlow)")
     assert "no such file" in message_of(tmp_path / "none.pth", FileNotFoundError)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")
+def test_odd_arguments_are_named_or_right():
+    arguments = {
+        "weights": tiny().state_dict(),
+        "num_classes": 5,
+        "architecture": TINY,
+        "in_channels": 3,
+        "image_size": 9,
+        "dropout": 0.5,
+        "seed": 0,
+    }
+    assert from_state_dict(**arguments).num_classes == 5
+    errors = (ValueError, TypeError, OSError)
+    assert not wrong_messages(from_state_dict, arguments, errors=errors)
+    names = ["weights", "num_classes", "image_size", "dropout", "seed"]
+    theirs = {name: arguments[name] for name in names[1:]} | {"weights": {}}
+    wrong = wrong_messages(from_torchvision, theirs, ["weights"], errors)
+    assert not wrong

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from odd import wrong_messages
 from torch.utils.flop_counter import FlopCounterMode
 
 from alexnet_lib import (
@@ -23,6 +26,8 @@ from alexnet_lib import (
 )
 from alexnet_lib.network.architecture import (
     LRN,
+    MOST_COUNT,
+    MOST_SIDE,
     AdaptiveAvgPool,
     Conv,
     Dropout,
@@ -98,9 +103,10 @@ def leaves(model):
     }
 
 
-def meta_model(architecture, image_size=None, num_classes=1000):
+def meta_model(architecture, image_size=None, num_classes=1000, in_channels=3):
+    sizes = {"image_size": image_size, "in_channels": in_channels}
     with torch.device("meta"):
-        return AlexNet(num_classes, architecture=architecture, image_size=image_size)
+        return AlexNet(num_classes, architecture=architecture, **sizes)
 
 
 def meta_images(size):
@@ -469,14 +475,14 @@ def error_of(call, *args, **kwargs):
 )
 def test_conv_output_size_names_an_argument_out_of_its_range(argument, value, least):
     arguments = {"size": 9, "kernel": 3, "stride": 1, "padding": 0, argument: value}
-    expected = f"{argument} is {value!r}; expected an integer of at least {least}"
+    expected = f"{argument} is {value!r}; expected an integer from {least} to {2**63 - 1}"
     assert error_of(conv_output_size, **arguments) == expected
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("value", [0, *NO_INTEGERS])
 def test_a_number_of_channels_below_1_or_no_integer_is_refused(value):
-    expected = f"in_channels is {value!r}; expected an integer of at least 1"
+    expected = f"in_channels is {value!r}; expected an integer from 1 to {MOST_COUNT}"
     assert error_of(feature_map_shapes, "paper", in_channels=value) == expected
 
 
@@ -484,18 +490,24 @@ def test_a_number_of_channels_below_1_or_no_integer_is_refused(value):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Conv("c", 0, 3), "channels is 0; expected an integer of at least 1"),
-        (lambda: Conv("c", 4, 3.0), "kernel is 3.0; expected an integer of at least 1"),
-        (lambda: Conv("c", 4, 3, stride=0), "stride is 0; expected an integer of at least 1"),
-        (lambda: Conv("c", 4, 3, padding=-1), "padding is -1; expected an integer of at least 0"),
-        (lambda: Conv("c", 4, 3, groups=True), "groups is True; expected an integer of at least 1"),
-        (lambda: Conv("c", 4, 3, code_std=-1.0), "code_std is -1.0; expected a finite number of"),
-        (lambda: LRN("n", size=0), "size is 0; expected an integer of at least 1"),
+        (lambda: Conv("c", 0, 3), "channels is 0; expected an integer from 1 to 16777216"),
+        (lambda: Conv("c", 4, 3.0), "kernel is 3.0; expected an integer from 1 to 16384"),
+        (lambda: Conv("c", 4, 3, stride=0), "stride is 0; expected an integer from 1 to 16384"),
+        (lambda: Conv("c", 4, 3, padding=-1), "padding is -1; expected an integer from 0 to 16384"),
+        (
+            lambda: Conv("c", 4, 3, groups=True),
+            "groups is True; expected an integer from 1 to 16777216",
+        ),
+        (
+            lambda: Conv("c", 4, 3, code_std=-1.0),
+            "code_std is -1.0; expected a finite number that float32 can hold, at least 0",
+        ),
+        (lambda: LRN("n", size=0), "size is 0; expected an integer from 1 to 16777216"),
         (lambda: LRN("n", k=math.nan), "k is nan; expected a finite number"),
         (lambda: LRN("n", beta="1"), "beta is '1'; expected a finite number"),
-        (lambda: MaxPool("p", stride=0), "stride is 0; expected an integer of at least 1"),
-        (lambda: AdaptiveAvgPool("a", 0), "output_size is 0; expected an integer of at least 1"),
-        (lambda: Linear("l", 0), "features is 0; expected an integer of at least 1, or None"),
+        (lambda: MaxPool("p", stride=0), "stride is 0; expected an integer from 1 to 16384"),
+        (lambda: AdaptiveAvgPool("a", 0), "output_size is 0; expected an integer from 1 to 16384"),
+        (lambda: Linear("l", 0), "features is 0; expected an integer from 1 to 16777216, or None"),
         (lambda: ReLU(3), "name is 3; expected a string"),
     ],
 )
@@ -543,15 +555,16 @@ def test_a_kernel_larger_than_the_padded_input_is_refused():
 @pytest.mark.parametrize("value", [0, *NO_INTEGERS])
 def test_solve_stride_padding_names_an_argument_out_of_its_range(argument, value):
     arguments = {"size": 13, "output_size": 13, "kernel": 3, argument: value}
-    expected = f"{argument} is {value!r}; expected an integer of at least 1"
+    expected = f"{argument} is {value!r}; expected an integer from 1 to 2048"
     assert error_of(solve_stride_padding, **arguments) == expected
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("call", [feature_map_shapes, summary])
 def test_an_unknown_architecture_is_told_the_known_ones(call):
+    name = "model_or_architecture" if call is summary else "architecture"
     assert error_of(call, "alexnet") == (
-        "architecture is 'alexnet'; expected an Architecture or one of "
+        f"{name} is 'alexnet'; expected an Architecture or one of "
         "'paper', 'single_tower', 'one_weird_trick'"
     )
 
@@ -569,8 +582,16 @@ def test_an_image_size_that_is_no_integer_is_refused(value):
 @pytest.mark.parametrize("call", [feature_map_shapes, summary])
 @pytest.mark.parametrize("value", [0, -1, True, 10.0])
 def test_a_number_of_classes_below_1_or_no_integer_is_refused(call, value):
-    expected = f"num_classes is {value!r}; expected an integer of at least 1"
+    expected = f"num_classes is {value!r}; expected an integer from 1 to {MOST_COUNT}"
     assert error_of(call, "paper", num_classes=value) == expected
+
+
+@pytest.mark.bad_input
+def test_a_summary_of_what_only_has_an_architecture_is_refused():
+    with pytest.raises(
+        TypeError, match=r"model_or_architecture is a types\.SimpleNamespace; expect"
+    ):
+        summary(SimpleNamespace(architecture=CUSTOM))
 
 
 @pytest.mark.bad_input
@@ -643,18 +664,196 @@ def test_groups_that_do_not_divide_the_channels_are_refused(channels, groups):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda data: data.pop("layers"), "KeyError('layers')"),
-        (lambda data: data.pop("image_size"), "KeyError('image_size')"),
-        (lambda data: data["layers"][0].pop("kind"), "KeyError('kind')"),
-        (lambda data: data["layers"][0].update(kind="Softmax"), "KeyError('Softmax')"),
-        (lambda data: data["layers"][0].update(dilation=2), "'dilation'"),
-        (lambda data: data["layers"][0].pop("kernel"), "'kernel'"),
-        (lambda data: data["layers"].insert(0, 3), "'int' object"),
+        (lambda data: data.pop("layers"), "data is ['name', 'image_size']; expected a mapping w"),
+        (
+            lambda data: data.pop("image_size"),
+            "data is ['name', 'layers']; expected a mapping with",
+        ),
+        (
+            lambda data: data.update(extra=1),
+            "data is ['name', 'image_size', 'layers', 'extra']; ex",
+        ),
+        (lambda data: data.update(layers=3), "layers is 3; expected a list of at most 1000"),
+        (lambda data: data["layers"][0].pop("kind"), "layers[0] is {'name': 'conv1', "),
+        (lambda data: data["layers"][0].update(kind="Softmax"), "layers[0] is {'kind': 'Softmax',"),
+        (lambda data: data["layers"][0].update(kind=[]), "layers[0] is {'kind': [],"),
+        (
+            lambda data: data["layers"][0].update(dilation=2),
+            "layers[0], Conv, has an unknown key 'dilation'; expected name, channels, kernel, ",
+        ),
+        (lambda data: data["layers"][0].pop("kernel"), "layers[0], Conv, has no kernel; expected "),
+        (
+            lambda data: data["layers"][0].update(groups=0),
+            "layers[0], Conv: groups is 0; expected an integer from 1 to 16777216",
+        ),
+        (lambda data: data["layers"].insert(0, 3), "layers[0] is 3; expected a mapping whose kind"),
     ],
 )
-def test_data_that_is_no_architecture_is_told_what_is_missing(change, reason):
+def test_data_that_is_no_architecture_is_told_what_is_wrong(change, reason):
     data = CUSTOM.to_dict()
     change(data)
-    message = error_of(Architecture.from_dict, data)
-    assert message.startswith("data is not an architecture: ")
-    assert reason in message
+    assert error_of(Architecture.from_dict, data).startswith(reason)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("data", [None, 3, "text", [1], torch.zeros(3), 10**5000], ids=type)
+def test_data_that_is_no_mapping_is_no_architecture(data):
+    assert error_of(Architecture.from_dict, data).startswith("data is ")
+
+
+def bits(value):
+    return f"{value.bit_length()} bits"
+
+
+# What a network can mean: sizes that no machine could hold are refused before anything is computed.
+
+HUGE = [2**63, 10**12, 10**400, 10**5000]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("call", [feature_map_shapes, summary, meta_model])
+@pytest.mark.parametrize("argument", ["image_size", "num_classes", "in_channels"])
+@pytest.mark.parametrize("value", [*HUGE, MOST_COUNT + 1], ids=bits)
+def test_sizes_that_mean_no_network_are_named(call, argument, value):
+    assert error_of(call, "one_weird_trick", **{argument: value}).startswith(f"{argument} is ")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("call", [feature_map_shapes, summary, meta_model])
+def test_a_network_of_possible_parts_that_is_too_large_is_refused(call):
+    message = error_of(call, "paper", image_size=MOST_SIDE, num_classes=MOST_COUNT)
+    assert re.match(r"fc6 has \d+ parameters, with those before it; expected at most \d+", message)
+
+
+@pytest.mark.parametrize("size", [MOST_SIDE, 4096])
+def test_the_largest_images_and_class_counts_that_mean_something_are_computed(size):
+    shapes = feature_map_shapes("one_weird_trick", size, num_classes=10**7)
+    assert shapes["fc8"] == (10**7,)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [*HUGE, MOST_SIDE + 1], ids=bits)
+@pytest.mark.parametrize("field", ["kernel", "stride", "padding", "output_size"])
+def test_a_side_of_a_layer_has_a_bound(field, value):
+    build = (
+        (lambda **size: AdaptiveAvgPool("a", **size))
+        if field == "output_size"
+        else (lambda **size: Conv("c", **{"channels": 4, "kernel": 3, **size}))
+    )
+    assert error_of(build, **{field: value}).startswith(f"{field} is ")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "value", [1e308, math.inf, -math.inf, math.nan, 10**400, True, None, "1"], ids=str
+)
+@pytest.mark.parametrize("field", ["alpha", "beta", "k"])
+def test_a_number_of_a_layer_is_one_that_float32_can_hold(field, value):
+    assert error_of(LRN, "n", **{field: value}).startswith(f"{field} is ")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "name", ["", "a.b", "x\x1b[31m", "two\nlines", "n" * 101, None, 3, b"conv"]
+)
+def test_a_name_that_torch_or_a_terminal_cannot_take_is_refused(name):
+    assert error_of(ReLU, name).startswith("name is ")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["", "x\x1b[31m", "n" * 101, None, 3])
+def test_an_architectures_name_is_a_printable_string(name):
+    assert error_of(Architecture, name, 8, (CONV, FLATTEN, CLASSES)).startswith("name is ")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("layers", [None, 3, "layers", {CONV}, {"conv": CONV}])
+def test_layers_that_are_no_tuple_are_refused(layers):
+    assert error_of(Architecture, "wrong", 8, layers).endswith("expected a tuple of layers")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("layer", [None, "conv1", torch.nn.ReLU(), Conv, {"kind": "ReLU"}])
+def test_a_layer_that_is_none_is_named(layer):
+    assert error_of(Architecture, "wrong", 8, (CONV, layer)).startswith("layers[1] is ")
+
+
+@pytest.mark.bad_input
+def test_a_million_layers_are_refused():
+    rows = [CONV, *(ReLU("relu") for _ in range(1000)), FLATTEN, CLASSES]
+    expected = "layers has 1003 of them; expected at most 1000"
+    assert error_of(Architecture, "wrong", 8, rows) == expected
+    data = {**CUSTOM.to_dict(), "layers": [{"kind": "ReLU", "name": "x"}] * 10**6}
+    assert error_of(Architecture.from_dict, data).endswith("expected a list of at most 1000")
+
+
+@pytest.mark.bad_input
+def test_strides_that_need_an_impossible_image_are_refused():
+    rows = [Conv(f"conv{i}", 1, kernel=3, stride=9000) for i in range(900)]
+    assert error_of(Architecture, "wrong", 8, (*rows, FLATTEN, CLASSES)) == (
+        f"layers need images of more than {MOST_SIDE} pixels a side"
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", HUGE, ids=bits)
+@pytest.mark.parametrize("argument", ["size", "kernel", "stride", "padding"])
+def test_windows_of_more_pixels_than_integers_of_torch_are_refused(argument, value):
+    arguments = {"size": 9, "kernel": 3, argument: value}
+    if value == 10**12:
+        arguments["padding"] = value
+        assert conv_output_size(**arguments) >= 1
+    else:
+        assert error_of(conv_output_size, **arguments).startswith(f"{argument} is ")
+
+
+def test_the_most_pairs_are_found_in_a_moment():
+    pairs = solve_stride_padding(2048, output_size=1, kernel=2048)
+    assert len(pairs) == len(set(pairs)) == 1024**2 + 1024
+
+
+@pytest.mark.bad_input
+def test_a_feature_map_too_large_for_a_machine_is_refused():
+    rows = (Conv("conv1", 96, kernel=3, padding=9000), AdaptiveAvgPool("avgpool", 1))
+    table = Architecture("wide", 12, (*rows, FLATTEN, CLASSES))
+    message = error_of(feature_map_shapes, table)
+    assert message.startswith(f"conv1 has {96 * 18010**2} outputs; expected at most {2**31}: lower")
+
+
+# Random arguments: each error says which one, and what was expected.
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        (conv_output_size, {"size": 9, "kernel": 3, "stride": 1, "padding": 0, "ceil_mode": True}),
+        (solve_stride_padding, {"size": 13, "output_size": 13, "kernel": 3}),
+        (
+            feature_map_shapes,
+            {"architecture": "paper", "image_size": 227, "num_classes": 10, "in_channels": 3},
+        ),
+        (
+            summary,
+            {
+                "model_or_architecture": "paper",
+                "image_size": 227,
+                "num_classes": 10,
+                "in_channels": 3,
+            },
+        ),
+        (meta_model, {"architecture": "paper", "image_size": 227, "num_classes": 10}),
+        (Architecture, {"name": "own", "image_size": 12, "layers": (CONV, FLATTEN, CLASSES)}),
+        (Architecture.from_dict, {"data": CUSTOM.to_dict()}),
+        (Conv, {"name": "c", "channels": 4, "kernel": 3, "stride": 1, "padding": 0, "groups": 1}),
+        (Conv, {"name": "c", "channels": 4, "kernel": 3, "code_std": 0.1, "initial_bias": 0.0}),
+        (LRN, {"name": "n", "size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0, "groups": 1}),
+        (MaxPool, {"name": "p", "kernel": 3, "stride": 2}),
+        (AdaptiveAvgPool, {"name": "a", "output_size": 2}),
+        (Linear, {"name": "l", "features": 4, "code_std": 0.1, "initial_bias": 0.0}),
+        (Dropout, {"name": "d"}),
+    ],
+)
+def test_odd_arguments_are_named_or_right(call, arguments):
+    assert call(**arguments) is not None
+    assert not wrong_messages(call, arguments)

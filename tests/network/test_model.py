@@ -12,6 +12,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd import ODD, wrong_messages
 from torch import nn
 from torch.ao.quantization import (
     get_default_qat_qconfig_mapping,
@@ -24,7 +25,8 @@ from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from alexnet_lib import ARCHITECTURES, AlexNet, Architecture
-from alexnet_lib.network.architecture import Conv, Dropout, Flatten, Linear, MaxPool
+from alexnet_lib.network import model as model_module
+from alexnet_lib.network.architecture import LRN, Conv, Dropout, Flatten, Linear, MaxPool
 
 NAMES = list(ARCHITECTURES)
 INITIALIZATIONS = ["kaiming", "released_code", "paper", "torch"]
@@ -996,6 +998,17 @@ def test_an_ensemble_is_computed_at_once_by_vmap():
             id="uint8",
         ),
         pytest.param(
+            torch.zeros(2, 3, 67, 67, device="meta"),
+            "images has device meta; expected cpu, as the parameters have: "
+            "pass images.to('cpu'), or move the model",
+            id="another device",
+        ),
+        pytest.param(
+            torch.zeros(2, 3, 67, 67).to_sparse(),
+            "images is a torch.sparse_coo tensor; expected a dense one (batch, 3, 67, 67)",
+            id="sparse",
+        ),
+        pytest.param(
             [[0.0]],
             "images is a list; expected a floating tensor (batch, 3, 67, 67)",
             id="list",
@@ -1053,11 +1066,15 @@ def test_uint8_images_are_refused_under_autocast_too(paper):
             {"dropout_scaling": "never"},
             "dropout_scaling is 'never'; expected one of 'training', 'test'",
         ),
-        ({"in_channels": 0}, "in_channels is 0; expected an integer of at least 1"),
-        ({"in_channels": (3,)}, "in_channels is (3,); expected an integer of at least 1"),
-        ({"seed": 0.5}, f"seed is 0.5; expected an integer of at least {-(2**63)}"),
-        ({"num_classes": 0}, "num_classes is 0; expected an integer of at least 1"),
-        ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer of at least 1"),
+        ({"in_channels": 0}, "in_channels is 0; expected an integer from 1 to 16777216"),
+        ({"image_size": 10**7}, "image_size is 10000000; expected at most 16384 pixels"),
+        ({"in_channels": (3,)}, "in_channels is (3,); expected an integer from 1 to 16777216"),
+        (
+            {"seed": 0.5},
+            f"seed is 0.5; expected an integer from {-(2**63)} to {2**64 - 1}, or None",
+        ),
+        ({"num_classes": 0}, "num_classes is 0; expected an integer from 1 to 16777216"),
+        ({"num_classes": 10.0}, "num_classes is 10.0; expected an integer from 1 to 16777216"),
         (
             {"image_size": 66},
             "image_size is 66; the architecture 'paper' needs images of at least "
@@ -1097,10 +1114,75 @@ def test_numpys_numbers_build_the_same_model():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("name", ["conv9", "features.conv1", "classifier", ""])
+@pytest.mark.parametrize("name", ["conv9", "features.conv1", "classifier", "", None, ["conv1"]])
 def test_a_layer_that_does_not_exist_cannot_be_frozen(name):
     model = AlexNet(5, architecture=TINY)
     expected = re.escape(f"layers has {[name]}; expected names among conv1, pool1, flatten")
     with pytest.raises(ValueError, match=expected):
         model.freeze("conv1", name)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**400, True, "0", math.nan], ids=repr)
+def test_a_seed_that_torch_cannot_take_is_refused_on_every_device(device, seed):
+    with torch.device(device), pytest.raises(ValueError, match=r"seed is .*; expected an integer"):
+        AlexNet(5, architecture=TINY, seed=seed)
+
+
+@pytest.mark.bad_input
+def test_weights_larger_than_the_memory_are_a_memory_error(monkeypatch):
+    def refuse(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate ...")
+
+    monkeypatch.setattr(model_module, "skip_init", refuse)
+    with pytest.raises(MemoryError, match=r"the weights of the network: lower image_size or num_c"):
+        AlexNet(5, image_size=600)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["forward", "training", "append", "weight_", "_modules"])
+def test_a_layer_cannot_have_the_name_of_an_attribute_of_torchs_modules(name):
+    layers = (Conv(name, 4, kernel=3), Flatten("flatten"), Linear("fc", None))
+    table = Architecture("own", 12, layers)
+    if name == "weight_":
+        assert AlexNet(5, architecture=table).features.weight_.out_channels == 4
+        return
+    with pytest.raises(ValueError, match=f"architecture has a layer '{name}'; expected another"):
+        AlexNet(5, architecture=table)
+
+
+@pytest.mark.bad_input
+def test_groups_of_a_normalisation_divide_its_channels():
+    rows = (Conv("conv1", 5, kernel=3), LRN("norm1", groups=2))
+    table = Architecture("own", 12, (*rows, Flatten("flatten"), Linear("fc", None)))
+    with pytest.raises(ValueError, match="norm1 has 2 groups, which do not divide its 5 channels"):
+        AlexNet(5, architecture=table)
+
+
+@pytest.mark.bad_input
+def test_odd_arguments_of_the_constructor_are_named_or_right():
+    arguments = {
+        "num_classes": 5,
+        "architecture": TINY,
+        "image_size": 12,
+        "dropout": 0.5,
+        "dropout_scaling": "training",
+        "initialization": "kaiming",
+        "in_channels": 3,
+        "seed": 0,
+    }
+    with torch.device("meta"):
+        assert not wrong_messages(AlexNet, arguments)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")
+def test_odd_arguments_of_its_methods_are_named():
+    model = AlexNet(5, architecture=TINY)
+    for value in ODD:
+        with pytest.raises(ValueError, match="images"):
+            model(value)
+        with pytest.raises(ValueError, match="layers"):
+            model.freeze(value)

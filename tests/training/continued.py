@@ -5,6 +5,7 @@
 continues each run whose state is in the folder to its end, and writes the state that it then has.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny import tiny_recipe, use_tiny
 from torch import Tensor
 
 from alexnet_lib import prepare_loaders, prepare_model
 from alexnet_lib.devices import RunOptions
+from alexnet_lib.files import read_tensors, write_tensors
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training.state import TrainingRun
 
@@ -94,18 +95,23 @@ def go_on(run: TrainingRun, steps: int | None = None) -> TrainingRun:
     return run
 
 
-def write(state: State, folder: Path, name: str) -> None:
-    """The state in files of the formats that anybody can read."""
-    data, tensors = state
-    text = json.dumps(data, allow_nan=False)
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    save_file(tensors, folder / f"{name}.safetensors")
+def state_of(run: TrainingRun) -> State:
+    """A copy of the state of a run."""
+    return copy.deepcopy(run.state())
+
+
+def write(run: TrainingRun, folder: Path, name: str) -> None:
+    """The state of a run in a file."""
+    data, tensors = run.state()
+    write_tensors(
+        folder / f"{name}.safetensors", tensors, {"state": json.dumps(data, allow_nan=False)}
+    )
 
 
 def read(folder: Path, name: str) -> State:
     """The state that ``write`` wrote."""
-    data = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return data, load_file(folder / f"{name}.safetensors")
+    tensors, metadata = read_tensors(folder / f"{name}.safetensors")
+    return json.loads(metadata["state"]), tensors
 
 
 def main(folder: Path, threads: int) -> None:
@@ -116,7 +122,7 @@ def main(folder: Path, threads: int) -> None:
         for name in RUNS:
             run = begin(name)
             run.set_state(*read(folder, f"stopped {name}"))
-            write(go_on(run).state(), folder, f"ended {name}")
+            write(go_on(run), folder, f"ended {name}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from alexnet_lib import BatchLoader, Mixup, Preprocess
 from alexnet_lib.training import batches as batches_module
+from alexnet_lib.training import loop
 from alexnet_lib.training.loop import TrainingStep, evaluate, train_one_epoch
 from alexnet_lib.training.metrics import Totals
 
@@ -734,8 +735,8 @@ def test_a_loss_that_is_not_finite_names_the_step_of_several_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulation_steps": 0}, "accumulation_steps is 0; expected an integer of at least 1"),
-        ({"accumulation_steps": 1.5}, "accumulation_steps is 1.5; expected an integer of at leas"),
+        ({"accumulation_steps": 0}, "accumulation_steps is 0; expected an integer from 1 to"),
+        ({"accumulation_steps": 1.5}, "accumulation_steps is 1.5; expected an integer from 1 to"),
         ({"max_grad_norm": 0}, "max_grad_norm is 0; expected a finite number above 0"),
         ({"max_grad_norm": "1"}, "max_grad_norm is '1'; expected a finite number above 0"),
     ],
@@ -856,6 +857,49 @@ def test_float16_does_not_wait_for_the_device_in_a_step(monkeypatch):
     totals = Totals(CPU)
     step(*batch, totals)  # the scale is made in the first
     monkeypatch.setattr(batches_module, "_look", lambda labels: (None, None))
+    monkeypatch.setattr(loop, "_is_read", lambda device: False)
     for name in ("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("waited for the device"))
     step(*batch, totals)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loader", [None, 3, len, np.array(5), torch.tensor(5), Dataset])
+def test_what_cannot_be_iterated_is_no_loader(loader):
+    for run in both(loader):
+        with pytest.raises(TypeError, match=r"^loader is a .*; expected an iterable of batches"):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("which", [0, 1])
+def test_batches_without_numbers_are_refused(which):
+    batch = [images_of(2), torch.tensor([0, 1])]
+    batch[which] = batch[which].to("meta")
+    for run in both([tuple(batch)]):
+        with pytest.raises(ValueError, match=r"^images or labels are on the device 'meta'"):
+            run()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("progress", [None, "yes", 1]),
+        ("topk", [range(10**9), np.array(5), "1", 5, None, [10**400, 0]]),
+        ("views", [1.5, None, "1", torch.zeros(2), True]),
+        ("device", [0, "meta", b"cpu", ["cpu"]]),
+        ("precision", [None, "half", 16]),
+    ],
+)
+def test_junk_is_refused_by_the_name_of_its_argument(argument, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{argument} is "):
+            evaluate(linear_model(), [], **{argument: value})
+
+
+@pytest.mark.bad_input
+def test_data_sets_that_hold_themselves_have_no_names():
+    loader = DataLoader(Subset(in_memory(random_batch(4, 2, 2)), [0, 1]))
+    loader.dataset.dataset = loader.dataset
+    assert batches_module.data_names(loader) is None

@@ -1,5 +1,6 @@
 """The promises of `fit`: what it computes, what it writes, and what it leaves alone."""
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 from tiny import QUIET, SMALL, TINY, Noisy, tiny_recipe, weights_of
 from torch import nn
 from torch.utils.data import TensorDataset
+from tqdm import tqdm
 
 from alexnet_lib import AlexNet, evaluate, load_checkpoint, prepare_loaders, prepare_model
 from alexnet_lib.data import decoding
@@ -24,10 +26,11 @@ from alexnet_lib.data import images as images_module
 from alexnet_lib.data import preprocess as preprocess_module
 from alexnet_lib.data.augmentation import RandomErasing
 from alexnet_lib.data.loaders import BatchLoader, Loaders
-from alexnet_lib.devices import RunOptions
+from alexnet_lib.data.shapes import SHAPES_CLASSES
+from alexnet_lib.devices import RunOptions, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training import fit as fit_module
-from alexnet_lib.training import loop, state
+from alexnet_lib.training import loop, run_files, state
 from alexnet_lib.training.fit import Run, fit
 from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.optimization import build_optimizer, build_schedule
@@ -310,6 +313,9 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
         "options": asdict(options.resolved()),
         "threads": torch.get_num_threads(),
         "kernels": cpu.load() is not None,
+        "classes": [*SHAPES_CLASSES],
+        "data_sha256": stored["data_sha256"],
+        "versions": versions(),
     }
     assert "auto" not in stored["options"].values()
 
@@ -357,7 +363,7 @@ def test_images_a_second_are_the_images_trained_on_over_the_seconds_of_training(
     with_step(monkeypatch, wait)
     # Neither evaluating nor writing is training.
     monkeypatch.setattr(TrainingRun, "evaluate", slow(TrainingRun.evaluate))
-    monkeypatch.setattr(fit_module, "save_checkpoint", slow(fit_module.save_checkpoint))
+    monkeypatch.setattr(run_files, "save_checkpoint", slow(run_files.save_checkpoint))
     run = quick_fit(out=tmp_path)
     assert [record.train.seconds for record in run.history] == [2.0, 4.0]
     assert [record.train.images_per_second for record in run.history] == [54 / 2, 54 / 4]
@@ -403,11 +409,13 @@ def test_every_file_is_flushed_to_disk_whenever_it_is_written(tmp_path, monkeypa
     with_fsync(monkeypatch, tmp_path, flushed.append)
     with_accuracies(monkeypatch, 0.5, 0.1, 0.0)  # the first epoch is the best
     quick_fit(out=tmp_path)
-    assert flushed == [
+    assert [name for name, _ in itertools.groupby(flushed)] == [
         "recipe.json",
+        "state.safetensors",
         "last.safetensors",
         "best.safetensors",
         "history.jsonl",
+        "state.safetensors",
         "last.safetensors",
         "history.jsonl",
         "result.json",
@@ -431,10 +439,10 @@ def test_a_crash_while_a_file_is_written_leaves_that_of_the_last_epoch(name, tmp
     with_accuracies(monkeypatch, 0.1, 0.5, 0.0)
     with pytest.raises(RuntimeError, match="the power went"):
         quick_fit(out=tmp_path)
-    assert {*good} == {*FILES} - {"result.json"}
+    assert {*good} == {*FILES, "state.safetensors", ".lock"} - {"result.json"}
     assert (tmp_path / name).read_bytes() == good[name]
     assert read_history(tmp_path) == [read_json(good["history.jsonl"].decode())]
-    assert {file.name for file in tmp_path.iterdir()} == {*good}
+    assert {file.name for file in tmp_path.iterdir()} == {*good} - {".lock"}
 
 
 # What a run computes
@@ -565,13 +573,13 @@ def test_the_loaders_that_are_given_are_left_at_their_epoch():
 
 
 def test_without_a_validation_part_every_epoch_is_the_best_so_far(tmp_path, monkeypatch):
-    saved, real = [], fit_module.save_checkpoint
+    saved, real = [], run_files.save_checkpoint
 
     def note(path, model, **named):
         saved.append(path.name)
         real(path, model, **named)
 
-    monkeypatch.setattr(fit_module, "save_checkpoint", note)
+    monkeypatch.setattr(run_files, "save_checkpoint", note)
     run = quick_fit(overrides={"validation_fraction": 0.0}, out=tmp_path)
     assert saved == ["last.safetensors", "best.safetensors"] * 2
     assert [line["validation"] for line in read_history(tmp_path)] == [None, None]
@@ -846,7 +854,7 @@ def test_a_run_of_fewer_steps_and_a_silent_one_say_nothing_of_their_time(
 def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
     bars: list[dict] = []
 
-    class Bar(loop.tqdm):
+    class Bar(tqdm):
         def __init__(self, *arguments, **named):
             self.seen = {**named, "steps": 0, "closed": False}
             bars.append(self.seen)
@@ -860,7 +868,7 @@ def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
             self.seen["closed"] = True
             return super().close()
 
-    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(loop, "progress_bar", Bar)
     quick_fit(options=replace(QUIET, progress=progress))
     shown = [bar for bar in bars if bar["disable"] is not True]
     assert len(shown) == progress
@@ -1039,7 +1047,7 @@ def test_numpys_numbers_are_seeds(number, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs is 0; expected an integer of at least 1"),
+        ({"epochs": 0}, "epochs is 0; expected an integer from 1 to 1000000"),
         ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'modern'"),
         ({"recipe": {"epochs": 1}}, "recipe is {'epochs': 1}; expected a Recipe or one of"),
         ({"overrides": {"epoch": 1}}, "overrides has ['epoch']; expected names among"),
@@ -1154,6 +1162,7 @@ def test_a_loss_that_is_not_finite_leaves_the_files_of_the_last_good_epoch(tmp_p
 
     def look():
         good.update({file.name: file.read_bytes() for file in tmp_path.iterdir()})
+        del good[".lock"]
 
     poison_step(monkeypatch, 5, look)
     with pytest.raises(FloatingPointError):
@@ -1164,16 +1173,12 @@ def test_a_loss_that_is_not_finite_leaves_the_files_of_the_last_good_epoch(tmp_p
 
 @pytest.mark.bad_input
 def test_weights_that_the_last_step_spoiled_are_not_written(tmp_path, monkeypatch):
-    steps, real = 0, Recipe.criterion
+    def take_step(run, real=TrainingRun.take_step):
+        real(run)
+        if run.steps_done == 4:  # a good loss and good gradients, but the update overflows
+            next(run.model.parameters()).data.fill_(float("inf"))
 
-    def criterion(recipe, logits, labels):
-        nonlocal steps
-        steps += 1
-        if steps == 4:  # a good loss with a bad gradient
-            logits.register_hook(lambda gradient: gradient * float("nan"))
-        return real(recipe, logits, labels)
-
-    monkeypatch.setattr(Recipe, "criterion", criterion)
+    monkeypatch.setattr(TrainingRun, "take_step", take_step)
     with pytest.raises(FloatingPointError, match="epoch 1: the last step made weights NaN"):
         quick_fit(out=tmp_path, overrides={"validation_fraction": 0.0})
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.json"]

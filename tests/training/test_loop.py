@@ -1,7 +1,12 @@
 """The promises of a pass: means over images, with anybody's loader, with anybody's model."""
 
+import io
 import json
 import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.models import squeezenet1_1
 from tqdm import tqdm
 
-from alexnet_lib import devices
+from alexnet_lib import devices, interrupts, predict
 from alexnet_lib.data.augmentation import HorizontalFlip, Mixup, RandomCrop
 from alexnet_lib.data.images import ImageTensors
 from alexnet_lib.data.loaders import BatchLoader, build_loaders
@@ -24,7 +29,8 @@ from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.devices import Placement
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training import batches as batches_module
-from alexnet_lib.training.loop import evaluate, train_one_epoch
+from alexnet_lib.training import loop
+from alexnet_lib.training.loop import evaluate, evaluation_mode, train_one_epoch
 from alexnet_lib.training.metrics import EvalMetrics
 
 CPU = torch.device("cpu")
@@ -498,8 +504,9 @@ def waits(monkeypatch, run, count: int) -> int:
         return read
 
     with monkeypatch.context() as patch:
-        # Only labels on the CPU are looked at, for which nothing waits.
+        # Only what is on the CPU is looked at, for which nothing waits.
         patch.setattr(batches_module, "_look", lambda labels: (None, None))
+        patch.setattr(loop, "_is_read", lambda device: False)
         for name in ("item", "tolist", "cpu", "numpy", "nonzero"):
             patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
         for name in ("__bool__", "__int__", "__float__", "__index__"):
@@ -508,13 +515,34 @@ def waits(monkeypatch, run, count: int) -> int:
     return len(reads)
 
 
-def test_no_step_of_training_waits_for_the_device(monkeypatch):
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_no_step_of_training_waits_for_the_device(
+    monkeypatch, max_grad_norm, on_nonfinite, precision
+):
+    def run(batches):
+        model = linear_model()
+        train_one_epoch(
+            model,
+            batches,
+            torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True),
+            precision=precision,
+            max_grad_norm=max_grad_norm,
+            on_nonfinite=on_nonfinite,
+            progress=False,
+        )
+
+    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+
+
+def test_with_an_optimizer_that_is_not_fused_each_step_waits_once(monkeypatch):
     model = linear_model()
 
     def run(batches):
         train_one_epoch(model, batches, sgd(model), max_grad_norm=1.0, progress=False)
 
-    assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
+    assert waits(monkeypatch, run, 7) == waits(monkeypatch, run, 1) + 6
 
 
 def test_no_step_of_training_on_shares_waits_for_the_device(monkeypatch):
@@ -522,7 +550,8 @@ def test_no_step_of_training_on_shares_waits_for_the_device(monkeypatch):
 
     def run(batches):
         shared = [(images, F.one_hot(labels, 3).float()) for images, labels in batches]
-        train_one_epoch(model, shared, sgd(model), progress=False)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=True)
+        train_one_epoch(model, shared, optimizer, progress=False)
 
     # Making one-hot labels of a known number of classes looks at none.
     assert 0 < waits(monkeypatch, run, 1) == waits(monkeypatch, run, 7)
@@ -553,6 +582,272 @@ def test_without_progress_nothing_is_said(capsys):
     train_one_epoch(model, loader, sgd(model), progress=False)
     evaluate(model, loader, progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+class Failing:
+    """A bar that cannot be drawn."""
+
+    disable = False
+
+    def __init__(self, **options):
+        pass
+
+    def update(self, n=1):
+        raise RuntimeError("no terminal today")
+
+    set_postfix_str = close = update
+
+
+@pytest.mark.parametrize("bar", [Failing, lambda **options: Failing().update()])
+def test_a_progress_bar_that_fails_ends_neither_training_nor_evaluation(bar, monkeypatch):
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    monkeypatch.setattr(loop, "_REFRESH_SECONDS", -1.0)
+    model = linear_model()
+    assert train_one_epoch(model, random_batches(), sgd(model)).images == 10
+    assert evaluate(model, random_batches()).images == 10
+
+
+class Broken(io.StringIO):
+    """The standard error stream after its reader has gone, or on a full disk."""
+
+    def isatty(self):
+        return True
+
+    def write(self, text=""):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    flush = write
+
+
+@pytest.mark.parametrize("stream", [None, Broken()])
+def test_an_error_stream_that_takes_nothing_ends_neither(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(loop, "_REFRESH_SECONDS", -1.0)
+    model = linear_model()
+    assert train_one_epoch(model, random_batches(), sgd(model)).images == 10
+    assert evaluate(model, random_batches()).images == 10
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_ends_a_pass_between_two_batches(number, monkeypatch):
+    seen = []
+
+    def check():
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupts, "check", check)
+    with pytest.raises(KeyboardInterrupt):
+        both_passes(random_batches())[number]()
+    assert len(seen) == 2
+
+
+# Several threads
+
+
+def in_threads(*calls):
+    """Runs the calls at the same time; their results."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result(60) for future in [pool.submit(call) for call in calls]]
+
+
+class Meeting(nn.Module):
+    """A model in which the threads meet, so that each is inside while the others are."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.5))
+        self.meet = meet
+
+    def forward(self, images):
+        self.meet()
+        assert not any(module.training for module in self.modules())
+        return self.inner(images)
+
+
+def test_an_evaluation_that_ends_first_leaves_the_mode_of_another():
+    first_done, second_inside = threading.Event(), threading.Event()
+    first_alone = threading.Lock()
+
+    def meet():
+        if first_alone.acquire(blocking=False):  # the first to come ends first
+            assert second_inside.wait(30)
+        else:
+            second_inside.set()
+            assert first_done.wait(30)
+
+    def run():
+        metrics = evaluate(model, batches, progress=False)
+        first_done.set()
+        return metrics
+
+    model, batches = Meeting(meet), [*random_batches(4)]
+    model.inner[1].eval()
+    modes = [module.training for module in model.modules()]
+    metrics = in_threads(run, run)
+    assert metrics[0].loss == metrics[1].loss
+    assert [module.training for module in model.modules()] == modes
+    assert not loop._evaluated
+
+
+def test_many_evaluations_and_predictions_at_once_give_what_one_gives_alone():
+    barrier = threading.Barrier(6, timeout=30)
+    images, labels = torch.rand(12, 3, 2, 2), torch.arange(12) % 3
+    loader = DataLoader(TensorDataset(images, labels), 12)
+    alone = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.5))
+    model = Meeting(barrier.wait)
+    model.inner.load_state_dict(alone.state_dict())
+    expected = evaluate(alone, loader, progress=False).loss, predict(alone, loader)
+    found = in_threads(
+        *[lambda: evaluate(model, loader, progress=False).loss] * 3,
+        *[lambda: predict(model, loader)] * 3,
+    )
+    assert found == [expected[0]] * 3 + [expected[1]] * 3
+    assert all(module.training for module in model.modules())
+
+
+def test_a_part_of_a_model_is_evaluated_at_the_same_time_as_the_whole():
+    model = linear_model()
+    with evaluation_mode(model):
+        with evaluation_mode(model[1]):
+            pass
+        assert not model[1].training
+    with evaluation_mode(model[1]), evaluation_mode(model):
+        pass
+    assert all(module.training for module in model.modules())
+
+
+# Outputs that are not finite
+
+
+def test_an_evaluation_with_spoiled_weights_names_the_weight():
+    model = linear_model()
+    nn.init.constant_(model[1].bias, float("nan"))
+    message = "are NaN or infinite for 10 of 10 images, the first of them image 0: the weight "
+    with pytest.raises(FloatingPointError, match=f"{message}1.bias is NaN or infinite; expected"):
+        evaluate(model, random_batches(), progress=False)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("views", [1, 2])
+def test_an_evaluation_names_the_images_that_have_no_finite_outputs(poison, views):
+    batches = [*random_batches(10)]
+    batches[1][0][2] = poison
+    batches[2][0][1] = poison
+    message = "for 2 of 10 images, the first of them image 6: the weights are finite; expected"
+    with pytest.raises(FloatingPointError, match=message):
+        evaluate(linear_model(), batches, views=views, progress=False)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_evaluation_that_overflows_in_float16_is_told_the_other_precisions(half):
+    model = linear_model()
+    nn.init.constant_(model[1].weight, 6e4)
+    batches = [(3 * torch.ones(2, 3, 2, 2), torch.tensor([0, 1]))]
+    assert evaluate(model, batches, progress=False).images == 2
+    options = {} if half else {"precision": "float16"}
+    if half:
+        model.half()
+        batches = [(images.half(), labels) for images, labels in batches]
+    with pytest.raises(FloatingPointError, match=r"65504 .* expected precision 'bfloat16' or"):
+        evaluate(model, batches, progress=False, **options)
+
+
+def test_classes_that_are_ruled_out_are_no_fault():
+    logits = torch.tensor([[1.0, -float("inf"), 0.0], [-float("inf"), 2.0, 0.0]])
+    metrics = scored(logits, torch.tensor([0, 2]))
+    assert (metrics.accuracy, metrics.images) == (0.5, 2)
+    with pytest.raises(FloatingPointError, match="for 2 of 2 images"):
+        scored(logits, torch.tensor([1, 2]))  # the loss is infinite
+
+
+def test_what_an_infinite_output_means_is_up_to_another_criterion():
+    values = torch.tensor([[1.0], [float("inf")]])
+    finite = lambda output, target: (output.clamp(max=5) - target).square().mean()
+    metrics = scored(values, torch.zeros(2, 1), criterion=finite)
+    assert metrics.loss == 13.0
+    with pytest.raises(FloatingPointError, match="for 2 of 2 images, the first of them image 0"):
+        scored(values, torch.zeros(2, 1), criterion=F.mse_loss)
+
+
+# Memory
+
+
+class Greedy(nn.Module):
+    """A model that asks for more memory than there is."""
+
+    def __init__(self, raises):
+        super().__init__()
+        self.inner = linear_model()
+        self.raises = raises
+
+    def forward(self, images):
+        self.raises()
+        return self.inner(images)
+
+
+def no_memory_on_cuda():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+
+def no_memory_on_mps():
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max allowed: 18.13 GB)")
+
+
+def no_memory_in_python():
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("raises", "reason"),
+    [
+        (lambda: torch.empty(2**50), r" \(.*DefaultCPUAllocator: .*\)"),
+        (no_memory_on_cuda, r" \(CUDA out of memory\. Tried to allocate 2\.00 GiB\.\)"),
+        (no_memory_on_mps, r" \(MPS backend out of memory .*\)"),
+        (no_memory_in_python, ""),
+    ],
+)
+def test_where_memory_does_not_suffice_the_batch_and_what_to_lower_is_said(raises, reason):
+    train, test = both_passes(random_batches(), Greedy(raises))
+    size = "of 4 images of 2x2 pixels: lower"
+    advice = r".*batch_size .*accumulation_steps.* image_size, or set precision to 'bfloat16'"
+    with pytest.raises(MemoryError, match=f"for a step of training {size}{advice}{reason}$"):
+        train()
+    with pytest.raises(MemoryError, match=f"for evaluation {size} the batch size .*{reason}$"):
+        test()
+
+
+def test_other_errors_of_a_model_are_left_as_they_are():
+    def fails():
+        raise RuntimeError("expected 3 channels")
+
+    for run in both_passes(random_batches(), Greedy(fails)):
+        with pytest.raises(RuntimeError, match=r"^expected 3 channels$"):
+            run()
+
+
+LIMITED = """
+import resource, torch
+from torch import nn
+from alexnet_lib import train_one_epoch
+model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4096), nn.Linear(4096, 3))
+batches = [(torch.zeros(2**18, 3, 2, 2), torch.zeros(2**18, dtype=torch.int64))]
+resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
+try:
+    train_one_epoch(model, batches, torch.optim.SGD(model.parameters(), 0.1), progress=False)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to the limit")
+def test_a_process_that_may_have_no_more_memory_says_so():
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True, timeout=120
+    )
+    expected = "memory does not suffice for a step of training of 262144 images of 2x2 pixels: "
+    assert done.stdout.startswith(expected)
 
 
 # The tutorial's own loops

@@ -1,13 +1,13 @@
 """The promises of the metrics: what they say, what JSON gets, and the sums behind them."""
 
 import json
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from alexnet_lib.training.metrics import EpochMetrics, EpochRecord, EvalMetrics, Totals
+from alexnet_lib.training.metrics import EpochMetrics, EpochRecord, EvalMetrics, Totals, stuck_note
 
 CPU = torch.device("cpu")
 
@@ -66,23 +66,107 @@ def test_sums_continue_from_their_state(clock):
     assert second.steps == 2
 
 
-@pytest.mark.bad_input
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_the_first_step_with_a_loss_that_is_not_finite_is_named(poison):
+def add_steps(totals: Totals, faults: list[int], loss: float = 1.0) -> None:
+    """A step of one image, a hit, for each fault; the loss of the first kind is NaN."""
+    for fault in faults:
+        mark = totals.mark()
+        number = float("nan") if fault == 1 else loss
+        totals.add(torch.tensor(number), torch.tensor([True]), 1)
+        totals.end_step(mark, torch.tensor(fault))
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ([0, 1, 0, 3], "^the loss of step 2 is not finite"),
+        ([0, 0, 3, 1], "^the gradient of fc.weight in step 3 is not finite"),
+    ],
+)
+def test_the_first_step_that_is_not_finite_is_named(faults, message):
     totals = Totals(CPU)
-    for loss in (1.0, poison, 1.0, poison):
-        totals.add(torch.tensor(loss), torch.tensor([True]), 1)
-    with pytest.raises(FloatingPointError, match="the loss of step 2 is not finite"):
+    totals.trained = ("conv.weight", "fc.weight")
+    add_steps(totals, faults)
+    with pytest.raises(FloatingPointError, match=message):
         totals.compute()
 
 
-@pytest.mark.bad_input
-def test_a_loss_that_was_not_finite_stays_named_after_the_state_was_set():
+def test_a_step_that_was_not_finite_stays_named_after_the_state_was_set():
     totals, other = Totals(CPU), Totals(CPU)
-    totals.add(torch.tensor(float("nan")), torch.tensor([True]), 1)
+    add_steps(totals, [0, 3])
     other.set_state(totals.state())
-    with pytest.raises(FloatingPointError, match="the loss of step 1 is not finite"):
+    other.trained = ("conv.weight", "fc.weight")
+    with pytest.raises(FloatingPointError, match=r"the gradient of fc\.weight in step 2"):
         other.compute()
+
+
+def test_skipped_steps_count_in_no_mean():
+    totals = Totals(CPU)
+    totals.allowed, totals.trained = 2, ("conv.weight",)
+    add_steps(totals, [0, 1, 2], loss=3.0)
+    totals.add(torch.tensor(1.0), torch.tensor([False]), 1)
+    metrics = totals.compute()
+    assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 0.5, 2)
+    assert (metrics.skipped_steps, totals.steps) == (2, 4)
+    assert str(metrics).endswith(" images/s, 2 steps skipped")
+    assert totals.skipped_note() == (
+        "2 of 4 steps were skipped, since a loss or a gradient was NaN or infinite: first step 2, "
+        "the loss"
+    )
+
+
+def test_every_sum_is_in_the_state_and_comes_back():
+    totals, other = Totals(CPU), Totals(CPU)
+    totals.allowed = other.allowed = 2
+    totals.trained = other.trained = ("conv.weight",)
+    add_steps(totals, [0, 2, 1, 0])
+    totals.add(torch.tensor(1.0), torch.tensor([False]), 1, torch.tensor([True]))
+    sums = {name for name, value in vars(totals).items() if isinstance(value, torch.Tensor)}
+    assert sums < set(totals.state())
+    assert all(bool(totals.state()[name]) for name in sums)
+    other.set_state(totals.state())
+    assert {name: int(value) for name, value in other.state().items()} == {
+        name: int(value) for name, value in totals.state().items()
+    }
+    assert other.skipped_note() == totals.skipped_note()
+
+
+def test_more_skipped_steps_than_allowed_are_an_error_that_names_the_first():
+    totals = Totals(CPU)
+    totals.allowed = 2
+    add_steps(totals, [0, 1, 1, 1])
+    with pytest.raises(FloatingPointError, match=r"^3 steps were skipped, at most 2 .* of step 2"):
+        totals.check()
+
+
+def test_an_epoch_without_a_step_that_counts_has_no_mean():
+    totals = Totals(CPU)
+    totals.allowed = 2
+    add_steps(totals, [1, 1])
+    with pytest.raises(FloatingPointError, match=r"no step could be taken: 2 of 2 steps were"):
+        totals.compute()
+
+
+# A loss that stays
+
+
+@pytest.mark.parametrize(
+    ("loss", "classes", "stuck"),
+    [
+        (2.3026, 10, True),
+        (2.2847, 10, True),
+        (2.27, 10, False),
+        (2.36, 10, False),
+        (6.9, 1000, True),
+        (0.0, 1, False),
+    ],
+)
+def test_a_loss_that_stays_at_that_of_guessing_points_to_the_doctor(loss, classes, stuck):
+    record = EpochRecord(3, 0.01, EpochMetrics(loss, 0.1, 10, 4.0, 2.5), None)
+    note = stuck_note(record, classes)
+    assert (note is not None) == stuck
+    if note is not None:
+        assert f"the training loss of epoch 3 is {loss:.4f}" in note
+        assert "alexnet-lib doctor" in note
 
 
 # What they say
@@ -97,6 +181,7 @@ def test_training_metrics_are_readable_frozen_and_plain():
         "images": 10,
         "seconds": 4.0,
         "images_per_second": 2.5,
+        "skipped_steps": 0,
     }
     with pytest.raises(FrozenInstanceError):
         metrics.loss = 0.0
@@ -137,6 +222,12 @@ def test_the_line_of_an_epoch_has_these_fields():
         "train": {"loss": 1.25, "accuracy": 0.5, "images_per_second": 2.5},
         "validation": {"loss": 0.5, "accuracy": 0.25},
     }
+
+
+def test_the_line_of_an_epoch_has_the_skipped_steps_where_there_are_any():
+    line = EpochRecord(1, 0.1, replace(TRAINED, skipped_steps=3), None).to_dict()
+    assert line["train"]["skipped_steps"] == 3
+    assert "skipped_steps" not in EpochRecord(1, 0.1, TRAINED, None).to_dict()["train"]
 
 
 def test_the_line_of_an_epoch_without_validation_says_so():

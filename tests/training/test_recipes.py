@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import tempfile
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import in_memory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY, TINY_OVERRIDES
 from torch import nn
@@ -495,6 +497,21 @@ def test_the_ends_of_the_ranges_are_allowed(field, value):
     assert getattr(Recipe("r", **{field: value}), field) == value
 
 
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -1, 0, 1, 2**63, 1e308]))
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.text()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    max_leaves=5,
+)
+JUNK = st.one_of(
+    JSON,
+    st.binary(),
+    st.tuples(st.text()),
+    st.sampled_from(
+        [object(), np.zeros(2), np.float32(0.5), np.int64(3), torch.zeros(3), len, int]
+    ),
+)
+
 OUT_OF_RANGE = [
     ("architecture", "vgg"),
     ("architecture", TINY),
@@ -589,33 +606,65 @@ OUT_OF_RANGE = [
     ("ema_decay", 0),
     ("ema_decay", 1),
     ("ema_decay", math.nan),
+    ("image_size", 10**7),
+    ("channels", 2**25),
+    ("stats_images", 10**400),
+    ("train_images", 10**400),
+    ("accumulation_steps", 10**26),
+    ("early_stopping", 10**400),
+    ("resize_ratio", 1e9),
+    ("resize_ratio", 1e308),
+    ("edge", 10**400),
+    ("color_noise", 1e308),
+    ("mixup", 1e308),
+    ("cutmix", 1e39),
+    ("batch_size", 10**400),
+    ("epochs", 10**400),
+    ("learning_rate", 1e308),
+    ("learning_rate", 10**400),
+    ("plateau_patience", 10**10),
+    ("weight_decay", 1e39),
+    ("bias_rate_factor", 1e39),
+    ("max_grad_norm", 1e39),
+    ("max_grad_norm", -1),
+    ("max_grad_norm", math.nan),
+    ("name", None),
+    ("name", "a\x1b[31mb"),
+    ("name", "r" * 101),
     ("views", 3),
     ("views", True),
     ("views", 1.0),
     ("views", "2"),
 ]
-# A recipe may be called anything.
-UNCHECKED = {"name"}
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE)
 def test_a_field_out_of_its_range_is_named(field, value):
     with pytest.raises(ValueError, match=rf"^{field} (is|has) .*expected"):
-        Recipe("r", **{field: value})
+        Recipe(**{"name": "r", field: value})
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 0}, "learning_rate is 0; expected a finite number above 0"),
-        ({"weight_decay": -1}, "weight_decay is -1; expected a finite number of at least 0"),
+        (
+            {"learning_rate": 0},
+            "learning_rate is 0; expected a number above 0 that float32 can hold",
+        ),
+        (
+            {"weight_decay": -1},
+            "weight_decay is -1; expected a number of at least 0 that float32 can hold",
+        ),
         ({"dropout": 2}, "dropout is 2; expected a probability from 0 to 1"),
         ({"momentum": 1}, "momentum is 1; expected a fraction from 0 to below 1"),
-        ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
-        ({"image_size": 0}, "image_size is 0; expected an integer of at least 1, or None"),
-        ({"max_grad_norm": 0}, "max_grad_norm is 0; expected a finite number above 0, or None"),
+        ({"batch_size": 0}, "batch_size is 0; expected an integer from 1 to 1000000"),
+        ({"image_size": 0}, "image_size is 0; expected an integer from 1 to 16384, or None"),
+        (
+            {"max_grad_norm": 0},
+            "max_grad_norm is 0; expected a number above 0 that float32 can hold, or None",
+        ),
         ({"flip": 1}, "flip is 1; expected True or False"),
         ({"views": 3}, "views is 3; expected one of 1, 2, 10"),
         ({"freeze": "conv1"}, "freeze is 'conv1'; expected a tuple of strings"),
@@ -627,7 +676,7 @@ def test_an_error_says_what_came_and_what_was_expected(changes, message):
 
 
 def test_every_field_has_a_value_that_is_refused():
-    assert {field for field, _ in OUT_OF_RANGE} | UNCHECKED == {f.name for f in fields(Recipe)}
+    assert {field for field, _ in OUT_OF_RANGE} == {f.name for f in fields(Recipe)}
 
 
 def test_every_field_but_the_name_has_a_default():
@@ -667,6 +716,14 @@ def test_every_field_but_the_name_has_a_default():
             "dropout_scaling is 'test', but weights is 'w.pth'",
         ),
         ({"views": 10, "resize_ratio": 1.001}, "views is 10, but resize_ratio is 1.001"),
+        (
+            {"image_size": 2**14, "resize_ratio": 1.1},
+            "resize_ratio is 1.1, so that images of 16384 pixels would be resized to more than",
+        ),
+        (
+            {"learning_rate": 1e20, "bias_rate_factor": 1e20},
+            "bias_rate_factor is 1e+20 and learning_rate is 1e+20; expected a product that",
+        ),
         ({"edge": 227}, "edge is 227; expected less than the image size, 227"),
         ({"edge": 67, "image_size": 67}, "edge is 67; expected less than the image size, 67"),
     ],
@@ -749,13 +806,77 @@ def test_data_with_a_value_out_of_its_range_is_named(field, value):
         json.dumps({"recipe": Recipe("r").to_dict()}),
         json.dumps({"recipe": Recipe("r").to_dict(), "seed": None}),
         json.dumps({"recipe": Recipe("r").to_dict() | {"epochs": 0}, "seed": 0}),
+        json.dumps({"recipe": Recipe("r").to_dict() | {"new": 0}, "seed": 0}),
+        json.dumps({"recipe": Recipe("r").to_dict(), "seed": 1e400}),
+        json.dumps({"recipe": Recipe("r").to_dict(), "seed": True}),
+        json.dumps({"recipe": Recipe("r").to_dict(), "seed": 2**63}),
+        json.dumps({"recipe": Recipe("r").to_dict(), "seed": 0, "given": 5}),
+        '{"recipe": {"name": "r", "epochs": ' + "9" * 5000 + '}, "seed": 0}',
+        '{"recipe": {"name": "r", "learning_rate": NaN}, "seed": 0}',
+        '{"recipe": {"name": "r", "epochs": 1, "epochs": 2}, "seed": 0}',
+        "[" * 100_000 + "]" * 100_000,
+        '{"recipe": ' * 100_000,
+        '{"recipe": {"name": "r"}, "seed": 0}' + " " * 2**20,
+        "5",
+        "null",
+        '"recipe"',
     ],
-    ids=["empty", "broken", "list", "nothing", "no fields", "no seed", "seed None", "epochs 0"],
+    ids=range(22),
 )
 def test_a_file_that_is_no_runs_recipe_is_named(text, tmp_path):
     (tmp_path / "recipe.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'recipe.json'} is not the")):
         stored_recipe(tmp_path)
+
+
+@pytest.mark.bad_input
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs")
+@pytest.mark.parametrize("kind", ["fifo", "device", "bytes", "folder"])
+def test_what_is_no_text_in_a_recipes_place_is_named_at_once(kind, tmp_path):
+    file = tmp_path / "recipe.json"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=re.escape(f"{file} is not the recipe of a run: ")):
+        stored_recipe(tmp_path)
+
+
+@pytest.mark.bad_input
+@settings(max_examples=200)
+@given(JSON, JSON)
+def test_whatever_json_a_recipe_holds_one_error_names_the_file(recipe, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.json"
+        file.write_text(json.dumps({"recipe": recipe, "seed": seed}), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))}"):
+            stored_recipe(folder)
+
+
+@pytest.mark.bad_input
+@settings(max_examples=300)
+@given(st.sampled_from([f.name for f in fields(Recipe)]), JUNK)
+def test_any_value_of_a_field_is_taken_or_refused_by_its_name(field, value):
+    recipe, message = None, ""
+    try:
+        recipe = Recipe(**{"name": "r", field: value})
+    except ValueError as error:
+        message = str(error)
+    if recipe is None:
+        assert field in message
+    else:
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("overrides", [{1: 2}, {None: 1, "epochs": 2}, {("a",): 1, 2: 3}])
+def test_overrides_whose_keys_are_no_names_are_refused(overrides):
+    with pytest.raises(ValueError, match=r"^overrides has \["):
+        RECIPES["modern"].overridden(overrides)
 
 
 @pytest.mark.bad_input

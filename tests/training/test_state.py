@@ -12,7 +12,7 @@ from typing import Any
 import continued
 import pytest
 import torch
-from continued import OPTIONS, RUNS, State, begin, go_on
+from continued import OPTIONS, RUNS, State, begin, go_on, state_of
 from helpers import random_pixels
 from PIL import Image
 from tiny import QUIET, Noisy, tiny_recipe, use_tiny, weights_of
@@ -64,7 +64,7 @@ def elsewhere(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         use_tiny(patch)
         for name in RUNS:
-            continued.write(go_on(begin(name), STOP).state(), folder, f"stopped {name}")
+            continued.write(go_on(begin(name), STOP), folder, f"stopped {name}")
     tests = Path(continued.__file__).parent
     command = [sys.executable, continued.__file__, str(folder), str(torch.get_num_threads())]
     path = os.pathsep.join([str(tests), str(tests.parent), *filter(None, sys.path)])
@@ -76,7 +76,7 @@ def elsewhere(tmp_path_factory) -> Path:
 def test_a_run_goes_on_in_another_process_bit_for_bit(name, elsewhere):
     whole = go_on(begin(name))
     ended = continued.read(elsewhere, f"ended {name}")
-    assert_same(ended, whole.state())
+    assert_same(ended, state_of(whole))
     # Not all of it is the same anyway: the part that was trained elsewhere has changed something.
     stopped = continued.read(elsewhere, f"stopped {name}")
     assert stopped[0]["epoch"] == 1
@@ -133,53 +133,43 @@ def test_a_run_goes_on_from_its_state_wherever_it_was_taken(steps, finished, cha
     if finished and stopped.totals.steps == stopped.steps_in_epoch:
         stopped.finish_epoch()
     fresh = run_of(**changes)
-    fresh.set_state(*stopped.state())
+    fresh.set_state(*state_of(stopped))
     assert fresh.steps_done == steps
-    assert_same(go_on(fresh).state(), whole.state())
+    assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
 def test_a_run_without_validation_goes_on_from_its_state():
     changes = {"validation_fraction": 0.0}
     fresh, whole = run_of(**changes), go_on(run_of(**changes))
-    fresh.set_state(*go_on(run_of(**changes), STOP).state())
+    fresh.set_state(*state_of(go_on(run_of(**changes), STOP)))
     assert fresh.history[0].validation is None
-    assert_same(go_on(fresh).state(), whole.state())
+    assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
 def test_a_run_of_a_random_data_set_goes_on_from_its_state():
     fresh, whole = run_of(Noisy()), go_on(run_of(Noisy()))
-    fresh.set_state(*go_on(run_of(Noisy()), STOP).state())
-    assert_same(go_on(fresh).state(), whole.state())
+    fresh.set_state(*state_of(go_on(run_of(Noisy()), STOP)))
+    assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
 def test_a_run_that_is_under_way_is_set_back_to_a_state():
     run = run_of()
-    state = go_on(run, 2).state()
-    end = go_on(run).state()
+    state = state_of(go_on(run, 2))
+    end = state_of(go_on(run))
     run.set_state(*state)
     assert (run.steps_done, run.history, run.best_weights) == (2, [], None)
-    assert_same(go_on(run).state(), end)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_state_is_a_copy_that_training_on_does_not_change(name):
-    run = go_on(begin(name), STOP)
-    state = run.state()
-    before = copy.deepcopy(state)
-    go_on(run)
-    assert state[0] == before[0]
-    assert_same(state, before)
+    assert_same(state_of(go_on(run)), end)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_state_that_was_set_is_not_changed_by_training_on(name):
-    state = go_on(begin(name), STOP).state()
+    state = state_of(go_on(begin(name), STOP))
     before = copy.deepcopy(state)
     ends = []
     for _ in range(2):
         run = begin(name)
         run.set_state(*state)
-        ends.append(go_on(run).state())
+        ends.append(state_of(go_on(run)))
     assert_same(state, before)
     assert_same(*ends)
 
@@ -193,11 +183,11 @@ def test_taking_the_state_does_not_disturb_the_run(name):
         watched.state()
         if watched.totals.steps == watched.steps_in_epoch:
             watched.finish_epoch()
-    assert_same(watched.state(), go_on(begin(name)).state())
+    assert_same(state_of(watched), state_of(go_on(begin(name))))
 
 
 def test_of_a_state_plain_data_and_tensors_belong_together():
-    data, tensors = go_on(run_of(), STOP).state()
+    data, tensors = state_of(go_on(run_of(), STOP))
 
     def names(value) -> list[str]:
         if isinstance(value, dict):
@@ -208,7 +198,6 @@ def test_of_a_state_plain_data_and_tensors_belong_together():
         return []
 
     assert sorted(names(data)) == sorted(tensors)
-    assert {tensor.is_contiguous() for tensor in tensors.values()} == {True}
 
 
 # The steps themselves
@@ -274,9 +263,9 @@ def test_a_float16_run_keeps_its_scale():
     run = go_on(begin("sgd float16"), STOP)
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 512.0})
     fresh = begin("sgd float16")
-    fresh.set_state(*run.state())
+    fresh.set_state(*state_of(run))
     assert fresh.scaler.get_scale() == 512.0
-    assert_same(go_on(fresh).state(), go_on(run).state())
+    assert_same(state_of(go_on(fresh)), state_of(go_on(run)))
 
 
 # Steps of several batches
@@ -341,7 +330,7 @@ def test_a_state_knows_how_long_no_epoch_was_better(monkeypatch):
         if run.epoch_read:
             run.finish_epoch()
     fresh = run_of(epochs=5, early_stopping=2)
-    fresh.set_state(*run.state())
+    fresh.set_state(*state_of(run))
     assert go_on(fresh).epoch == 3
 
 
@@ -384,7 +373,7 @@ def test_an_epoch_without_its_bad_images_ends_and_goes_on_from_its_state(
     assert len(good) < len(files)
     states = []
     while not whole.finished:
-        states.append(copy.deepcopy(whole.state()))
+        states.append(state_of(whole))
         if whole.epoch_read:
             assert whole.totals.images == len(good)
             whole.finish_epoch()
@@ -394,4 +383,4 @@ def test_an_epoch_without_its_bad_images_ends_and_goes_on_from_its_state(
     for state in states[1 :: max(1, len(states) // 3)]:
         fresh = run_of_photos(folder, **changes)
         fresh.set_state(*state)
-        assert_same(go_on(fresh).state(), whole.state())
+        assert_same(state_of(go_on(fresh)), state_of(whole))

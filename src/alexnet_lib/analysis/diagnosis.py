@@ -8,7 +8,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,16 +16,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_lib import interrupts
 from alexnet_lib.checks import check_integer, type_name
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
-from alexnet_lib.devices import RunOptions, restored_generators, seed_generators
+from alexnet_lib.devices import (
+    RunOptions,
+    memory_explained,
+    out_of_memory,
+    restored_generators,
+    seed_generators,
+)
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_table
 from alexnet_lib.training.batches import moved_batches
-from alexnet_lib.training.loop import evaluation_mode
-from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.loop import (
+    check_has_weights,
+    check_model,
+    checked_logits,
+    evaluation_mode,
+)
+from alexnet_lib.training.metrics import Totals, nonfinite_weight
 from alexnet_lib.training.optimization import balanced_weights, build_step
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
@@ -39,6 +51,8 @@ _SMALL_UPDATE, _LARGE_UPDATE = 1e-5, 0.03  # of a step, over the weights
 _LEARNED = 0.5  # share of the guessing loss that a batch should be brought down to
 _USUAL_STD = (0.3, 3.0)  # of the network's input
 _RAW_STD = 20.0  # of values from 0 to 255, at least
+
+_MOST_STEPS = 100_000  # of a try on one batch; more take days
 
 # The labels are checked with a linear classifier on tiny images.
 _PROBE_IMAGES, _PROBE_SIDE, _PROBE_LEAST = 2000, 8, 1000
@@ -154,12 +168,15 @@ def diagnose(
         classes: as in ``fit``, and so are ``parts``.
         parts: the folders of the parts.
         model: a network of any kind, which is not changed; None builds the recipe's.
-        steps: training steps on the batch, at least 1.
+        steps: training steps on the batch, from 1 to 100,000; the try ends at a loss or a gradient
+            that is not finite.
         seed: as in ``fit``.
         options: device and precision.
 
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError: ``data``, ``model`` or ``options`` has another type.
+        ValueError: an argument is out of its range, or the model does not fit the data.
+        MemoryError: memory does not suffice; the message says for which batch.
 
     Example:
         >>> from alexnet_lib import RunOptions, diagnose
@@ -169,37 +186,37 @@ def diagnose(
         >>> [layer.name for layer in diagnosis.layers][:2], len(diagnosis.losses)
         (['conv1', 'conv2'], 2)
     """
-    steps, seed = check_integer("steps", steps, 1), check_integer("seed", seed, 0)
+    steps = check_integer("steps", steps, 1, _MOST_STEPS)
+    seed = check_integer("seed", seed, 0, 2**63 - 1)  # as torch's generators
     if not isinstance(options, RunOptions):
         raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
-    if model is not None and not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
+    if model is not None:
+        check_model(model)
     recipe = resolve_recipe(recipe, overrides)
     options = options.resolved()
     loaders = prepare_loaders(
         data, recipe, classes=classes, parts=parts, seed=seed, options=options
     )
-    if model is None:
-        network: nn.Module = prepare_model(loaders, recipe, seed=seed, options=options)
-    else:
-        placement = options.placement
-        network = copy.deepcopy(model)
-        network.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload]
-    device = torch.device(options.device)
-    first = next(moved_batches(replace(loaders.train, augmentation=()), device), None)
-    if first is None:
-        raise ValueError("data has no image that can be read; expected some to train on")
-    images, labels = first.images, first.labels
-    weights = balanced_weights(recipe, loaders.train.dataset, device)
-    before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    with restored_generators(device):
-        seed_generators(seed, device)
-        layers = _first_step(network, images, labels, recipe, options, weights)
-        network.load_state_dict(before)
-        repeated = itertools.repeat((images, labels))
-        losses = step_losses(network, repeated, steps, recipe, options, weights)
-    with torch.no_grad(), evaluation_mode(network), _watched(network) as seen:
-        accuracy = (network(images.float()).argmax(1) == labels).float().mean().item()
+    with memory_explained("a diagnosis") as shapes:
+        network = _network(model, loaders, recipe, seed, options)
+        device = torch.device(options.device)
+        first = next(moved_batches(replace(loaders.train, augmentation=()), device), None)
+        if first is None:
+            raise ValueError("data has no image that can be read; expected some to train on")
+        images, labels = first.images, first.labels
+        shapes.append(images.shape)
+        _check_fit(network, images, len(loaders.classes))
+        spoiled = nonfinite_weight(network)
+        weights = balanced_weights(recipe, loaders.train.dataset, device)
+        before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        with restored_generators(device):
+            seed_generators(seed, device)
+            layers = _first_step(network, images, labels, recipe, options, weights)
+            network.load_state_dict(before)
+            repeated = itertools.repeat((images, labels))
+            losses = step_losses(network, repeated, steps, recipe, options, weights)
+        with torch.no_grad(), evaluation_mode(network), _watched(network) as seen:
+            accuracy = (network(images.float()).argmax(1) == labels).float().mean().item()
     label_accuracy, label_chance, label_images = _labels_probe(loaders.train.dataset, seed)
     diagnosis = Diagnosis(
         recipe=recipe.name,
@@ -212,10 +229,50 @@ def diagnose(
         label_accuracy=label_accuracy,
         label_chance=label_chance,
         label_images=label_images,
-        layers=tuple(replace(layer, dead_after=seen[layer.name].dead) for layer in layers),
+        layers=tuple(
+            replace(layer, dead_after=seen.get(layer.name, layer).dead) for layer in layers
+        ),
         findings=(),
     )
-    return replace(diagnosis, findings=tuple(_findings(diagnosis, recipe, labels)))
+    findings = [] if spoiled is None else [f"{spoiled} before the first step"]
+    return replace(diagnosis, findings=(*findings, *_findings(diagnosis, recipe, labels)))
+
+
+def _network(
+    model: nn.Module | None, loaders: Loaders, recipe: Recipe, seed: int, options: RunOptions
+) -> nn.Module:
+    """A copy of a given network, or that of the recipe, as ``fit`` trains it."""
+    try:
+        network = copy.deepcopy(model)
+    except Exception as error:  # whatever a stranger's module raises
+        raise ValueError(f"model is a {type_name(model)} that cannot be copied: {error}") from error
+    if network is None or isinstance(network, AlexNet):
+        return prepare_model(loaders, recipe, model=network, seed=seed, options=options)
+    check_has_weights(network)
+    placement = options.placement
+    return network.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload,no-any-return]
+
+
+def _check_fit(network: nn.Module, images: Tensor, classes: int) -> None:
+    """Raises a ``ValueError`` unless a network gives logits of the classes for the images."""
+    try:
+        with torch.no_grad(), evaluation_mode(network), _watched(network) as seen:
+            logits = checked_logits(network(images.float()), len(images))
+    except (RuntimeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"model cannot compute images of shape {tuple(images.shape)}, which data has: {error}"
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise ValueError(
+            f"model returns logits of shape {tuple(logits.shape)}; expected "
+            f"({len(images)}, {classes}), for the classes of data"
+        )
+    if not seen:
+        raise ValueError(
+            "model has no nn.Conv2d and no nn.Linear; expected a network with layers to look at"
+        )
 
 
 @contextmanager
@@ -278,9 +335,10 @@ def _first_step(
     model.train()
     step = build_step(recipe, model, options, class_weights=class_weights)
     scale = math.inf
-    while step.scaler.get_scale() < scale:  # in float16, a step that overflows is left out
-        scale = step.scaler.get_scale()
-        step(images, labels, Totals(images.device))
+    with suppress(FloatingPointError):  # the layers tell
+        while step.scaler.get_scale() < scale:  # in float16, a step that overflows is left out
+            scale = step.scaler.get_scale()
+            step(images, labels, Totals(images.device))
     layers = []
     for name, layer in seen.items():
         weight = weights[name]
@@ -299,7 +357,10 @@ def step_losses(
     options: RunOptions,
     class_weights: Tensor | None = None,
 ) -> list[float]:
-    """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step."""
+    """Trains a model on ``steps`` batches by a recipe: the cross entropy of each step.
+
+    It ends at a step whose loss or gradient is not finite, with a last loss of NaN.
+    """
     losses: list[Tensor] = []
 
     def criterion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -307,12 +368,17 @@ def step_losses(
         return recipe.criterion(logits, labels, class_weights)
 
     built = build_step(recipe, model, options, steps=steps)
-    step = replace(built, criterion=criterion)
+    step = replace(built, criterion=criterion, on_nonfinite="stop")
     model.train()
     totals = Totals(step.device)
-    for images, labels in itertools.islice(batches, steps):
-        step(images, labels, totals)
-    return [float(loss) for loss in losses]
+    try:
+        for images, labels in itertools.islice(batches, steps):
+            interrupts.check()
+            step(images, labels, totals)
+        totals.check()
+    except FloatingPointError:
+        return [*map(float, losses[:-1]), math.nan]
+    return [*map(float, losses)]
 
 
 def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
@@ -323,9 +389,14 @@ def _labels_probe(data: ImageSet, seed: int) -> tuple[float, float, int]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
     sample = data.subset(order.to(data.labels.device))
     # One at a time: files may be large.
-    whole = (sample.image(i)[None] for i in range(count))
-    tiny = [F.adaptive_avg_pool2d(images.float().cpu(), _PROBE_SIDE).flatten(1) for images in whole]
+    tiny = []
+    for i in range(count):
+        interrupts.check()
+        image = sample.image(i)[None].float().cpu()
+        tiny.append(F.adaptive_avg_pool2d(image, _PROBE_SIDE).flatten(1))
     features = torch.cat(tiny).double()
+    if not features.isfinite().all():
+        return math.nan, math.nan, 0
     features = (features - features.mean(0)) / (features.std(0) + 1e-6)
     features = torch.cat([features, torch.ones(count, 1, dtype=torch.float64)], dim=1)
     labels = sample.labels.cpu()
@@ -428,7 +499,10 @@ def _update_findings(seen: Diagnosis, recipe: Recipe) -> Iterator[str]:
 
 def _course_findings(losses: tuple[float, ...], chance: float) -> Iterator[str]:
     if not all(map(math.isfinite, losses)):
-        yield "the loss became NaN or infinite on one batch: lower learning_rate, or clip gradients"
+        yield (
+            "the loss or a gradient became NaN or infinite on one batch: lower learning_rate, or "
+            "clip gradients"
+        )
         return
     end = sum(losses[-3:]) / len(losses[-3:])
     if max(losses) > 2 * max(losses[0], chance):

@@ -13,9 +13,23 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from alexnet_lib.checks import ABOVE_ZERO, AT_LEAST_ZERO, PROBABILITY, as_number, check_number
-from alexnet_lib.data.images import to_unit
+from alexnet_lib.checks import (
+    PROBABILITY,
+    Range,
+    as_number,
+    check_integer,
+    check_number,
+    shown,
+    type_name,
+)
+from alexnet_lib.data.images import as_list, check_dense, to_unit
 from alexnet_lib.data.statistics import ColorComponents
+
+# Outside of these, float32 has no weights between 0 and 1, or no colours.
+_ALPHA = Range("a number above 0, from 0.001 to 1000", lambda x: 0.001 <= x <= 1000)
+_STRENGTH = Range("a number from 0 to 1000", lambda x: 0 <= x <= 1000)
+_LARGEST_RATIO = 1000.0
+_MOST_IMAGES = 2**31 - 1  # of an epoch
 
 On = Literal["pixels", "resized", "input"]
 Images = Shaped[Tensor, "batch c h w"]
@@ -68,10 +82,12 @@ class HorizontalFlip:
 
     def draw(self, count: int, generator: torch.Generator) -> Bool[Tensor, " count"]:
         """Which images are mirrored."""
+        count = _check_drawing(count, generator)
         return torch.rand(count, generator=generator) < self.probability
 
     def apply(self, images: Images, draws: Bool[Tensor, " batch"]) -> Images:
         """The images, some of them mirrored."""
+        _check_images(images, draws)
         if images.device.type != "cpu":
             mirrored = draws.to(images.device)[:, None, None, None]
             return torch.where(mirrored, images.flip(-1), images)
@@ -92,10 +108,13 @@ class RandomCrop:
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
         """The position of each crop, vertically and horizontally, from 0 to below 1."""
+        count = _check_drawing(count, generator)
         return torch.rand(count, 2, generator=generator)
 
     def corners(self, draws: Float[Tensor, "batch 2"], margin: int) -> Int64[Tensor, "batch 2"]:
         """Row and column of the crops' upper left corners, each from 0 to ``margin``."""
+        margin = check_integer("margin", margin, 0, _MOST_IMAGES)
+        _check_draws(draws, len(draws) if isinstance(draws, Tensor) and draws.ndim else 0, 2)
         return (draws * (margin + 1)).long()
 
 
@@ -118,16 +137,23 @@ class ColorNoise:
     strength: float = 0.1
 
     def __post_init__(self) -> None:
-        _set(self, strength=check_number("strength", self.strength, AT_LEAST_ZERO))
+        if not isinstance(self.components, ColorComponents):
+            raise TypeError(
+                f"components is a {type_name(self.components)}; expected the result of "
+                "compute_color_components"
+            )
+        _set(self, strength=check_number("strength", self.strength, _STRENGTH))
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count c"]:
         """What is added to each image's channels."""
+        count = _check_drawing(count, generator)
         std = torch.tensor(self.components.std) * self.strength
         directions = torch.tensor(self.components.directions)
         return torch.randn(count, len(std), generator=generator) * std @ directions
 
     def apply(self, images: Images, draws: Float[Tensor, "batch c2"]) -> FloatImages:
         """The images in other colours, float32."""
+        _check_images(images, draws, len(self.components.std))
         if images.shape[1] != draws.shape[1]:
             raise ValueError(
                 f"images have {images.shape[1]} channels and the components of ColorNoise "
@@ -148,10 +174,14 @@ class TrivialAugment:
 
     def draw(self, count: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
         """A seed for each image."""
+        count = _check_drawing(count, generator)
         return torch.randint(2**62, (count,), generator=generator)
 
     def apply(self, images: Images, draws: Int64[Tensor, " batch"]) -> Images:
         """The changed images, uint8."""
+        _check_images(images, draws)
+        if draws.is_floating_point():
+            raise ValueError(f"draws has dtype {draws.dtype}; expected int64, the seeds of `draw`")
         if images.shape[1] not in {1, 3}:
             raise ValueError(
                 f"images have {images.shape[1]} channels; expected 1 or 3, grey or colour, for "
@@ -203,9 +233,14 @@ class RandomErasing:
         _set(self, probability=check_number("probability", self.probability, PROBABILITY))
         area, ratio = _pair(self.area), _pair(self.ratio)
         if area is None or not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"area is {self.area!r}; expected two increasing fractions up to 1")
-        if ratio is None or not 0 < ratio[0] <= ratio[1] < math.inf:
-            raise ValueError(f"ratio is {self.ratio!r}; expected two increasing numbers above 0")
+            raise ValueError(
+                f"area is {shown(self.area)}; expected two increasing fractions up to 1"
+            )
+        if ratio is None or not 1 / _LARGEST_RATIO <= ratio[0] <= ratio[1] <= _LARGEST_RATIO:
+            raise ValueError(
+                f"ratio is {shown(self.ratio)}; expected two increasing numbers above 0, from "
+                f"{1 / _LARGEST_RATIO} to {_LARGEST_RATIO}"
+            )
         _set(self, area=area, ratio=ratio)
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 4"]:
@@ -214,6 +249,7 @@ class RandomErasing:
         Height and width are fractions of the image's side, 0 without a rectangle; top and left are
         fractions of the range in which the rectangle fits.
         """
+        count = _check_drawing(count, generator)
         erased, area, ratio, top, left = torch.rand(5, count, generator=generator)
         area = self.area[0] + area * (self.area[1] - self.area[0])
         low, high = map(math.log, self.ratio)
@@ -223,6 +259,7 @@ class RandomErasing:
 
     def apply(self, images: FloatImages, draws: Float[Tensor, "batch 4"]) -> FloatImages:
         """The images, some of them with a rectangle of zeros."""
+        _check_images(images, draws, 4)
         size = torch.tensor(images.shape[-2:])
         sides = (draws[:, 2:] * size).round()
         starts = ((size - sides + 1) * draws[:, :2]).floor()
@@ -245,16 +282,18 @@ class Mixup:
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        _set(self, alpha=check_number("alpha", self.alpha, ABOVE_ZERO))
+        _set(self, alpha=check_number("alpha", self.alpha, _ALPHA))
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
         """Each image's weight, from 0 to 1."""
+        count = _check_drawing(count, generator)
         return _beta(self.alpha, count, generator)
 
     def mix(
         self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, " batch"]
     ) -> tuple[FloatImages, Float[Tensor, " batch"]]:
         """All images but the last, mixed with the next one, float32; their weights."""
+        _check_images(images, draws, one_more=1)
         kept, unit = draws.to(images.device), to_unit(images)
         return torch.lerp(unit[1:], unit[:-1], kept[:, None, None, None]), kept
 
@@ -274,10 +313,11 @@ class CutMix:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        _set(self, alpha=check_number("alpha", self.alpha, ABOVE_ZERO))
+        _set(self, alpha=check_number("alpha", self.alpha, _ALPHA))
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
         """The centre of each rectangle, vertically and horizontally, and its side, from 0 to 1."""
+        count = _check_drawing(count, generator)
         side = (1 - _beta(self.alpha, count, generator)).sqrt()
         return torch.cat([torch.rand(count, 2, generator=generator), side[:, None]], dim=1)
 
@@ -285,6 +325,7 @@ class CutMix:
         self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, "batch 3"]
     ) -> tuple[Images, Float[Tensor, " batch"]]:
         """All images but the last, with a rectangle of the next one; their weights."""
+        _check_images(images, draws, 3, one_more=1)
         size = torch.tensor(images.shape[-2:])
         centers, halves = draws[:, :2] * size, draws[:, 2:] * size / 2
         starts, ends = (centers - halves).round(), (centers + halves).round()
@@ -303,10 +344,46 @@ def _set(instance: object, **fields: object) -> None:
         object.__setattr__(instance, name, value)
 
 
+def _check_drawing(count: object, generator: object) -> int:
+    """The count, an integer; an error unless it and the generator can be drawn with."""
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        kind = generator.device if isinstance(generator, torch.Generator) else type_name(generator)
+        raise TypeError(f"generator is a {kind}; expected a torch.Generator of the CPU")
+    number: int = check_integer("count", count, 0, _MOST_IMAGES)
+    return number
+
+
+def _check_images(images: object, draws: object, *row: int, one_more: int = 0) -> None:
+    """Errors unless images are a batch, and ``draws`` has a row of this shape for each of them."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images is a {type_name(images)}; expected a tensor (batch, C, H, W)")
+    check_dense(images, "images")
+    real = images.dtype == torch.uint8 or images.is_floating_point()
+    if images.ndim != 4 or not real:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)} and dtype {images.dtype}; expected "
+            "(batch, C, H, W), uint8 or floating"
+        )
+    if one_more and not len(images):
+        raise ValueError("images is empty; expected an image more than are mixed")
+    _check_draws(draws, len(images) - one_more, *row)
+
+
+def _check_draws(draws: object, count: int, *row: int) -> None:
+    if not isinstance(draws, Tensor):
+        raise TypeError(f"draws is a {type_name(draws)}; expected the tensor of `draw`")
+    check_dense(draws, "draws")
+    if tuple(draws.shape) != (count, *row) or draws.is_complex():
+        raise ValueError(
+            f"draws has shape {tuple(draws.shape)} and dtype {draws.dtype}; expected "
+            f"{(count, *row)}, a row of `draw` for each image"
+        )
+
+
 def _pair(values: Any) -> tuple[float, float] | None:
     """Two plain numbers, or None if they are something else."""
-    listed = values.tolist() if hasattr(values, "tolist") else values  # of NumPy
-    if not isinstance(listed, tuple | list) or len(listed) != 2:
+    listed = as_list(values)
+    if listed is None or len(listed) != 2:
         return None
     low, high = map(as_number, listed)
     return None if low is None or high is None else (low, high)

@@ -11,15 +11,17 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from tqdm.auto import tqdm
 
-from alexnet_lib.data.decoding import ImageError, open_image
+from alexnet_lib import interrupts
+from alexnet_lib.checks import Range, check_choice, check_number, shown, type_name
+from alexnet_lib.data.decoding import IMAGE_SUFFIXES, ImageError, check_background, open_image
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path, as_text
+from alexnet_lib.text import printable, progress_bar
 
 OnBadImage = Literal["stop", "skip"]
 
@@ -27,12 +29,6 @@ OnBadImage = Literal["stop", "skip"]
 SMALL_IMAGE = 96
 # The heads of so many files are read to find out whether all are small; of more files, a sample.
 _HEADS = 1000
-
-_SUFFIXES = (
-    ".apng .avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tga .tif "
-    ".tiff .webp"
-)
-IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 # Of file managers, archivers and operating systems; and all names that begin with a dot.
 _LITTER = frozenset(
@@ -51,6 +47,8 @@ _PART_WORDS = {
 _FILLERS = {"set", "images", "imgs", "data", "split", "seg"}
 PartNames = Mapping[str, str | os.PathLike[str]]
 
+BAD_LIMIT = Range("a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -64,6 +62,11 @@ class Reading:
     on_bad_image: OnBadImage = "stop"
     bad_image_limit: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_background(self.background)
+        check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+        check_number("bad_image_limit", self.bad_image_limit, BAD_LIMIT)
+
 
 @dataclass
 class Notes:
@@ -75,7 +78,8 @@ class Notes:
         """Names them in a warning, if there are any."""
         if self.paths:
             warnings.warn(
-                f"{folder}: {listed(self.paths)} {'is' if len(self.paths) == 1 else 'are'} ignored",
+                f"{printable(str(folder))}: {listed(self.paths)} "
+                f"{'is' if len(self.paths) == 1 else 'are'} ignored",
                 stacklevel=4,
             )
 
@@ -83,14 +87,14 @@ class Notes:
 def listed(items: Sequence[object], most: int = 10) -> str:
     """The items with commas; the number of those after the first ``most``."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+    return ", ".join(printable(str(item)) for item in items[:most]) + more
 
 
 def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
     """The folders of the parts ``train``, ``validation`` and ``test``; {}: all are classes."""
     if parts is not None:
         return _given_parts(folder, parts)
-    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
     by_part: dict[str, list[str]] = {}
     for name in names:
         if part := _part_of(name):
@@ -125,17 +129,19 @@ def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
             f"{folder} has {matched}, so {listed(others)} are ignored: to use them, {remedy}",
             stacklevel=4,
         )
-    Notes([e.name for e in _entries(folder) if not e.is_dir()]).warn(folder)
+    Notes([e.name for e in _entries(folder) if not _is_folder(e)]).warn(folder)
     return {part: folder / group[0] for part, group in by_part.items()}
 
 
 def _given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
+    if not isinstance(parts, Mapping):
+        raise TypeError(f"parts is a {type_name(parts)}; expected a mapping of parts to folders")
     given = {
         "validation" if key == "val" else key: folder / as_path(name, f"parts[{key!r}]")
         for key, name in parts.items()
     }
-    if unknown := sorted(set(given) - set(_PART_WORDS)):
-        raise ValueError(f"parts has {unknown}; expected train, validation and test")
+    if unknown := [*(set(given) - set(_PART_WORDS))]:
+        raise ValueError(f"parts has {shown(unknown)}; expected train, validation and test")
     if given and "train" not in given:
         raise ValueError(f"parts has {sorted(given)}; expected train among them")
     for part, path in given.items():
@@ -161,21 +167,48 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in found if not _is_litter(e.name)), key=lambda entry: entry.name)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() for entry in _entries(folder))
+    return any(_is_folder(entry) for entry in _entries(folder))
 
 
-def files_below(folder: str, notes: Notes, above: tuple[str, ...] = ()) -> list[str]:
-    """The image files of a folder and of those below it, also behind links."""
-    real = os.path.realpath(folder)
-    if real in above:
-        notes.paths.append(f"{folder} (a link to a folder above it)")
-        return []
+def files_below(folder: str, notes: Notes) -> list[str]:
+    """The image files of a folder and of those below it, also behind links.
+
+    A folder that several links lead to is taken once: a few links could else make millions of
+    paths, or endless ones.
+    """
+    seen: set[str] = set()
+
+    def entries(path: str) -> list[os.DirEntry[str]]:
+        real = os.path.realpath(path)
+        if real in seen:
+            notes.paths.append(f"{path} (a folder that is taken already, behind a link)")
+            return []
+        seen.add(real)
+        return _entries(Path(path))[::-1]
+
     files: list[str] = []
-    for entry in _entries(Path(folder)):
-        if entry.is_dir():
-            files += files_below(entry.path, notes, (*above, real))
-        elif not entry.is_file():
+    pending = entries(folder)
+    while pending:
+        interrupts.check()
+        entry = pending.pop()
+        if _is_folder(entry):
+            pending += entries(entry.path)
+        elif not _is_file(entry):
             notes.paths.append(f"{entry.path} (a link to nothing, or no file)")
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             files.append(entry.path)
@@ -199,7 +232,7 @@ def class_folders(
     notes = Notes()
     names: dict[str, str] = {}  # macOS decomposes accents in names, other systems do not
     for entry in _entries(folder):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             notes.paths.append(entry.path)
             continue
         name = unicodedata.normalize("NFC", as_text(entry.name))
@@ -279,7 +312,9 @@ def _read_all(
     """
     results: list[Any] = []
     # In one thread: two take a third longer for 60,000 images of 32x32 pixels.
-    for item in tqdm(items, f"reading {source}", disable=None, leave=False):
+    bar = progress_bar(items, f"reading {printable(source)}", disable=None, leave=False)
+    for item in bar:
+        interrupts.check()
         try:
             results.append(read(item))
         except ImageError as error:

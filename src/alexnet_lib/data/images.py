@@ -13,13 +13,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from alexnet_lib.checks import type_name
+from alexnet_lib.checks import check_integer, type_name
 from alexnet_lib.data.decoding import ImageError, pil_to_tensor, read_image
 
 ImageLike = Image.Image | np.ndarray | Tensor
 
 # Of red, green and blue in the luma of ITU-R 601, in units of 1 / 65536: as in Pillow's mode L.
 _LUMA = (19595, 38470, 7471)
+
+# More than any data set has; the names alone of a million classes take 100 MB.
+MAX_CLASSES = 1_000_000
+# Of an image; spectral cameras have some hundreds.
+MAX_CHANNELS = 1024
+
+_DTYPES = {torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 # The keys of items that are mappings, as in the data sets of Hugging Face.
 IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -51,6 +58,7 @@ def image_to_tensor(
         TypeError: the image has another type.
         ValueError: a wrong rank, number of channels, dtype or range.
     """
+    channels = check_integer("channels", channels, 1, MAX_CHANNELS, optional=True)
     if isinstance(image, Image.Image):
         return pil_to_tensor(image, argument, 3 if channels is None else channels, background)
     if isinstance(image, np.ndarray):
@@ -58,6 +66,7 @@ def image_to_tensor(
         tensor = _array_to_tensor(image, argument)
     elif isinstance(image, Tensor):
         kind, layout, channel_axis, tensor = "a tensor", "({0}, H, W) or (N, {0}, H, W)", -3, image
+        check_dense(tensor, argument)
     else:
         raise TypeError(
             f"{argument} is a {type_name(image)}; expected a PIL image, an array or a tensor"
@@ -77,7 +86,7 @@ def image_to_tensor(
         raise ValueError(f"{argument} is {kind} of shape {shape}; expected {expected}")
     if tensor.dtype == torch.uint16:
         tensor = tensor.to(torch.float32) / 65535
-    elif tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+    elif tensor.dtype not in _DTYPES:
         raise ValueError(_wrong_dtype(argument, tensor.dtype))
     if tensor.is_floating_point() and tensor.numel():
         low, high = (value.item() for value in torch.aminmax(tensor.detach()))
@@ -89,11 +98,30 @@ def image_to_tensor(
     return with_channels(tensor.movedim(channel_axis, -3), channels or number, argument)
 
 
+def as_list(values: Any) -> tuple[Any, ...] | list[Any] | None:
+    """The values of a list, a tuple, an array or a tensor; None of anything else."""
+    if isinstance(values, np.ndarray | Tensor):
+        try:
+            values = values.tolist()
+        except (RuntimeError, TypeError):  # of no values: sparse tensors, the meta device
+            return None
+    return values if isinstance(values, tuple | list) else None
+
+
+def check_dense(tensor: Tensor, argument: str) -> None:
+    """Raises a ``ValueError`` unless a tensor has its values in memory, one after the other."""
+    kinds = {"nested": tensor.is_nested, "meta": tensor.is_meta, "quantized": tensor.is_quantized}
+    kinds["sparse"] = tensor.layout is not torch.strided
+    if kind := next((name for name, true in kinds.items() if true), None):
+        raise ValueError(f"{argument} is a {kind} tensor; expected a dense one, with its values")
+
+
 def _array_to_tensor(array: np.ndarray, argument: str) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    # torch cannot share the memory of an array that is read-only or has negative strides.
-    shared = array.flags.writeable and min(array.strides, default=0) >= 0
+    # torch cannot share the memory of an array that is read-only, or has negative or odd strides.
+    steps = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    shared = array.flags.writeable and steps
     try:
         return torch.from_numpy(array if shared else array.copy())
     except TypeError:  # strings and objects
@@ -211,7 +239,12 @@ class WrappedDataset(ImageSet):
         position = int(self.indices[index])
         image, _ = read_item(self.dataset, position)
         name = f"image {position} of the data set"
-        return image_to_tensor(image, name, self.channels, self.background)
+        tensor = image_to_tensor(image, name, self.channels, self.background)
+        if tensor.ndim != 3:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; expected one image, no batch"
+            )
+        return tensor
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "WrappedDataset":  # noqa: D102
         return replace(self, indices=self.indices[indices], labels=self.labels[indices])
@@ -236,6 +269,8 @@ def read_item(dataset: Any, index: int) -> tuple[Any, Any]:
     """Image and label of an item of a user's data set: a pair, or a mapping with usual keys."""
     try:
         item = dataset[index]
+    except MemoryError as error:  # is not the item's fault
+        raise MemoryError(f"item {index} of data: there is not enough memory to read it") from error
     except Exception as error:
         reason = f"{type_name(error)}: {error}"
         raise ImageError(f"item {index} of data cannot be read: {reason}") from error
@@ -253,7 +288,7 @@ def read_item(dataset: Any, index: int) -> tuple[Any, Any]:
     )
 
 
-def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[str]) -> None:
+def check_labels(labels: Int64[Tensor, " n"], classes: Sequence[object]) -> None:
     """Raises a ``ValueError`` unless every label is the number of a class."""
     if len(labels):
         low, high = (int(value) for value in torch.aminmax(labels))

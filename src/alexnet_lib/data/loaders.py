@@ -7,7 +7,7 @@ not depend on the batch size or the number of workers.
 import functools
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_lib.checks import Range, check_choice, check_integer, check_number, type_name
+from alexnet_lib.checks import check_choice, check_integer, check_number, shown, type_name
 from alexnet_lib.data.augmentation import (
     Augmentation,
     ColorNoise,
@@ -26,7 +26,12 @@ from alexnet_lib.data.augmentation import (
     RandomCrop,
     TrivialAugment,
 )
-from alexnet_lib.data.folders import OnBadImage, PartNames, check_bad_images
+from alexnet_lib.data.folders import (
+    BAD_LIMIT,
+    OnBadImage,
+    PartNames,
+    check_bad_images,
+)
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, to_unit
 from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
@@ -46,7 +51,15 @@ from alexnet_lib.data.statistics import (
     StatsKind,
     measure_pixels,
 )
-from alexnet_lib.devices import Placement, derived_seed, generator_for, resolve_device
+from alexnet_lib.devices import (
+    MEMORY_FORMATS,
+    MOST_WORKERS,
+    Placement,
+    derived_seed,
+    generator_for,
+    memory_explained,
+    resolve_device,
+)
 from alexnet_lib.kernels import cpu
 
 AnyAugmentation = Augmentation | RandomCrop | Mixing
@@ -54,7 +67,9 @@ Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
 Stats = ChannelStats | StatsKind
 Batch = tuple[Tensor, Tensor]
 
-_LIMIT = Range("a fraction from 0 to 1", lambda x: 0 <= x <= 1)
+# Images: more than any machine has memory for.
+MAX_BATCH_SIZE = 1_000_000
+_LOWER = "lower batch_size, image_size or resize"
 
 
 @dataclass
@@ -141,10 +156,10 @@ class BatchLoader:
         if not isinstance(self.preprocess, Preprocess):
             raise TypeError(f"preprocess is a {type_name(self.preprocess)}; expected a Preprocess")
         plain = {
-            "batch_size": check_integer("batch_size", self.batch_size, 1),
+            "batch_size": check_integer("batch_size", self.batch_size, 1, MAX_BATCH_SIZE),
             "seed": check_integer("seed", self.seed, 0),
-            "num_workers": check_integer("num_workers", self.num_workers, 0),
-            "bad_image_limit": check_number("bad_image_limit", self.bad_image_limit, _LIMIT),
+            "num_workers": check_integer("num_workers", self.num_workers, 0, MOST_WORKERS),
+            "bad_image_limit": check_number("bad_image_limit", self.bad_image_limit, BAD_LIMIT),
         }
         for name in ("shuffle", "drop_last", "balanced"):
             value = getattr(self, name)
@@ -153,11 +168,20 @@ class BatchLoader:
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the class is frozen
         check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+        if not isinstance(self.placement, Placement):
+            raise TypeError(f"placement is a {type_name(self.placement)}; expected a Placement")
+        if not isinstance(self.stats, ChannelStats | None):
+            raise TypeError(f"stats is a {type_name(self.stats)}; expected a ChannelStats or None")
         self._check_augmentation()
         self._check_images()
 
     def _check_augmentation(self) -> None:
         channels = self.dataset.channels
+        if not isinstance(self.augmentation, tuple | list):
+            raise TypeError(
+                f"augmentation is a {type_name(self.augmentation)}; expected a tuple of "
+                "augmentations"
+            )
         for item in self.augmentation:
             if isinstance(item, type) or not isinstance(item, AnyAugmentation):
                 raise TypeError(
@@ -221,6 +245,15 @@ class BatchLoader:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next pass, an integer counted from 0."""
         self._state.epoch = check_integer("epoch", epoch, 0)
+
+    def state(self) -> dict[str, Any]:
+        """The epoch and the bad images, as plain data, which ``set_state`` takes."""
+        return {"epoch": self.epoch, "bad_images": self.bad_images}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the state of a loader of the same images."""
+        self.set_epoch(state["epoch"])
+        self._state.bad_images = {**state["bad_images"]}
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, complete = self.epoch, False
@@ -367,6 +400,16 @@ class BatchLoader:
         preprocess: Preprocess,
     ) -> Batch:
         """One preprocessed and augmented batch; ``raw`` is one tensor, or one for each image."""
+        with memory_explained(f"a batch of {len(labels)} images", _LOWER):
+            return self._computed(raw, labels, draws, preprocess)
+
+    def _computed(
+        self,
+        raw: Tensor | list[Tensor],
+        labels: Tensor,
+        draws: list[Tensor],
+        preprocess: Preprocess,
+    ) -> Batch:
         placement = self.placement
         labels = labels.to(placement.device, non_blocking=True)
         if isinstance(raw, Tensor):
@@ -453,6 +496,10 @@ class Loaders(NamedTuple):
         Images in memory move to the device; None keeps a property.
         """
         device, old = resolve_device(device), self.train.placement
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if dtype is not None and not floating:
+            raise ValueError(f"dtype is {shown(dtype)}; expected a floating dtype, or None")
+        check_choice("memory_format", memory_format, (None, *MEMORY_FORMATS.values()))
         placement = Placement(device, dtype or old.dtype, memory_format or old.memory_format)
 
         def moved(part: BatchLoader) -> BatchLoader:
@@ -635,8 +682,11 @@ def build_loaders(
         background=background,
         decode=decode,
     )
-    if not isinstance(stats, ChannelStats) and stats not in get_args(StatsKind):
-        raise ValueError(f"stats is {stats!r}; expected a ChannelStats, 'pixel' or 'per_image'")
+    kinds = get_args(StatsKind)
+    if not isinstance(stats, ChannelStats) and not (isinstance(stats, str) and stats in kinds):
+        raise ValueError(
+            f"stats is {shown(stats)}; expected a ChannelStats, 'pixel' or 'per_image'"
+        )
     if not isinstance(augmentation, Sequence):
         augmentation = () if augmentation is None else (augmentation,)
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,19 +13,25 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from alexnet_lib.checks import (
-    ABOVE_ZERO,
-    as_number,
+    MOST_SIDE,
+    Range,
     check_choice,
     check_integer,
     check_number,
+    shown,
+    type_name,
 )
 from alexnet_lib.data.decoding import check_background, read_image
 from alexnet_lib.data.images import ImageLike, image_to_tensor, to_unit
+from alexnet_lib.data.statistics import check_numbers
 from alexnet_lib.kernels import cpu
 from alexnet_lib.kernels.cpu import Resize
 
 ImageFit = Literal["crop", "squash"]
 Decode = Literal["reduced", "full"]
+# Within these, float32 holds all results.
+_SCALE = Range("a number from 1e-6 to 1e6", lambda x: 1e-6 <= x <= 1e6)
+_LEAST_STD = 1e-9
 VIEWS = (1, 2, 10)  # numbers of views of an image, over which an evaluation can average
 
 
@@ -77,9 +83,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         plain: dict[str, Any] = {}
         for name, least in (("image_size", 1), ("edge", 0), ("resize", 1)):
-            plain[name] = check_integer(name, getattr(self, name), least)
-        plain["scale"] = check_number("scale", self.scale, ABOVE_ZERO)
-        plain |= {name: _numbers(name, getattr(self, name)) for name in ("mean", "std")}
+            plain[name] = check_integer(name, getattr(self, name), least, MOST_SIDE)
+        plain["scale"] = check_number("scale", self.scale, _SCALE)
+        plain |= {name: check_numbers(name, getattr(self, name)) for name in ("mean", "std")}
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         if self.edge >= self.image_size:
@@ -92,12 +98,14 @@ class Preprocess:
         check_choice("image_fit", self.image_fit, get_args(ImageFit))
         check_choice("decode", self.decode, get_args(Decode))
         check_background(self.background)
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std!r}; expected numbers above 0")
+        if min(self.std) < _LEAST_STD:
+            raise ValueError(
+                f"std is {shown(self.std)}; expected numbers above 0, at least {_LEAST_STD}"
+            )
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean is {self.mean!r} and std is {self.std!r}; expected one number of each for "
-                "each channel"
+                f"mean is {shown(self.mean)} and std is {shown(self.std)}; expected one number of "
+                "each for each channel"
             )
 
     @property
@@ -290,22 +298,19 @@ class Preprocess:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Preprocess":
         """The ``Preprocess`` of a ``to_dict``; a ``ValueError`` for other data."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"data is a {type_name(data)}; expected the mapping of a Preprocess")
+        names = {field.name for field in fields(cls)}
+        missing, unknown = sorted({"mean", "std"} - set(data)), [*(set(data) - names)]
+        if missing or unknown:
+            raise ValueError(
+                f"data is not a Preprocess: it lacks {missing} and has the unknown {shown(unknown)}"
+            )
         try:
-            return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
-        except KeyError as error:
-            raise ValueError(f"data is not a Preprocess: there is no {error}") from error
+            # JSON has lists.
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"data is not a Preprocess: {error}") from error
-
-
-def _numbers(name: str, values: Any) -> tuple[float, ...]:
-    """A tuple of plain floats; a ``ValueError`` unless they are finite numbers, at least one."""
-    listed = values.tolist() if hasattr(values, "tolist") else values  # of NumPy and torch
-    numbers = [as_number(value) for value in listed] if isinstance(listed, tuple | list) else []
-    plain = tuple(float(number) for number in numbers if number is not None)
-    if not plain or len(plain) < len(numbers) or not all(map(math.isfinite, plain)):
-        raise ValueError(f"{name} is {values!r}; expected finite numbers, one for each channel")
-    return plain
 
 
 def _window(images: Tensor, resize: Resize) -> Tensor:

@@ -5,26 +5,39 @@ data, a ``Failure``, so that the caller decides what to do, and the message is t
 worker process. What is read does not depend on the number of threads or processes.
 """
 
+import atexit
+import functools
 import math
+import multiprocessing.util
+import os
 import random
+import signal
+import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import connection
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
+from alexnet_lib import interrupts
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import ImageFiles, ImageSet, WrappedDataset
 from alexnet_lib.data.preprocess import Preprocess
+from alexnet_lib.devices import memory_explained
+from alexnet_lib.text import printable
 
 # Index and seed of each image of a batch.
 Request = list[tuple[int, int]]
@@ -47,7 +60,7 @@ class Failure:
         """The error in words, without the name of the image."""
         text = str(self.error) or type_name(self.error)
         for verb in ("cannot be read as an image: ", "cannot be read: "):
-            text = text.removeprefix(f"{self.name} {verb}")
+            text = text.removeprefix(f"{printable(self.name)} {verb}")
         return text
 
     @property
@@ -150,8 +163,9 @@ class _BatchInProgress:
     def __init__(self, reader: ImageReader, count: int) -> None:
         side = reader.preprocess.resize
         shape = (count, reader.dataset.channels, side, side)
+        task = f"{count} images of {side}x{side} pixels"
         # Threads do not inherit the inference mode of the caller, and could not write.
-        with torch.inference_mode(False):
+        with memory_explained(task, "lower batch_size or resize"), torch.inference_mode(False):
             if get_worker_info() is None:
                 self._together = torch.empty(shape, dtype=torch.uint8, device="cpu")
             else:  # shared memory is not copied on the way to the main process
@@ -211,6 +225,8 @@ def read_in_threads(
         while running:
             batch, tasks = running.popleft()
             for task in tasks:
+                while wait([task], _CHECK_SECONDS).not_done:
+                    interrupts.check()
                 task.result()
             running.extend(islice(coming, 1))
             yield batch.finished()
@@ -219,7 +235,11 @@ def read_in_threads(
 
 
 class Workers:
-    """Processes that read batches, for one pass at a time; they go on living for the next pass."""
+    """Processes that read batches, for one pass at a time; they go on living for the next pass.
+
+    They ignore the signals that ask a program to stop, which a terminal or a batch system sends to
+    all of its processes: the main process ends them, or they end soon after it.
+    """
 
     def __init__(self, reader: ImageReader, number: int, *, pin_memory: bool) -> None:
         self._requests: list[Request] = []
@@ -232,38 +252,168 @@ class Workers:
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # instead of the global one
+            worker_init_fn=_ignore_signals,
         )
+        self._processes: list[Any] = []
+        # Freed in a cycle, torch would wait five seconds for each process before it ends it.
+        weakref.finalize(self, _kill, self._processes).atexit = False
 
     def read(self, requests: list[Request]) -> Generator[RawBatch, None, None]:
-        """The batches; a ``RuntimeError`` if a process dies, after which new ones are started."""
-        if self._dead():
+        """The batches; a ``RuntimeError`` if a process ends or is stopped.
+
+        The next pass then starts new ones.
+        """
+        if self._dead() or self._stopped():
             self.close()
         self._requests[:] = requests
+        batches = self._start()
+        # A process that is stopped can leave whoever receives its batch waiting for ever.
+        with ThreadPoolExecutor(1, "alexnet-lib-receiver") as receiver:
+            for _ in requests:
+                yield self._next(receiver, batches)
+        # Says to torch that the pass is complete.
+        next(batches, None)
+
+    def _start(self) -> Any:
+        """The iterator of torch over the batches; it starts the processes, or goes on with them."""
+        if self._loader._iterator is not None:
+            self._loader._iterator._timeout = 0
+        with _deferred_signals():  # until a new process ignores them
+            batches: Any = iter(self._loader)
+        batches._timeout = _CHECK_SECONDS
+        self._processes[:] = batches._workers
+        if batches._worker_pids_set:
+            # Else torch raises an error for a dead process at whatever is computed just then.
+            signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
+            batches._worker_pids_set = False
+        _living.add(self)
+        _close_at_exit(os.getpid())
+        return batches
+
+    def _next(self, receiver: ThreadPoolExecutor, batches: Any) -> RawBatch:
+        """The next batch, however long it takes, as long as there are processes that read it."""
+        running = time.monotonic()
+        batch = receiver.submit(next, batches)
         try:
-            yield from self._loader
-        except RuntimeError as error:
-            dead = self._dead()
+            while True:
+                wait([batch], _CHECK_SECONDS)
+                error = batch.exception() if batch.done() else None
+                if batch.done() and error is None:
+                    return batch.result()  # type: ignore[no-any-return]
+                late = error is None or str(error).startswith("DataLoader timed out")
+                if not late:  # perhaps in the middle of a process's end
+                    connection.wait([process.sentinel for process in self._processes], 1)
+                if not self._stopped():
+                    running = time.monotonic()
+                # A disk may be slow; but nobody waits for a process that does not run.
+                stopped = time.monotonic() - running >= _STOPPED_SECONDS
+                problem = self._dead_in_words() or (self._stopped_in_words() if stopped else "")
+                if problem:
+                    raise RuntimeError(f"{problem}. The next pass starts new ones") from None
+                if error is not None:
+                    if not late:
+                        raise error
+                    batch = receiver.submit(next, batches)
+                interrupts.check()
+        except BaseException:
+            _kill(self._processes)
+            wait([batch])
             self.close()
-            if not dead:
-                raise
-            codes = ", ".join(str(process.exitcode) for process in dead)
-            raise RuntimeError(
-                f"{len(dead)} of the {self._loader.num_workers} processes that read images ended "
-                f"in the middle of the work, with exit code {codes} (a negative one is a signal; "
-                "-9 is often the system's, for want of memory). The next pass starts new ones: "
-                "try a smaller batch_size or num_workers"
-            ) from error
+            raise
+
+    def _dead_in_words(self) -> str:
+        if not (dead := self._dead()):
+            return ""
+        codes = ", ".join(str(process.exitcode) for process in dead)
+        return (
+            f"{len(dead)} of the {len(self._processes)} processes that read images ended in the "
+            f"middle of the work, with exit code {codes} (a negative one is a signal; -9 is often "
+            "the system's, for want of memory): try a smaller batch_size or num_workers"
+        )
+
+    def _stopped_in_words(self) -> str:
+        if not (stopped := self._stopped()):
+            return ""
+        return (
+            f"{len(stopped)} of the {len(self._processes)} processes that read images have been "
+            f"stopped for {_STOPPED_SECONDS} s, by a signal (SIGSTOP) or a debugger, and are ended"
+        )
 
     def close(self) -> None:
         """Ends the processes; the next pass starts others."""
+        # They only read, so nothing is lost; and one that is stopped or busy ends like this too.
+        _kill(self._processes)
+        self._processes.clear()
         if (iterator := self._loader._iterator) is not None:
-            # Until this, torch raises an error for a dead process at whatever is computed.
             iterator._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
 
     def _dead(self) -> list[Any]:
-        processes = getattr(self._loader._iterator, "_workers", [])
-        return [process for process in processes if not process.is_alive()]
+        return [process for process in self._processes if not process.is_alive()]
+
+    def _stopped(self) -> list[Any]:
+        return [process for process in self._processes if _is_stopped(process)]
+
+
+# So often it is looked whether the processes are still there.
+_CHECK_SECONDS = 1
+# More than it takes to stop and continue a job in a shell, or to look at it with a debugger.
+_STOPPED_SECONDS = 10
+
+_living: "weakref.WeakSet[Workers]" = weakref.WeakSet()
+
+
+@functools.cache
+def _close_at_exit(parent: int) -> None:
+    """Ends all processes before torch and multiprocessing wait for them, in reverse order."""
+
+    def close() -> None:
+        if os.getpid() == parent:
+            for workers in list(_living):
+                workers.close()
+
+    atexit.register(close)
+    # What runs at the end of a process that multiprocessing has started.
+    multiprocessing.util.Finalize(None, close, exitpriority=100)
+
+
+_SIGNALS = {getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)}
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Signals that ask a program to stop come after the block, where the system can do that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _ignore_signals(worker: int) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        if process._parent_pid == os.getpid():
+            with suppress(ValueError):  # it is closed already
+                process.kill()
+
+
+def _is_stopped(process: Any) -> bool:
+    """Whether a process is stopped by a signal or a debugger; only Linux says so."""
+    try:
+        state = Path(f"/proc/{process.pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] in {"T", "t"}
 
 
 @dataclass(frozen=True, eq=False)

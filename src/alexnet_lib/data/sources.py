@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,9 +20,17 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
 )
-from tqdm.auto import tqdm
 
-from alexnet_lib.checks import FRACTION, as_integer, check_number, length_of, type_name
+from alexnet_lib import interrupts
+from alexnet_lib.checks import (
+    FRACTION,
+    as_integer,
+    check_integer,
+    check_number,
+    length_of,
+    shown,
+    type_name,
+)
 from alexnet_lib.data.folders import (
     SMALL_IMAGE,
     OnBadImage,
@@ -33,6 +42,8 @@ from alexnet_lib.data.folders import (
 )
 from alexnet_lib.data.images import (
     LABEL_KEYS,
+    MAX_CHANNELS,
+    MAX_CLASSES,
     ImageSet,
     ImageTensors,
     WrappedDataset,
@@ -44,6 +55,7 @@ from alexnet_lib.data.shapes import shapes
 from alexnet_lib.data.tables import TABLE_SUFFIXES, image_table
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path
+from alexnet_lib.text import printable, progress_bar
 
 
 class Parts(NamedTuple):
@@ -71,10 +83,15 @@ def open_parts(
 ) -> Parts:
     """The images of ``data``; arguments and errors are those of ``build_loaders``."""
     if classes is not None:
-        names = (classes,) if isinstance(classes, str) else tuple(map(str, classes))
-        if isinstance(classes, str) or len(set(names)) < len(names):
-            raise ValueError(f"classes is {classes!r}; expected a list of different names")
+        expected = f"a list of different names, up to {MAX_CLASSES:,}"
+        if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
+            raise ValueError(f"classes is {shown(classes)}; expected {expected}")
+        given = tuple(islice(classes, MAX_CLASSES + 1))
+        names = tuple(str(name) for name in given if isinstance(name, str) or _is_number(name))
+        if len(names) < len(given) or not 0 < len(set(names)) == len(names) <= MAX_CLASSES:
+            raise ValueError(f"classes is {shown(classes)}; expected {expected}")
         classes = names
+    channels = check_integer("channels", channels, 1, MAX_CHANNELS, optional=True)
     if isinstance(data, Parts):
         return _with_channels(data, channels)
     files = Reading(3 if channels is None else channels, background, on_bad_image, bad_image_limit)
@@ -84,10 +101,12 @@ def open_parts(
         return _open(data, classes, parts, channels, files)
     sets = {"validation" if key == "val" else key: part for key, part in data.items()}
     if "train" not in sets or set(sets) - set(Parts._fields):
-        raise ValueError(f"data has the parts {[*data]}; expected train, and validation or test")
+        raise ValueError(
+            f"data has the parts {shown([*data])}; expected train, and validation or test"
+        )
     opened = _open(sets["train"], classes, parts, channels, files)
     if opened[1:] != (None, None):
-        raise ValueError(f"{sets['train']!r} has parts itself; expected training images only")
+        raise ValueError(f"{shown(sets['train'])} has parts itself; expected training images only")
     validation, test = (
         None
         if (part := sets.get(name)) is None
@@ -95,6 +114,11 @@ def open_parts(
         for name in ("validation", "test")
     )
     return Parts(opened.train, validation, test)
+
+
+def _is_number(name: object) -> bool:
+    number = as_integer(name)
+    return number is not None and abs(number) < MAX_CLASSES
 
 
 def _open_other(data: Any, train: ImageSet, files: Reading, *, named: bool) -> ImageSet:
@@ -189,7 +213,7 @@ def split(
         least, number = len(train.classes), as_integer(train_images)
         if number is None or not least <= number <= len(train):
             raise ValueError(
-                f"train_images is {train_images!r}; expected {least} (one of each class) to "
+                f"train_images is {shown(train_images)}; expected {least} (one of each class) to "
                 f"{len(train):,}, the training images there are"
             )
         _, train = _split_off(train, number, generator, ties, keep="drawn")
@@ -252,8 +276,8 @@ def image_folder(
     """
     if folder.is_file():
         raise ValueError(
-            f"{folder} is a file; expected a folder of images (unpack an archive first), or a file "
-            f"that ends in {' or '.join(TABLE_SUFFIXES)}"
+            f"{printable(str(folder))} is a file; expected a folder of images (unpack an archive "
+            f"first), or a file that ends in {' or '.join(TABLE_SUFFIXES)}"
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -303,8 +327,10 @@ def wrap_dataset(
     channels = image_to_tensor(first, name, channels, background).shape[-3]
     values = _stored_labels(dataset)
     if values is None:
-        bar = tqdm(range(len(dataset)), "labels", disable=None, leave=False)
-        values = [read_item(dataset, index)[1] for index in bar]
+        values = []
+        for index in progress_bar(range(len(dataset)), "labels", disable=None, leave=False):
+            interrupts.check()
+            values.append(read_item(dataset, index)[1])
     names = _class_names(dataset) if classes is None else classes
     labels, names = _numbered(values, names)
     wrapped = WrappedDataset(
@@ -313,7 +339,8 @@ def wrap_dataset(
     if not _same_each_time(dataset):
         return wrapped
     images: list[Tensor] = []
-    for i in tqdm(range(len(wrapped)), "reading", disable=None, leave=False):
+    for i in progress_bar(range(len(wrapped)), "reading", disable=None, leave=False):
+        interrupts.check()
         image = wrapped.image(i)
         same_shape = not images or image.shape == images[0].shape
         if image.dtype != torch.uint8 or max(image.shape) > SMALL_IMAGE or not same_shape:
@@ -387,14 +414,21 @@ def _numbered(
         names = names or tuple(sorted(set(values)))
         numbers = {name: number for number, name in enumerate(names)}
         if unknown := sorted(set(values) - set(numbers)):
-            raise ValueError(f"data has the labels {listed(unknown)}, which are not in {names}")
+            raise ValueError(
+                f"data has the labels {listed(unknown)}, which are not in {shown(names)}"
+            )
         return torch.tensor([numbers[value] for value in values]), names
     labels = []
     for index, value in enumerate(values):
         if (number := as_integer(value)) is None:
             raise TypeError(
-                f"the label of image {index} of the data set is {value!r}; expected an integer "
-                "from 0, or the name of a class"
+                f"the label of image {index} of the data set is {shown(value)}; expected an "
+                "integer from 0, or the name of a class"
+            )
+        if not 0 <= number < MAX_CLASSES:
+            raise ValueError(
+                f"the label of image {index} of the data set is {shown(value)}; expected an "
+                f"integer from 0 to {MAX_CLASSES - 1:,}"
             )
         labels.append(number)
     return torch.tensor(labels), names or tuple(map(str, range(max(labels) + 1)))

@@ -9,19 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
-from alexnet_lib.checks import check_choice, check_integer, length_of, type_name
+from alexnet_lib import interrupts
+from alexnet_lib.checks import as_number, check_choice, check_integer, length_of, shown, type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import (
+    MAX_CHANNELS,
+    MAX_CLASSES,
     ImageFiles,
     ImageSet,
     ImageTensors,
+    as_list,
+    check_dense,
     check_labels,
     image_of,
     image_to_tensor,
 )
 from alexnet_lib.devices import generator_for
+from alexnet_lib.text import progress_bar
 
 Images = np.ndarray | Tensor | Dataset[Any] | DataLoader[Any]
 StatsKind = Literal["pixel", "per_image"]
@@ -32,16 +37,52 @@ _BLOCK = 256  # images of an array or a tensor at a time, to bound the float64 c
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Mean and standard deviation of each channel in ``count`` images, for values from 0 to 1."""
+    """Mean and standard deviation of each channel in ``count`` images, for values from 0 to 1.
+
+    Raises:
+        ValueError: a field has a wrong type or length, or is out of its range.
+    """
 
     mean: Values
     std: Values
     count: int
 
+    def __post_init__(self) -> None:
+        fields = {
+            "mean": check_numbers("mean", self.mean),
+            "std": check_numbers("std", self.std),
+            "count": check_integer("count", self.count, 1),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # the class is frozen
+        if len(self.mean) != len(self.std) or min(self.std) < 0:
+            raise ValueError(
+                f"mean is {shown(self.mean)} and std is {shown(self.std)}; expected one number of "
+                "each for each channel, and no std below 0"
+            )
+
     def __str__(self) -> str:
         mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (self.mean, self.std))
         return f"mean {mean}; std {std} ({self.count:,} images)"
 
+
+def check_numbers(name: str, values: Any) -> Values:
+    """A tuple of plain floats; a ``ValueError`` unless they are finite, one for each channel."""
+    numbers = [as_number(value) for value in as_list(values) or ()]
+    if not 0 < len(numbers) <= MAX_CHANNELS or not all(_is_moderate(x) for x in numbers):
+        raise ValueError(
+            f"{name} is {shown(values)}; expected finite numbers, one for each channel (up to "
+            f"{MAX_CHANNELS})"
+        )
+    return tuple(float(number) for number in numbers if number is not None)
+
+
+def _is_moderate(number: float | None) -> bool:
+    """Whether float32 holds a number and what is computed with it."""
+    return number is not None and abs(number) <= _LARGEST
+
+
+_LARGEST = 1e9
 
 # Over the 50,000 training images of the original CIFAR-10. The first is the standard deviation
 # over all pixels, the second the mean of the images' own deviations; both are in wide use.
@@ -58,11 +99,29 @@ class ColorComponents:
 
     ``directions[i]`` is the i-th unit vector, of length C, and ``std[i]`` the standard
     deviation of the pixels along it (the root of the eigenvalue), for values from 0 to 1.
+
+    Raises:
+        ValueError: a field has a wrong type or length, or is out of its range.
     """
 
     std: Values
     directions: tuple[Values, ...]
     count: int
+
+    def __post_init__(self) -> None:
+        std, rows = check_numbers("std", self.std), self.directions
+        if not isinstance(rows, tuple | list) or len(rows) != len(std) or min(std) < 0:
+            raise ValueError(
+                f"std is {shown(self.std)} and directions is {shown(rows)}; expected one number of "
+                "at least 0, and one direction, for each channel"
+            )
+        directions = tuple(check_numbers("directions", row) for row in rows)
+        if any(len(row) != len(std) for row in directions):
+            raise ValueError(f"directions is {shown(rows)}; expected rows of {len(std)} numbers")
+        # The class is frozen.
+        object.__setattr__(self, "std", std)
+        object.__setattr__(self, "directions", directions)
+        object.__setattr__(self, "count", check_integer("count", self.count, 1))
 
 
 def compute_channel_stats(
@@ -104,6 +163,7 @@ def compute_channel_stats(
         (0.0, 0.0, 0.0)
     """
     check_choice("std", std, get_args(StatsKind))
+    channels = check_integer("channels", channels, 1, MAX_CHANNELS, optional=True)
     return measure_pixels(images, channels=channels, progress=progress).channel_stats(std)
 
 
@@ -124,6 +184,7 @@ def compute_color_components(
         >>> components.std[0], [round(x, 4) for x in components.directions[0]]
         (0.5, [0.0, 1.0, 0.0])
     """
+    channels = check_integer("channels", channels, 1, MAX_CHANNELS, optional=True)
     return measure_pixels(images, channels=channels, progress=progress).color_components
 
 
@@ -174,6 +235,8 @@ def measure_pixels(
     smallest = 2
     mean = products = deviations = torch.zeros(0, dtype=torch.float64)
     for block in _blocks(images, channels, progress=progress, skip_bad=skip_bad):
+        if not len(block):
+            continue
         if not count:
             mean, deviations = torch.zeros(2, block.shape[1], dtype=torch.float64)
             # Of two channels' deviations from the mean.
@@ -228,6 +291,9 @@ def _color_components(covariance: Tensor, count: int) -> ColorComponents:
     return ColorComponents(tuple(std.tolist()), tuple(map(tuple, directions.tolist())), count)
 
 
+_INTEGERS = {torch.uint8, torch.uint16, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
 def compute_class_weights(labels: Any, classes: int | None = None) -> Tensor:
     """The weight of each class in a loss: inversely proportional to its number of images.
 
@@ -252,17 +318,22 @@ def compute_class_weights(labels: Any, classes: int | None = None) -> Tensor:
     dataset = getattr(labels, "dataset", labels)
     if isinstance(dataset, ImageSet):
         labels, classes = dataset.labels, len(dataset.classes) if classes is None else classes
-    numbers = torch.as_tensor(labels).cpu()
-    if numbers.ndim != 1 or not len(numbers) or numbers.is_floating_point():
+    try:
+        numbers = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # whatever torch meets
+        raise ValueError(f"labels is {shown(labels)}; expected integers (N,)") from None
+    check_dense(numbers, "labels")
+    if numbers.ndim != 1 or not len(numbers) or numbers.dtype not in _INTEGERS:
         raise ValueError(
             f"labels has shape {tuple(numbers.shape)} and dtype {numbers.dtype}; expected integers "
             "(N,), at least one"
         )
-    numbers = numbers.long()
-    number = int(numbers.max()) + 1 if classes is None else check_integer("classes", classes, 1)
-    check_labels(numbers, [*map(str, range(number))])
+    numbers = numbers.cpu().long()
+    least = int(numbers.max()) + 1 if classes is None else classes
+    number = check_integer("the number of classes", least, 1, MAX_CLASSES)
+    check_labels(numbers, range(number))
     counts = torch.bincount(numbers, minlength=number)
-    weights = len(numbers) / (number * counts.clamp(min=1).double()) * (counts > 0)
+    weights: Tensor = len(numbers) / (number * counts.clamp(min=1).double()) * (counts > 0)
     return weights.float()
 
 
@@ -280,7 +351,9 @@ def _blocks(
                 "images[None] for a single image"
             )
         if len(batch):  # split makes one empty block of no images
-            yield from batch.split(_BLOCK)
+            for block in batch.split(_BLOCK):
+                interrupts.check()
+                yield block
         return
     if not hasattr(images, "__getitem__") and not hasattr(images, "__iter__"):
         raise TypeError(
@@ -295,8 +368,10 @@ def _blocks(
         items = images
     else:  # not every Dataset is iterable or raises the IndexError that ends iteration by index
         items = (images[i] for i in range(len(images)))
-    bar = tqdm(items, "channel statistics", total, disable=None if progress else True, leave=False)
+    hidden = None if progress else True  # None: where there is no terminal
+    bar = progress_bar(items, "channel statistics", total, disable=hidden, leave=False)
     for index, item in enumerate(bar):
+        interrupts.check()
         yield _batch(image_of(item), f"images[{index}]", channels)
 
 

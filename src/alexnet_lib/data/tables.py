@@ -1,18 +1,24 @@
 """CSV files of images and labels, as competitions hand them out."""
 
 import csv
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from alexnet_lib import interrupts
+from alexnet_lib.checks import shown
+from alexnet_lib.data.decoding import IMAGE_SUFFIXES
 from alexnet_lib.data.folders import (
-    IMAGE_SUFFIXES,
     PartNames,
     Reading,
     image_files,
     listed,
     part_folders,
 )
-from alexnet_lib.data.images import ImageSet
+from alexnet_lib.data.images import MAX_CLASSES, ImageSet
+from alexnet_lib.text import printable
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 _IMAGE_COLUMNS = (
@@ -20,6 +26,9 @@ _IMAGE_COLUMNS = (
     *("image_id", "image_name", "image_path", "id", "name"),
 )
 _LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "species", "breed")
+
+# Some millions of images.
+_MAX_BYTES = 1 << 28
 
 
 def image_table(
@@ -29,6 +38,8 @@ def image_table(
 
     ``parts={"train": FOLDER}`` says where the images are. Otherwise it is the folder of the CSV
     file, or the one folder in it that has the first image, the training part where several have.
+    Paths of images may be absolute, or lead out of that folder: whatever they name is only opened
+    as an image.
     """
     rows = _rows(file)
     names = [name for _, name, _ in rows]
@@ -39,7 +50,8 @@ def image_table(
     for line, name, label in rows:
         if by_name.setdefault(name, label) != label:
             raise ValueError(
-                f"{file}, line {line}: {name} has the label {label!r}, and {by_name[name]!r} before"
+                f"{file}, line {line}: {printable(name)} has the label {label!r}, and "
+                f"{by_name[name]!r} before"
             )
     if len(by_name) < len(rows):
         repeated = len(rows) - len(by_name)
@@ -48,12 +60,17 @@ def image_table(
     if classes is not None and (unknown := sorted(set(present) - set(classes))):
         raise ValueError(f"{file} has the labels {listed(unknown)}, which are not in classes")
     expected = classes or tuple(present)
+    if len(expected) > MAX_CLASSES:
+        raise ValueError(f"{file} has {len(expected):,} labels; expected at most {MAX_CLASSES:,}")
     if len(expected) < 2:
         raise ValueError(f"{file} has one label, {expected[0]!r}; expected at least two")
     if empty := [name for name in expected if name not in present]:
         raise ValueError(f"{file} has no images for the classes {empty}")
     folder = _folder(file, names[0], parts)
-    found = [_find(folder, name) for name in names]
+    found = []
+    for name in names:
+        interrupts.check()
+        found.append(_find(folder, name))
     if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
         raise FileNotFoundError(
             f"{file} names {len(missing):,} images that are not in {folder}: {listed(missing)}"
@@ -65,13 +82,24 @@ def image_table(
 
 def _rows(file: Path) -> list[tuple[int, str, str]]:
     """Line, image and label of each row."""
+    if not file.is_file():  # a pipe would never end
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(file))
+    if file.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size:,} bytes; expected up to {_MAX_BYTES:,}")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}; save it in that encoding") from None
-    header, *_ = text.splitlines() or [""]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    lines = text.splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        return _read_rows(file, reader)
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}; expected CSV") from None
+
+
+def _read_rows(file: Path, reader: Any) -> list[tuple[int, str, str]]:
     columns = [name.strip().casefold() for name in next(reader, [])]
     image, label = (_column(columns, known) for known in (_IMAGE_COLUMNS, _LABEL_COLUMNS))
     if image is None and label is not None and len(columns) == 2:
@@ -80,7 +108,7 @@ def _rows(file: Path) -> list[tuple[int, str, str]]:
         label = 1 - image
     if image is None or label is None:
         raise ValueError(
-            f"{file} has the columns {columns}; expected a header with 'image' and 'label'"
+            f"{file} has the columns {shown(columns)}; expected a header with 'image' and 'label'"
         )
     rows = []
     for row in reader:
@@ -89,7 +117,12 @@ def _rows(file: Path) -> list[tuple[int, str, str]]:
                 raise ValueError(
                     f"{file}, line {reader.line_num}: {len(row)} columns; expected {len(columns)}"
                 )
-            rows.append((reader.line_num, row[image].strip(), row[label].strip()))
+            name, text = row[image].strip(), row[label].strip()
+            if not name or "\0" in name:
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: the image is {shown(name)}; expected a path"
+                )
+            rows.append((reader.line_num, name, text))
     if not rows:
         raise ValueError(f"{file} has no rows; expected a line of image,label for each image")
     return rows
@@ -102,7 +135,8 @@ def _column(columns: list[str], known: Iterable[str]) -> int | None:
 def _sorted(names: Iterable[str]) -> list[str]:
     """Numbers by their size, other names by the alphabet."""
     names = sorted(names)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+    numbers = all(name.isdecimal() and len(name) < 20 for name in names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _folder(file: Path, first: str, parts: PartNames | None) -> Path:
@@ -127,7 +161,7 @@ def _find(folder: Path, name: str) -> Path | None:
     """The file of this name, which may lack its ending."""
     path = folder / name
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
     endings = (".png", ".jpg", ".jpeg", *sorted(IMAGE_SUFFIXES))
-    candidates = (path, *(path.with_name(path.name + ending) for ending in endings))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    candidates = (path, *(Path(f"{path}{ending}") for ending in endings))
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)

@@ -1,25 +1,27 @@
 """Weights of other code: read from state dicts and files, matched to layers by their shapes."""
 
 import os
-import pickle
-import pickletools
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from alexnet_lib.checks import check_integer, type_name
-from alexnet_lib.files import as_path
+from alexnet_lib.checks import check_integer, shown, type_name
+from alexnet_lib.files import as_path, read_tensors
+from alexnet_lib.interop.torch_files import Unread, read_torch_file
 from alexnet_lib.network import architecture as tables
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.network.weight_files import PYTORCH, SAFETENSORS, check_is_file, file_kind
+from alexnet_lib.network.weight_files import (
+    PYTORCH,
+    SAFETENSORS,
+    check_is_file,
+    check_tensor,
+    file_kind,
+)
+from alexnet_lib.text import printable
 
 Shape = tuple[int | None, ...]
 """Of a weight; None is a side that may have any length."""
@@ -78,9 +80,9 @@ def from_state_dict(
 
     Args:
         weights: a state dict; a training checkpoint that holds one; or a file of either, of
-            ``torch.save`` (read with ``weights_only=True``) or of safetensors. Prefixes of
-            ``DataParallel`` and ``torch.compile`` are ignored. Other floating dtypes become that of
-            the model.
+            ``torch.save`` or of safetensors. Of a file, which may be a stranger's, only tensors and
+            plain values are read, and nothing is executed. Prefixes of ``DataParallel`` and
+            ``torch.compile`` are ignored. Other floating dtypes become that of the model.
         num_classes: number of classes; if it differs from that of the weights, the last layer is
             initialised as with ``initialization="kaiming"``. None keeps the number of the weights.
         architecture: as in ``AlexNet``; ``"single_tower"`` is that of most teaching code.
@@ -133,13 +135,14 @@ def load_layers(
 ) -> AlexNet:
     """The model of ``from_state_dict``, of tensors that ``read_state_dict`` has read."""
     architecture = tables.resolve_architecture(architecture)
+    num_classes = check_integer("num_classes", num_classes, 1, tables.MOST_COUNT, optional=True)
     layers = _grouped(state, architecture)
     patterns = _patterns(architecture, image_size, in_channels)
     found = _matched(layers, patterns)
     if len(found) != len(patterns) or len(found) != len(layers):
         raise ValueError(_difference(state, layers, patterns, found, architecture))
     for name, tensor in state.items():
-        _check_entry(name, tensor)
+        check_tensor(f"weights[{name!r}]", tensor)
     first, last = patterns[0][0], patterns[-1][0]
     groups = next(row.groups for row in architecture.layers if isinstance(row, tables.Conv))
     known = layers[found[last]]["weight"].shape[0]
@@ -150,7 +153,6 @@ def load_layers(
         "dropout": dropout,
         "seed": seed,
     }
-    num_classes = check_integer("num_classes", num_classes, 1, optional=True)
     keeps_last = num_classes in {None, known}
     # Only a new last layer needs initial weights.
     if keeps_last:
@@ -165,6 +167,8 @@ def load_layers(
         if keeps_last or layer != last:
             kept[name] = layers[found[layer]][kind]
     model.load_state_dict(kept, strict=False)
+    for name, weight in model.state_dict().items():  # float32 holds less than float64
+        check_tensor(f"weights as {weight.dtype} of {name}", weight)
     return model
 
 
@@ -185,20 +189,42 @@ def read_state_dict(
         raise TypeError(
             f"weights is a {type_name(weights)}; expected a file or a state dict: {hint}"
         )
-    entries = {_plain_name(name): value for name, value in _state_of(weights).items()}
+    stored = _state_of(weights)
+    entries = {_plain_name(name): value for name, value in stored.items()}
+    if len(entries) < len(stored):
+        raise ValueError("weights has names that differ only in the parts that wrappers add")
     while len(starts := {name.partition(".")[0] for name in entries}) == 1 and len(entries) > 1:
         if starts & {"features", "classifier"} or not all("." in name for name in entries):
             break
         entries = {name.partition(".")[2]: value for name, value in entries.items()}
     for name, value in entries.items():
-        if not isinstance(value, Tensor) and name.rpartition(".")[2] in {"weight", "bias"}:
-            _check_entry(name, value)
+        if isinstance(value, Tensor):
+            _check_stored(name, value)
+        elif name.rpartition(".")[2] in {"weight", "bias"}:
+            kind = value.name if isinstance(value, Unread) else type_name(value)
+            raise ValueError(f"weights[{name!r}] is a {printable(kind)}; expected a tensor")
     # Of AveragedModel and batch normalisation: counts, which are no weights.
     return {
         name: value
         for name, value in entries.items()
         if isinstance(value, Tensor) and name.rpartition(".")[2] != "n_averaged"
     }
+
+
+def _check_stored(name: str, tensor: Tensor) -> None:
+    """Raises a ``ValueError`` for a tensor whose shape does not say how much memory it takes."""
+    problem = None
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        problem = "is sparse or nested; expected a dense tensor"
+    elif type(tensor) in {Tensor, nn.Parameter} and not tensor.is_meta:
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.nbytes > stored:
+            problem = (
+                f"has {tensor.nbytes:,} bytes as its shape {tuple(tensor.shape)} says, and holds "
+                f"{stored:,}; expected a tensor that is not expanded: pass a clone() of it"
+            )
+    if problem:
+        raise ValueError(f"weights[{name!r}] {problem}")
 
 
 def _state_of(checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -221,7 +247,14 @@ def _state_of(checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
             f"weights holds several state dicts, {', '.join(map(repr, states))}; expected one: "
             f"pass that of the network, weights[{next(iter(states))!r}] for example"
         )
-    return next(iter(states.values()), checkpoint)
+    if states:
+        return next(iter(states.values()))
+    for key, value in checkpoint.items():
+        if isinstance(value, Unread) and key in _STATE_KEYS:
+            raise ValueError(
+                _unread_text(f"weights[{key!r}] is", value, f"file, weights_only=False)[{key!r}]")
+            )
+    return checkpoint
 
 
 def _has_tensors(state: Mapping[Any, Any], quantity: Any) -> bool:
@@ -229,93 +262,42 @@ def _has_tensors(state: Mapping[Any, Any], quantity: Any) -> bool:
 
 
 def _plain_name(name: object) -> str:
-    return ".".join(part for part in str(name).split(".") if part not in _WRAPPERS)
-
-
-def _check_entry(name: str, value: Any) -> None:
-    problem = None
-    if not isinstance(value, Tensor):
-        problem = f"is a {type_name(value)}; expected a tensor"
-    elif value.is_meta:
-        problem = "is on the meta device and holds no values; expected a tensor with values"
-    elif not value.is_floating_point():
-        problem = (
-            f"is of {value.dtype}; expected a floating dtype (quantised weights cannot be used)"
-        )
-    elif not value.isfinite().all():
-        problem = (
-            "holds values that are NaN or infinite; expected numbers (the training had diverged)"
-        )
-    if problem:
-        raise ValueError(f"weights[{name!r}] {problem}")
+    """A tensor's name without the parts of wrappers; errors show it, so it has no controls."""
+    text = printable(name if isinstance(name, str) else shown(name))
+    return ".".join(part for part in text.split(".") if part not in _WRAPPERS)
 
 
 def _read_file(file: Path, missing: str) -> Any:
     check_is_file(file, "weights", missing)
     kind = file_kind(file)
-    if kind not in {PYTORCH, SAFETENSORS}:
+    if kind == SAFETENSORS:
+        return read_tensors(file)[0]
+    if kind != PYTORCH:
         raise ValueError(
             f"weights is {str(file)!r}, {kind}; expected a file of torch.save or of safetensors"
         )
     try:
-        if kind == SAFETENSORS:
-            return load_file(file, device="cpu")
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged files
-        blocked = re.search(
-            r"GLOBAL (\S+) was not an allowed global|class (\S+) was not", str(error)
-        )
-        if isinstance(error, pickle.UnpicklingError) and blocked:
-            raise ValueError(_blocked_text(file, blocked[1] or blocked[2])) from None
-        damaged = isinstance(error, SafetensorError) or kind == PYTORCH
-        if not damaged:
-            raise
+        saved = read_torch_file(file)
+    except Exception as error:  # of many types
         raise ValueError(
             f"weights is {str(file)!r}, {kind} that is damaged or cut: download or save it again "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''})"
+            f"({type(error).__name__}: {printable(str(error)[:200])})"
         ) from error
+    if isinstance(saved, Unread):
+        raise ValueError(
+            _unread_text(f"weights is {str(file)!r},", saved, f"{str(file)!r}, weights_only=False)")
+        )
+    return saved
 
 
-def _numpy_scalars() -> list[Any]:
-    """What unpickling NumPy's numbers calls: best accuracies are often kept as such."""
-    dtypes = {type(np.dtype(kind)) for kind in "bBhHiIlLqQefd?"}
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, name) for name in names), np.dtype, *dtypes]
-
-
-def _blocked_text(file: Path, class_name: str) -> str:
-    """About a file with objects of a class, which only running its code would read."""
-    if _holds_mapping(file):
-        what, kept = f"which holds a {class_name} beside its weights", "['state_dict']"
-    else:
-        what, kept = f"a whole pickled model of the class {class_name}", ".state_dict()"
+def _unread_text(place: str, model: Unread, load: str) -> str:
+    """About an object in a file, which only running the code of its class would read."""
     return (
-        f"weights is {str(file)!r}, {what}; expected a state dict. Reading it would run code that "
-        "the file names. If you trust it, convert it once, where its class can be imported: "
-        f"torch.save(torch.load({str(file)!r}, weights_only=False){kept}, 'weights.pth')"
+        f"{place} a whole pickled model of the class {printable(model.name)}; expected a state "
+        "dict. Reading it would run code that the file names. If you trust it, convert it once, "
+        "where its class can be imported: "
+        f"torch.save(torch.load({load}.state_dict(), 'weights.pth')"
     )
-
-
-def _holds_mapping(file: Path) -> bool:
-    """Whether the object in a file of ``torch.save`` is a dictionary, read without unpickling."""
-    with file.open("rb") as opened:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                operations = pickletools.genops(archive.read(name))
-                return _starts_mapping(operations)
-        for _ in range(3):  # before torch 1.6: a number, a version, the system, then the object
-            for _ in pickletools.genops(opened):
-                pass
-        return _starts_mapping(pickletools.genops(opened))
-
-
-def _starts_mapping(operations: Iterable[tuple[Any, Any, Any]]) -> bool:
-    starts = ((code.name, argument) for code, argument, _ in operations if code.name != "PROTO")
-    name, argument = next(iter(starts))
-    return bool(name == "EMPTY_DICT" or argument == "collections OrderedDict")
 
 
 # Matching

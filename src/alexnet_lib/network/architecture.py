@@ -11,37 +11,68 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
 from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 from alexnet_lib.checks import (
-    AT_LEAST_ZERO,
+    MOST_FLOAT,
+    MOST_SIDE,
     Range,
     as_integer,
-    at_least,
+    between,
+    check_choice,
     check_fields,
     check_integer,
+    shown,
 )
 
 Shape = tuple[int, ...]
 
+# What a network can mean; a file that describes more is damaged, or meant to exhaust its reader.
+# Channels, features or classes: the largest sets of images have 10 million identities.
+MOST_COUNT = 2**24
+MOST_LAYERS = 1000
+# Weights and biases in all: half a terabyte in float32.
+_MOST_PARAMETERS = 2**37
+# Values of a feature map of one image: 8 GB in float32. A small file can describe a large one.
+_MOST_OUTPUTS = 2**31
+# An integer of Python may have any number of digits; those of torch have 64 bits.
+_LARGEST = 2**63 - 1
+# Pairs of a stride and a padding are at most half the square of it.
+_MOST_SOLVED = 2**11
+_LONGEST_NAME = 100
+
 # Red, green and blue, unless said otherwise.
 IMAGE_CHANNELS = 3
 
-FINITE = Range("a finite number", lambda x: True)
+FINITE = Range("a finite number that float32 can hold", lambda x: abs(x) <= MOST_FLOAT)
+_DEVIATION = Range(f"{FINITE.text}, at least 0", lambda x: 0 <= x <= MOST_FLOAT)
 
-_Count = Annotated[int, at_least(1)]
+_Count = Annotated[int, between(1, MOST_COUNT)]
+_Side = Annotated[int, between(1, MOST_SIDE)]
 _Number = Annotated[float, FINITE]
 
 
 class _Row:
     """A row of a table of layers: its fields are checked, and stored as plain numbers for JSON."""
 
+    name: str
+
     def __post_init__(self) -> None:
         check_fields(self)
+        _check_name(self.name)
+        if "." in self.name:
+            raise ValueError(f"name is {self.name!r}; expected a name without dots, as torch has")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+        raise ValueError(
+            f"name is {shown(name)}; expected a string of 1 to {_LONGEST_NAME} printable characters"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,11 +92,11 @@ class Conv(_Row):
 
     name: str
     channels: _Count
-    kernel: _Count
-    stride: _Count = 1
-    padding: Annotated[int, at_least(0)] = 0
+    kernel: _Side
+    stride: _Side = 1
+    padding: Annotated[int, between(0, MOST_SIDE)] = 0
     groups: _Count = 1
-    code_std: Annotated[float, AT_LEAST_ZERO] = 0.01
+    code_std: Annotated[float, _DEVIATION] = 0.01
     initial_bias: _Number = 0.0
 
 
@@ -102,8 +133,8 @@ class MaxPool(_Row):
     """Overlapping max pooling (paper, section 3.4): windows of 3 pixels, 2 pixels apart."""
 
     name: str
-    kernel: _Count = 3
-    stride: _Count = 2
+    kernel: _Side = 3
+    stride: _Side = 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,7 @@ class AdaptiveAvgPool(_Row):
     """Average pooling to ``output_size`` x ``output_size`` for any input size."""
 
     name: str
-    output_size: _Count
+    output_size: _Side
 
 
 @dataclass(frozen=True)
@@ -140,14 +171,14 @@ class Linear(_Row):
     """
 
     name: str
-    features: Annotated[int | None, at_least(1)]
-    code_std: Annotated[float, AT_LEAST_ZERO] = 0.01
+    features: Annotated[int | None, between(1, MOST_COUNT)]
+    code_std: Annotated[float, _DEVIATION] = 0.01
     initial_bias: _Number = 0.0
 
 
 Layer = Conv | ReLU | LRN | MaxPool | AdaptiveAvgPool | Flatten | Dropout | Linear
 
-_LAYER_KINDS: dict[str, Callable[..., Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
+_LAYER_KINDS: dict[str, type[Layer]] = {kind.__name__: kind for kind in get_args(Layer)}
 
 
 @dataclass(frozen=True)
@@ -157,9 +188,9 @@ class Architecture:
     Args:
         name: the name of the table.
         image_size: side of the square input images that the table was made for, in pixels.
-        layers: the layers in order: convolutional ones, the first a ``Conv``, the last possibly
-            an ``AdaptiveAvgPool``; one ``Flatten``; then ``Linear``, ``ReLU`` and ``Dropout``,
-            ending with ``Linear(name, None)``, the classes.
+        layers: the layers in order, at most 1000: convolutional ones, the first a ``Conv``, the
+            last possibly an ``AdaptiveAvgPool``; one ``Flatten``; then ``Linear``, ``ReLU`` and
+            ``Dropout``, ending with ``Linear(name, None)``, the classes.
 
     Raises:
         ValueError: the table does not have this form, or two layers have the same name.
@@ -178,6 +209,10 @@ class Architecture:
     layers: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
+        _check_rows(self.layers)
+        # The class is frozen.
+        object.__setattr__(self, "layers", tuple(self.layers))
         names = [layer.name for layer in self.layers]
         flattens = [i for i, layer in enumerate(self.layers) if isinstance(layer, Flatten)]
         if len(flattens) != 1:
@@ -196,9 +231,10 @@ class Architecture:
             problem = f"has {wrong} after its Flatten; only Linear, ReLU and Dropout can be there"
         elif [x.name for x in classifier if getattr(x, "features", 0) is None] != names[-1:]:
             problem = "must end with its only Linear(name, None), the layer of the classes"
+        elif self.smallest_image_size > MOST_SIDE:
+            problem = f"need images of more than {MOST_SIDE} pixels a side"
         if problem:
             raise ValueError(f"layers {problem}")
-        # The class is frozen.
         object.__setattr__(self, "image_size", _checked_image_size(self, self.image_size))
 
     @property
@@ -224,23 +260,63 @@ class Architecture:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Architecture":
         """The architecture that ``to_dict`` wrote; other data is a ``ValueError``."""
-        try:
-            layers = tuple(
-                _LAYER_KINDS[row["kind"]](**{k: v for k, v in row.items() if k != "kind"})
-                for row in data["layers"]
+        if not isinstance(data, Mapping) or set(data) != _KEYS:
+            actual = [*data] if isinstance(data, Mapping) else data
+            keys = ", ".join(sorted(_KEYS))
+            raise ValueError(f"data is {shown(actual)}; expected a mapping with the keys {keys}")
+        rows = data["layers"]
+        if not isinstance(rows, list | tuple) or len(rows) > MOST_LAYERS:
+            raise ValueError(f"layers is {shown(rows)}; expected a list of at most {MOST_LAYERS}")
+        layers = tuple(_layer(i, row) for i, row in enumerate(rows))
+        return cls(data["name"], data["image_size"], layers)
+
+
+_KEYS = {"name", "image_size", "layers"}
+
+
+def _layer(index: int, row: object) -> Layer:
+    """The layer of one entry of ``to_dict``'s ``layers``."""
+    kind = row.get("kind") if isinstance(row, Mapping) else None
+    if not isinstance(row, Mapping) or not isinstance(kind, str) or kind not in _LAYER_KINDS:
+        raise ValueError(
+            f"layers[{index}] is {shown(row)}; expected a mapping whose kind is one of "
+            f"{', '.join(_LAYER_KINDS)}"
+        )
+    build = _LAYER_KINDS[kind]
+    arguments = {key: value for key, value in row.items() if key != "kind"}
+    known = {field.name: field.default is MISSING for field in fields(build)}
+    for key in {**known, **arguments}:
+        if key not in known or (known[key] and key not in arguments):
+            problem = f"has no {key}" if key in known else f"has an unknown key {shown(key)}"
+            raise ValueError(f"layers[{index}], {kind}, {problem}; expected {', '.join(known)}")
+    try:
+        return build(**arguments)
+    except ValueError as error:
+        raise ValueError(f"layers[{index}], {kind}: {error}") from None
+
+
+def _check_rows(layers: object) -> None:
+    """Raises a ``ValueError`` unless these are layers, and not too many."""
+    if not isinstance(layers, tuple | list):
+        raise ValueError(f"layers is {shown(layers)}; expected a tuple of layers")
+    if len(layers) > MOST_LAYERS:
+        raise ValueError(f"layers has {len(layers)} of them; expected at most {MOST_LAYERS}")
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise ValueError(
+                f"layers[{index}] is {shown(layer)}; expected one of {', '.join(_LAYER_KINDS)}"
             )
-            return cls(data["name"], data["image_size"], layers)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"data is not an architecture: {error!r}") from error
 
 
 def _checked_image_size(architecture: Architecture, image_size: object) -> int:
     smallest, size = architecture.smallest_image_size, as_integer(image_size)
     if size is None or size < smallest:
         raise ValueError(
-            f"image_size is {image_size!r}; the architecture {architecture.name!r} needs images "
-            f"of at least {smallest}x{smallest} pixels (an integer)"
+            f"image_size is {shown(image_size)}; the architecture {architecture.name!r} needs "
+            f"images of at least {smallest}x{smallest} pixels (an integer)"
         )
+    if size > MOST_SIDE:
+        raise ValueError(f"image_size is {shown(size)}; expected at most {MOST_SIDE} pixels")
     return size
 
 
@@ -345,13 +421,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 DEFAULT_CLASSES = 1000
 
 
-def resolve_architecture(architecture: str | Architecture) -> Architecture:
-    """The architecture of this name, or the architecture itself."""
+def resolve_architecture(
+    architecture: str | Architecture, name: str = "architecture"
+) -> Architecture:
+    """The architecture of this name, or the architecture itself; ``name`` is the argument's."""
     if isinstance(architecture, str):
         architecture = ARCHITECTURES.get(architecture, architecture)
     if not isinstance(architecture, Architecture):
         raise ValueError(
-            f"architecture is {architecture!r}; expected an Architecture or one of "
+            f"{name} is {shown(architecture)}; expected an Architecture or one of "
             f"{', '.join(map(repr, ARCHITECTURES))}"
         )
     return architecture
@@ -386,8 +464,11 @@ def conv_output_size(
         >>> conv_output_size(224, kernel=11, stride=4), conv_output_size(224, 11, 4, ceil_mode=True)
         (54, 55)
     """
-    size, kernel = check_integer("size", size, 1), check_integer("kernel", kernel, 1)
-    stride, padding = check_integer("stride", stride, 1), check_integer("padding", padding, 0)
+    size = check_integer("size", size, 1, _LARGEST)
+    kernel = check_integer("kernel", kernel, 1, _LARGEST)
+    stride = check_integer("stride", stride, 1, _LARGEST)
+    padding = check_integer("padding", padding, 0, _LARGEST)
+    check_choice("ceil_mode", ceil_mode, (True, False))
     margin = size + 2 * padding - kernel
     if margin < 0:
         raise ValueError(
@@ -404,15 +485,15 @@ def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple
     Paddings from 0 to ``kernel - 1`` are tried, and strides from 1 to ``size``.
 
     Args:
-        size: side of the input, in pixels, at least 1.
-        output_size: side of the output, in pixels, at least 1.
-        kernel: side of the window, in pixels, at least 1.
+        size: side of the input, in pixels, from 1 to 2048.
+        output_size: side of the output, in pixels, from 1 to 2048.
+        kernel: side of the window, in pixels, from 1 to 2048.
 
     Returns:
         The pairs in order of stride, then padding; an empty list if there are none.
 
     Raises:
-        ValueError: an argument is below 1.
+        ValueError: an argument is out of its range.
 
     Example:
         >>> from alexnet_lib import solve_stride_padding
@@ -421,15 +502,19 @@ def solve_stride_padding(size: int, output_size: int, kernel: int) -> list[tuple
         >>> solve_stride_padding(227, output_size=55, kernel=11)
         [(4, 0), (4, 1)]
     """
-    size, kernel = check_integer("size", size, 1), check_integer("kernel", kernel, 1)
-    output_size = check_integer("output_size", output_size, 1)
-    return [
-        (stride, padding)
-        for stride in range(1, size + 1)
-        for padding in range(kernel)
-        if size + 2 * padding >= kernel
-        and conv_output_size(size, kernel, stride, padding) == output_size
-    ]
+    size = check_integer("size", size, 1, _MOST_SOLVED)
+    output_size = check_integer("output_size", output_size, 1, _MOST_SOLVED)
+    kernel = check_integer("kernel", kernel, 1, _MOST_SOLVED)
+    pairs = []
+    for padding in range(kernel):
+        margin = size + 2 * padding - kernel
+        if margin < 0:
+            continue
+        # margin // stride is output_size - 1
+        least = margin // output_size + 1
+        most = size if output_size == 1 else min(size, margin // (output_size - 1))
+        pairs += [(stride, padding) for stride in range(least, most + 1)]
+    return sorted(pairs)
 
 
 @dataclass(frozen=True)
@@ -459,9 +544,11 @@ def layer_infos(
     architecture = resolve_architecture(architecture)
     image_size = architecture.image_size if image_size is None else image_size
     image_size = _checked_image_size(architecture, image_size)
-    num_classes = check_integer("num_classes", num_classes, 1)
-    shape: Shape = (check_integer("in_channels", in_channels, 1), image_size, image_size)
+    num_classes = check_integer("num_classes", num_classes, 1, MOST_COUNT)
+    in_channels = check_integer("in_channels", in_channels, 1, MOST_COUNT)
+    shape: Shape = (in_channels, image_size, image_size)
     infos = []
+    in_all = 0
     for layer in architecture.layers:
         parameters = products = 0
         output: Shape = shape
@@ -476,6 +563,11 @@ def layer_infos(
                 weights = layer.channels * (shape[0] // layer.groups) * layer.kernel**2
                 parameters, products = weights + layer.channels, weights * side**2
                 output = (layer.channels, side, side)
+            case LRN() if shape[0] % layer.groups:
+                raise ValueError(
+                    f"{layer.name} has {layer.groups} groups, which do not divide its {shape[0]} "
+                    "channels"
+                )
             case MaxPool():
                 side = conv_output_size(shape[1], layer.kernel, layer.stride)
                 output = (shape[0], side, side)
@@ -487,9 +579,20 @@ def layer_infos(
                 features = num_classes if layer.features is None else layer.features
                 products = shape[0] * features
                 parameters, output = products + features, (features,)
+        in_all += parameters
+        _check_possible(layer, "outputs", prod(output), _MOST_OUTPUTS)
+        _check_possible(layer, "parameters, with those before it", in_all, _MOST_PARAMETERS)
         infos.append(LayerInfo(layer, shape, output, parameters, products))
         shape = output
     return infos
+
+
+def _check_possible(layer: Layer, values: str, count: int, most: int) -> None:
+    if count > most:
+        raise ValueError(
+            f"{layer.name} has {shown(count)} {values}; expected at most {most}: lower image_size, "
+            "num_classes or in_channels, or make the layer smaller"
+        )
 
 
 def feature_map_shapes(
@@ -511,8 +614,8 @@ def feature_map_shapes(
         (channels, height, width) for feature maps, (features,) after ``Flatten``; no batch.
 
     Raises:
-        ValueError: an unknown architecture, an image too small for it, or channels that the groups
-            of its first layer do not divide.
+        ValueError: an unknown architecture, an image too small for it, channels that the groups
+            of its first layer do not divide, or a network too large for a machine.
 
     Example:
         >>> from alexnet_lib import feature_map_shapes

@@ -18,8 +18,10 @@ from alexnet_lib.checks import (
     check_choice,
     check_integer,
     check_number,
+    shown,
     type_name,
 )
+from alexnet_lib.devices import memory_explained
 from alexnet_lib.network import architecture as tables
 from alexnet_lib.network.normalization import LocalResponseNorm
 
@@ -58,7 +60,7 @@ class AlexNet(nn.Module):
             ``"torch"`` (the defaults of ``nn.Conv2d`` and ``nn.Linear``).
         in_channels: channels of the images: 3 for colour, 1 for grey, or another number of at least
             1 that the groups of conv1 divide.
-        seed: for the weights, without torch's global generator; None draws from that.
+        seed: for the weights, without torch's global generator; None draws from that. Of 64 bits.
 
     The layers have the usual names: ``features.conv1``, ``relu1``, ``norm1``, ``pool1``, ...,
     ``pool5``; ``avgpool`` (``one_weird_trick`` only, else None); ``flatten``; ``classifier.fc6``,
@@ -76,6 +78,7 @@ class AlexNet(nn.Module):
 
     Raises:
         ValueError: an argument is unknown or out of its range; the image is too small.
+        MemoryError: the weights need more memory than there is.
 
     Example:
         >>> from alexnet_lib import AlexNet
@@ -115,12 +118,15 @@ class AlexNet(nn.Module):
         self.metrics: dict[str, Any] | None = None
         device = torch.get_default_device()
         generator = None
+        seed = check_integer("seed", seed, -(2**63), 2**64 - 1, optional=True)
         if seed is not None and device.type != "meta":
-            generator = torch.Generator(device).manual_seed(check_integer("seed", seed, -(2**63)))
+            generator = torch.Generator(device).manual_seed(seed)
         part = self.features = nn.Sequential()
         self.avgpool = None
         for info in infos:
-            module = _module(info, dropout, dropout_scaling)
+            name = info.layer.name
+            with memory_explained("the weights of the network", "lower image_size or num_classes"):
+                module = _module(info, dropout, dropout_scaling)
             match info.layer:
                 case tables.AdaptiveAvgPool():
                     self.avgpool = module
@@ -128,7 +134,12 @@ class AlexNet(nn.Module):
                     self.flatten = module
                     part = self.classifier = nn.Sequential()
                 case layer:
-                    part.add_module(layer.name, module)
+                    if hasattr(part, name):
+                        raise ValueError(
+                            f"architecture has a layer {name!r}; expected another name: torch's "
+                            "modules have an attribute of this one"
+                        )
+                    part.add_module(name, module)
                     if isinstance(layer, tables.Conv | tables.Linear):
                         _initialize(layer, module, initialization, generator)
 
@@ -170,8 +181,11 @@ class AlexNet(nn.Module):
             ['features.conv1.weight', 'features.conv1.bias']
         """
         known = [row.name for row in self.architecture.layers]
-        if unknown := [name for name in layers if name not in known]:
-            raise ValueError(f"layers has {unknown}; expected names among {', '.join(known)}")
+        unknown = [name for name in layers if not isinstance(name, str) or name not in known]
+        if unknown:
+            raise ValueError(
+                f"layers has {shown(unknown)}; expected names among {', '.join(known)}"
+            )
         parts = (self.features, self.classifier, self)
         for name in layers:
             # Of a layer that was replaced, whatever is there now.
@@ -198,15 +212,15 @@ class AlexNet(nn.Module):
         any_size, size = self.architecture.takes_any_size, self.image_size
         if any_size:
             size = min(size, self.architecture.smallest_image_size)
-        channels = dtype = None
+        channels = dtype = device = None
         first = next(self.features.children(), None)
         # Not asked of what users put there: wrapped, parametrised, quantised or sharded layers.
         if type(first) is nn.Conv2d:
             channels = first.in_channels
             # A traced graph can be converted, and a hook can change what the layer computes with.
             if not (isinstance(images, torch.fx.Proxy) or first._forward_pre_hooks):
-                dtype = first.weight.dtype
-        x = self.features(_checked_images(images, size, any_size, channels, dtype))
+                dtype, device = first.weight.dtype, first.weight.device
+        x = self.features(_checked_images(images, size, any_size, channels, dtype, device))
         x = x if self.avgpool is None else self.avgpool(x)
         logits: Tensor = self.classifier(self.flatten(x))
         return logits
@@ -216,13 +230,21 @@ class AlexNet(nn.Module):
 # `forward` cannot be traced.
 @torch.fx.wrap
 def _checked_images(
-    images: Tensor, size: int, larger: bool, channels: int | None, dtype: torch.dtype | None
+    images: Tensor,
+    size: int,
+    larger: bool,
+    channels: int | None,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
 ) -> Tensor:
-    """The images; a ``channels`` or ``dtype`` of None is not known, and not checked."""
+    """The images; ``channels``, ``dtype`` or ``device`` of None is not known, and not checked."""
     expected = f"(batch, {channels or 'channels'}, {size}, {size})" + " or larger" * larger
     if not isinstance(images, Tensor):
         kind = type_name(images)
         raise ValueError(f"images is a {kind}; expected a floating tensor {expected}")
+    if images.is_nested or images.layout is not torch.strided:
+        layout = "nested" if images.is_nested else images.layout
+        raise ValueError(f"images is a {layout} tensor; expected a dense one {expected}")
     shape, actual = tuple(images.shape), images.dtype
     problem, hint = None, ""
     if images.ndim == 3:
@@ -244,6 +266,9 @@ def _checked_images(
     elif dtype not in {None, actual} and not torch.is_autocast_enabled(images.device.type):
         problem, expected = f"dtype {actual}", f"{dtype}, as the parameters have"
         hint = f": pass images.to({dtype}), or convert the model"
+    elif device not in {None, images.device}:
+        problem, expected = f"device {images.device}", f"{device}, as the parameters have"
+        hint = f": pass images.to({str(device)!r}), or move the model"
     if problem:
         raise ValueError(f"images has {problem}; expected {expected}{hint}")
     return images

@@ -108,8 +108,8 @@ def summary(
         height x width x channels, as in the paper.
 
     Raises:
-        ValueError: an unknown architecture, an image too small for it, or channels that the groups
-            of its first layer do not divide.
+        ValueError: an unknown architecture, an image too small for it, channels that the groups of
+            its first layer do not divide, or a network too large for a machine.
         TypeError: neither a model of this library nor an architecture.
 
     Example:
@@ -123,9 +123,11 @@ def summary(
     """
     model = model_or_architecture
     if isinstance(model, str):
-        model = tables.resolve_architecture(model)
+        model = tables.resolve_architecture(model, "model_or_architecture")
     architecture = getattr(model, "architecture", model)
-    if not isinstance(architecture, tables.Architecture):
+    sizes = ("image_size", "num_classes", "in_channels")
+    is_model = model is architecture or all(hasattr(model, name) for name in sizes)
+    if not isinstance(architecture, tables.Architecture) or not is_model:
         raise TypeError(
             f"model_or_architecture is a {type_name(model)}; "
             "expected an AlexNet, an Architecture or the name of one"

@@ -1,7 +1,13 @@
-"""What a file is that should hold weights, told from its bytes; nothing is unpickled."""
+"""What a file is that should hold weights, told from its bytes; and what a weight can be."""
 
 import zipfile
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alexnet_lib.checks import shown, type_name
 
 SAFETENSORS = "a safetensors file"
 PYTORCH = "a file of torch.save"
@@ -50,10 +56,44 @@ _ARCHIVES = (
 )
 _MARKUP = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
+# Those that a network can compute with.
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Raises a ``ValueError`` unless the value is a tensor of finite numbers, as a weight is."""
+    problem = None
+    if not isinstance(value, Tensor):
+        problem = f"is a {type_name(value)}; expected a tensor"
+    elif value.is_nested or value.layout is not torch.strided:
+        problem = "is sparse or nested; expected a dense tensor"
+    elif value.is_meta:
+        problem = "is on the meta device and holds no values; expected a tensor with values"
+    elif value.dtype not in _DTYPES:
+        names = "float16, bfloat16, float32 or float64"
+        problem = f"is of {value.dtype}; expected {names} (quantised weights cannot be used)"
+    elif not _is_finite(value):
+        problem = (
+            "holds values that are NaN or infinite; expected numbers (the training had diverged)"
+        )
+    if problem:
+        raise ValueError(f"{name} {problem}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Much faster than isfinite(), and NaN is both the smallest and the largest value.
+    extremes = torch.aminmax(tensor.detach()) if tensor.numel() else (torch.zeros(()),)
+    return all(bool(extreme.isfinite()) for extreme in extremes)
+
 
 def check_is_file(file: Path, argument: str, expected: str) -> None:
     """Raises an ``OSError`` in words unless the path is that of a file."""
-    if file.is_dir():
+    try:
+        is_folder = file.is_dir()
+    except OSError as error:  # no access, or too long a name
+        name = f"{argument} is {shown(str(file))}"
+        raise OSError(error.errno, f"{name}, which cannot be read: {error.strerror}") from None
+    if is_folder:
         inside = sorted(f for f in file.iterdir() if f.suffix in {".safetensors", ".pth", ".pt"})
         if (file / "saved_model.pb").is_file():
             hint = " (it is a SavedModel of TensorFlow)"

@@ -10,10 +10,12 @@ from torch.utils.data import ConcatDataset
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.images import IMAGE_KEYS, LABEL_KEYS, image_and_label
+from alexnet_lib.network.architecture import MOST_COUNT
 from alexnet_lib.training.metrics import NO_SHARES
 
 _PARTS = ("images", "labels")
 _LABELS = "int64 (batch,)"
+_MOST_WITHIN = 20  # data sets in data sets; one may be its own
 
 
 class Batch(NamedTuple):
@@ -32,7 +34,12 @@ class Batch(NamedTuple):
 
 def moved_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch]:
     """The batches of any loader, on a device, without those that have no images."""
-    for item in loader:
+    try:
+        items = iter(loader)
+    except TypeError as error:
+        kind = type_name(loader)
+        raise TypeError(f"loader is a {kind}; expected an iterable of batches: {error}") from error
+    for item in items:
         images, labels = (as_tensor(*part) for part in zip(_PARTS, pair(item), strict=True))
         if images.ndim == 0 or (labels.ndim and len(images) != len(labels)):
             raise ValueError(
@@ -82,6 +89,8 @@ def labelled(images: Tensor, labels: Tensor, device: torch.device) -> Batch:
     """A batch on the device, its labels looked at where they are on the CPU."""
     if labels.ndim == 0:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; expected {_LABELS}")
+    if images.is_meta or labels.is_meta:
+        raise ValueError("images or labels are on the device 'meta'; expected ones with numbers")
     if labels.is_complex():
         raise ValueError(f"labels are {labels.dtype}; expected {_LABELS}")
     if not labels.is_floating_point():
@@ -153,7 +162,7 @@ def check_labels(batch: Batch, logits: Tensor, classes: int, *, cross_entropy: b
 def model_names(model: Any) -> tuple[str, ...] | None:
     """The names of a model's classes (of the wrapped one of ``DataParallel`` and the like)."""
     inner = getattr(model, "module", None)
-    return _names(getattr(model, "classes", None)) or _names(getattr(inner, "classes", None))
+    return names_of(getattr(model, "classes", None)) or names_of(getattr(inner, "classes", None))
 
 
 def data_names(loader: Any) -> tuple[str, ...] | None:
@@ -161,12 +170,12 @@ def data_names(loader: Any) -> tuple[str, ...] | None:
     return _dataset_names(getattr(loader, "dataset", None))
 
 
-def _dataset_names(data: Any) -> tuple[str, ...] | None:
-    if data is None:
+def _dataset_names(data: Any, within: int = 0) -> tuple[str, ...] | None:
+    if data is None or within > _MOST_WITHIN:
         return None
-    names = _names(getattr(data, "classes", None))
+    names = names_of(getattr(data, "classes", None))
     if names is None and isinstance(data, ConcatDataset):
-        several = {_dataset_names(part) for part in data.datasets}
+        several = {_dataset_names(part, within + 1) for part in data.datasets}
         if len(several) > 1:
             raise ValueError(
                 f"the data sets of a ConcatDataset have the classes "
@@ -175,14 +184,17 @@ def _dataset_names(data: Any) -> tuple[str, ...] | None:
             )
         return several.pop()
     if names is None:
-        return _dataset_names(getattr(data, "dataset", None))
+        return _dataset_names(getattr(data, "dataset", None), within + 1)
     return names
 
 
-def _names(names: Any) -> tuple[str, ...] | None:
+def names_of(names: Any) -> tuple[str, ...] | None:
+    """A sequence or an array of names as texts; None if it is something else, empty or endless."""
     if isinstance(names, np.ndarray):
         names = names.tolist()
-    if not isinstance(names, Sequence) or isinstance(names, str | bytes) or not len(names):
+    if not isinstance(names, Sequence) or isinstance(names, str | bytes):
+        return None
+    if not 0 < len(names) <= MOST_COUNT:
         return None
     return tuple(map(str, names))
 

@@ -4,25 +4,26 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alexnet_lib.checks import as_integer, type_name
+from alexnet_lib import interrupts
+from alexnet_lib.checks import AT_LEAST_ZERO, as_integer, check_number, type_name
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
-from alexnet_lib.files import RunFolder, append_json_line, write_json
 from alexnet_lib.kernels import cpu
-from alexnet_lib.network.checkpoints import check_can_be_saved, save_checkpoint
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, say
 from alexnet_lib.training.loop import Progress
-from alexnet_lib.training.metrics import EpochRecord, EvalMetrics
+from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
+from alexnet_lib.training.run_files import RunFiles
 from alexnet_lib.training.state import TrainingRun
 
 # The duration of a run is estimated after this many steps. The first few are slower and are
@@ -62,6 +63,8 @@ def fit(
     model: AlexNet | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 300.0,
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes the results.
@@ -70,7 +73,12 @@ def fit(
     of a given model or ``Loaders``), ``history.jsonl`` (a line for each epoch),
     ``best.safetensors`` (weights of the best validation accuracy), ``last.safetensors`` (weights
     after the last finished epoch) and, at the end, ``result.json``, which also names the image
-    files that were skipped (``bad_images``).
+    files that were skipped (``bad_images``). Until then, ``state.safetensors`` is all that a
+    stopped run needs to go on (``resume``): it ends with the weights of an uninterrupted run, bit
+    for bit, on the same machine with the same versions, number of threads and kernels.
+
+    SIGINT (Ctrl-C) ends the step, writes the state and raises ``KeyboardInterrupt``; a second one
+    stops at once. Signals are handled in the main thread only, and only until ``fit`` ends.
 
     Args:
         data: ``"shapes"``; ``"cifar10"``, kept in the folder ``data`` and downloaded where it is
@@ -88,13 +96,21 @@ def fit(
         seed: for the weights, the split, the order, the augmentation and dropout, unless a given
             model or ``Loaders`` determine them. torch's global generators are not changed.
         out: a folder to write to, that holds no run yet; None writes nothing.
+        resume: ``"auto"`` continues the run in ``out`` if there is one, and begins it otherwise; a
+            folder continues the run in it. Data, recipe and seed must be those of that run;
+            options that are ``"auto"`` are what it has computed with. None begins a run.
+        checkpoint_every: seconds from one state to the next, at least 0. It is also written at the
+            end of an epoch, unless that would take more than 2 % of the time.
         options: device, precision and the like.
 
     Raises:
         TypeError: ``data`` or ``model`` has another type.
         ValueError: an argument is out of its range, or the model does not fit the data.
-        FileExistsError: ``out`` holds a run already.
+        FileExistsError: ``out`` holds a run already, or the run to be continued is finished.
+        FileNotFoundError: ``resume`` holds no run.
+        BlockingIOError: another run is writing to ``out``.
         OSError: ``out`` cannot be written, or the disk has too little space for the checkpoints.
+        KeyboardInterrupt: SIGINT.
         FloatingPointError: a loss or a weight became NaN or infinite; the message names the epoch
             (and the step of a training loss), and the files keep the last good weights.
 
@@ -116,72 +132,106 @@ def fit(
     seed = number
     if not isinstance(options, RunOptions):
         raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
-    options = options.resolved()
-    device = torch.device(options.device)
-    # Compiled now, so that all steps of all runs of a seed are computed by the same code.
-    compiled = device.type == "cpu" and cpu.load() is not None
-    folder = None if out is None else RunFolder(out)
-    with restored_generators(device):  # from which reading a data set may draw
+    checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
+    _refuse_processes()
+    with ExitStack() as stack:
+        stack.enter_context(interrupts.handled())
+        files = stack.enter_context(RunFiles(out, resume, every=checkpoint_every))
+        options = files.options(options).resolved()
+        device = torch.device(options.device)
+        if device.type == "cpu":
+            # Compiled now, so that all steps of all runs of a seed are computed by the same code.
+            cpu.load()
+        stack.enter_context(restored_generators(device))  # from which reading a data set may draw
         loaders = prepare_loaders(
             data, recipe, classes=classes, parts=parts, seed=seed, options=options
         )
         network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
-    source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
-    if folder is not None:
-        check_can_be_saved(network)  # now, not after an epoch
-        folder.check_space(sum(tensor.nbytes for tensor in network.state_dict().values()))
-        description = {
-            "recipe": recipe.to_dict(),
-            "data": source,
-            "given": _describe(data, model),
-            "seed": seed,
-            "options": asdict(options),
-            "threads": torch.get_num_threads(),
-            "kernels": compiled,
-        }
-        write_json(folder.recipe, description)
-    if options.progress:
-        say(_headline(source, recipe, loaders, network, options))
-    with restored_generators(device):
+        source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
+        if options.progress:
+            say(_headline(source, recipe, loaders, network, options))
         run = TrainingRun(recipe, loaders, network, seed=seed, options=options)
-        _train(run, folder)
-        assert run.best_weights is not None
-        network.load_state_dict(run.best_weights)
-        network.eval()
-        test = None
-        if loaders.test is not None:
-            test = run.evaluate(network, "test", views=recipe.views)
-    seconds = time.perf_counter() - started
-    bad_images = {
-        file: reason
-        for loader in loaders
-        if loader is not None
-        for file, reason in loader.bad_images.items()
-    }
-    if folder is not None:
-        images = sum(record.train.images for record in run.history)
-        training_seconds = sum(record.train.seconds for record in run.history)
-        result = {
-            "test": test and test.to_dict(),
-            "epochs": len(run.history),
-            "stopped_early": run.stopped_early,
-            "bad_images": bad_images,
-            "seconds": seconds,
-            "images_per_second": images / training_seconds,
-            "versions": versions(),
-        }
-        write_json(folder.result, result)
-    if options.progress and bad_images:
+        started -= files.begin(run, source=source, given=_describe(data, model))
+        if options.progress and files.folder is not None:
+            say(_beginning(run, files))
+        try:
+            _train(run, files)
+            test = _test(run)
+        except interrupts.Interrupted:
+            if not run.finished:  # else the state is written already
+                files.write_state()
+            if options.progress:
+                say(_interruption(run, files))
+            raise
+        result = _result(run, test, time.perf_counter() - started)
+        files.finish(result)
+    if options.progress and (bad_images := result["bad_images"]):
         names = ", ".join(itertools.islice(bad_images, _NAMES_SHOWN))
         more = "" if len(bad_images) <= _NAMES_SHOWN else ", ..."
         say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
     if options.progress and test is not None:
-        say(f"test: {test}; {format_duration(seconds)} in all")
-    return Run(tuple(run.history), test, network, None if folder is None else folder.path)
+        say(f"test: {test}; {format_duration(result['seconds'])} in all")
+    folder = None if files.folder is None else files.folder.path
+    return Run(tuple(run.history), test, network, folder)
 
 
-def _train(run: TrainingRun, folder: RunFolder | None) -> None:
-    """Trains for the remaining epochs, and writes each to the folder."""
+def _test(run: TrainingRun) -> EvalMetrics | None:
+    """Gives the model the best weights, and evaluates it on the test images, if there are any."""
+    assert run.best_weights is not None
+    run.model.load_state_dict(run.best_weights)
+    run.model.eval()
+    if run.loaders.test is None:
+        return None
+    return run.evaluate(run.model, "test", views=run.recipe.views)
+
+
+def _result(run: TrainingRun, test: EvalMetrics | None, seconds: float) -> dict[str, Any]:
+    """What ``result.json`` holds."""
+    images = sum(record.train.images for record in run.history)
+    bad = (loader.bad_images for loader in run.loaders if loader is not None)
+    return {
+        "test": test and test.to_dict(),
+        "epochs": len(run.history),
+        "stopped_early": run.stopped_early,
+        "bad_images": dict(itertools.chain.from_iterable(files.items() for files in bad)),
+        "seconds": seconds,
+        "images_per_second": images / sum(record.train.seconds for record in run.history),
+        "versions": versions(),
+    }
+
+
+def _refuse_processes() -> None:
+    """Raises a ``ValueError`` in one of several processes that would train the same."""
+    size = os.environ.get("WORLD_SIZE", "")
+    processes = int(size) if size.isdecimal() else 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = max(processes, torch.distributed.get_world_size())
+    if processes > 1:
+        raise ValueError(
+            f"this is one of {processes} processes (WORLD_SIZE, as torchrun sets it), which would "
+            "all train the same; expected one process: fit does not train in several yet"
+        )
+
+
+def _beginning(run: TrainingRun, files: RunFiles) -> str:
+    """Where the run is written, and from where it goes on."""
+    assert files.folder is not None
+    line = f"written to {files.folder.path}, at most {files.most_bytes / 1e6:,.0f} MB"
+    if run.steps_done:
+        line += f"; goes on after {run.steps_done:,} of {run.steps_in_all:,} steps"
+    return line
+
+
+def _interruption(run: TrainingRun, files: RunFiles) -> str:
+    """How to go on."""
+    line = f"stopped after {run.steps_done:,} of {run.steps_in_all:,} steps"
+    if files.folder is None:
+        return f"{line}; nothing was written, since out is None"
+    return f"{line}; to go on, repeat it with --resume {files.folder.path} (in Python, resume=...)"
+
+
+def _train(run: TrainingRun, files: RunFiles) -> None:
+    """Trains for the remaining epochs, and writes each of them."""
     progress = run.options.progress
     with Progress(run.recipe.name, run.steps_in_all, show=progress, done=run.steps_done) as shown:
         first, settled = run.steps_done, time.perf_counter()
@@ -190,6 +240,8 @@ def _train(run: TrainingRun, folder: RunFolder | None) -> None:
                 while not run.epoch_read:
                     done = run.steps_done
                     run.take_step()
+                    interrupts.check()
+                    files.write_state_when_due()
                     if run.steps_done == done:
                         continue  # the last batches of the epoch have no images
                     shown.advance(run.totals, run.steps_done)
@@ -197,20 +249,20 @@ def _train(run: TrainingRun, folder: RunFolder | None) -> None:
                     if steps == _SETTLING_STEPS:
                         settled = time.perf_counter()
                     elif steps == _ESTIMATE_STEPS and progress:
-                        run.totals.compute()  # waits for the device, so that the steps are finished
+                        run.totals.check()  # waits for the device, so that the steps are finished
                         seconds = time.perf_counter() - settled
                         say(_estimate(run, seconds / (steps - _SETTLING_STEPS)))
+                notes = [run.totals.skipped_note()]
                 record = run.finish_epoch()
             except FloatingPointError as error:
                 raise FloatingPointError(f"epoch {run.epoch + 1}: {error}") from None
-            if folder is not None:
-                metrics = record.to_dict()
-                save_checkpoint(folder.last, run.result, metrics=metrics)
-                if run.best_epoch == run.epoch:
-                    save_checkpoint(folder.best, run.result, metrics=metrics)
-                append_json_line(folder.history, metrics)
+            files.write_epoch()
             if progress:
                 say(_epoch_line(record, run.recipe.epochs))
+                notes.append(stuck_note(record, len(run.loaders.classes)))
+                for note in filter(None, notes):
+                    say(note)
+            interrupts.check()
         if run.stopped_early and progress:
             say(
                 f"stopped after epoch {run.epoch} of {run.recipe.epochs}: no better validation "

@@ -4,34 +4,45 @@ The loops wait for the device only to refresh the progress bar, every few second
 losses and hits are summed on the device. Means are over images, not over batches.
 """
 
+import inspect
 import itertools
 import math
-import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm.auto import tqdm
 
+from alexnet_lib import interrupts
 from alexnet_lib.checks import (
     ABOVE_ZERO,
     as_integer,
+    check_choice,
     check_integer,
     check_number,
     length_of,
+    shown,
     type_name,
 )
-from alexnet_lib.devices import DTYPES, Precision, resolve_device, resolve_precision
+from alexnet_lib.devices import (
+    DTYPES,
+    Precision,
+    memory_explained,
+    resolve_device,
+    resolve_precision,
+)
 from alexnet_lib.kernels.linear import substituted
+from alexnet_lib.text import progress_bar, say
 from alexnet_lib.training.batches import (
     Batch,
     ClassMap,
@@ -43,14 +54,34 @@ from alexnet_lib.training.batches import (
     moved_batches,
     no_shares,
 )
-from alexnet_lib.training.metrics import EpochMetrics, EvalMetrics, Totals
+from alexnet_lib.training.metrics import (
+    NONFINITE_LIMIT,
+    EpochMetrics,
+    EvalMetrics,
+    Totals,
+    nonfinite_weight,
+    plain_name,
+)
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+OnNonfinite = Literal["stop", "skip"]
 
 _NO_IMAGES = "loader yields no images; expected at least one"
 
 # Seconds between two readings of the sums on the device.
 _REFRESH_SECONDS = 2.0
+
+# More batches in a step than any data set has; a number beyond is a mistake.
+MOST_ACCUMULATION_STEPS = 10**6
+
+_MOST_RANKS = 1000  # in `topk`
+
+# Of an evaluation, which has no steps.
+_LOWER = "lower the batch size of the loader or its image size, or set precision to 'bfloat16'"
+
+# A loss of float16 is scaled, and the scale is halved after each step whose gradients overflow. A
+# gradient that overflows even at this scale is infinite itself.
+_LEAST_SCALE = 1.0
 
 
 @runtime_checkable
@@ -74,8 +105,13 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 class TrainingStep:
     """A step of training; the fields are the arguments of ``train_one_epoch``, with its errors.
 
+    A step whose loss or gradient is NaN or infinite changes no weight, no running statistic and no
+    state of the optimiser. On the CPU, where reading a number costs nothing, it is an error at
+    once; elsewhere the device leaves the step out, and ``Totals.check`` or ``Totals.compute``
+    raises the error.
+
     In float16, gradients are scaled up in the backward pass, so that small ones are not lost, and a
-    step whose gradients overflow changes nothing but the scale (``scaler``).
+    step whose gradients overflow changes nothing but the scale (``scaler``), and is no error.
     """
 
     model: nn.Module
@@ -86,34 +122,70 @@ class TrainingStep:
     batch_scheduler: Any = None
     max_grad_norm: float | None = None
     accumulation_steps: int = 1
+    on_nonfinite: OnNonfinite = "stop"
     scaler: GradScaler = field(init=False, repr=False)
     _trained: tuple[nn.Parameter, ...] = field(init=False, repr=False)
+    _checked: Mapping[str, nn.Parameter] = field(init=False, repr=False)
+    _statistics: tuple[Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        half = self.precision == "float16"
-        object.__setattr__(self, "scaler", GradScaler(self.device.type, enabled=half))
-        object.__setattr__(self, "_trained", _trained_parameters(self.model, self.optimizer))
+        _check_optimizer(self.optimizer)
         _check_scheduler(self.batch_scheduler, self.optimizer)
+        norm, half = self.max_grad_norm, self.precision == "float16"
+        trained, others = _parameters(self.model, self.optimizer)
+        most = MOST_ACCUMULATION_STEPS
+        if norm is not None:
+            norm = check_number("max_grad_norm", norm, ABOVE_ZERO)
+        values = {
+            "max_grad_norm": norm,
+            "accumulation_steps": check_integer(
+                "accumulation_steps", self.accumulation_steps, 1, most
+            ),
+            "on_nonfinite": check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip")),
+            "scaler": GradScaler(self.device.type, enabled=half),
+            "_trained": tuple(trained.values()),
+            "_checked": {**trained, **others},
+            "_statistics": tuple(_running_statistics(self.model)),
+        }
+        for name, value in values.items():  # the class is frozen
+            object.__setattr__(self, name, value)
         if half:
-            _prepare_for_scaling(self.optimizer, self._trained)
+            _check_can_be_scaled(self._trained)
+        if not _is_read(self.device) and _skips(self.optimizer, self.device):
+            _prepare_for_skipping(self.optimizer)
 
     @property
     def cross_entropy(self) -> bool:
         """Whether the criterion is the default, for which the labels are checked."""
         return self.criterion is F.cross_entropy
 
-    def __call__(self, images: Tensor, labels: Tensor, totals: Totals) -> None:
-        """Trains on a batch on the device, and adds it to the sums."""
-        self.train_on([labelled(images, labels, self.device)], totals)
+    def __call__(self, images: Tensor, labels: Tensor, totals: Totals) -> Tensor:
+        """Trains on a batch on the device, and adds it to the sums; returns as ``train_on``."""
+        return self.train_on([labelled(images, labels, self.device)], totals)
 
-    def train_on(self, batches: Iterable[Batch], totals: Totals) -> None:
+    def train_on(self, batches: Iterable[Batch], totals: Totals) -> Tensor:
         """One step on batches of a device, as on one batch of all their images.
 
-        Each is added to the sums. Without any, no step is taken.
+        Each is added to the sums. Without any, no step is taken. A step that is skipped advances
+        the schedule, whose length is that of the run.
+
+        Returns:
+            A truth value on the device, without waiting for it: whether the weights were changed.
         """
+        totals.allowed = NONFINITE_LIMIT if self.on_nonfinite == "skip" else 0
+        totals.trained, totals.model = tuple(self._checked), self.model
+        with memory_explained("a step of training") as shapes:
+            return self._train_on(batches, totals, shapes)
+
+    def _train_on(
+        self, batches: Iterable[Batch], totals: Totals, shapes: list[Sequence[int]]
+    ) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         images = first = 0
+        mark, statistics = totals.mark(), [buffer.clone() for buffer in self._statistics]
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         for batch in batches:
+            shapes.append(batch.images.shape)
             count = len(batch.images)
             first = first or count
             loss, hits, unfit = self._loss(batch)
@@ -121,25 +193,79 @@ class TrainingStep:
             weighted = loss if count == first else loss * (count / first)
             self.scaler.scale(weighted).backward()
             totals.add(loss, hits, count, unfit, begins=not images)
+            finite = finite & loss.detach().isfinite()
             images += count
         if not images:
-            return
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        if not gradients:
+            return torch.zeros((), dtype=torch.bool, device=self.device)
+        gradients = _gradients(self._checked.values())
+        if not any(i < len(self._trained) for i in gradients):
             raise ValueError(
                 "the loss depends on none of the parameters that optimizer holds, so that no "
                 "weight would change; expected an optimizer of the parameters that model uses"
             )
         if images != first:
-            torch._foreach_mul_(gradients, first / images)
+            torch._foreach_mul_([*gradients.values()], first / images)
         self.scaler.unscale_(self.optimizer)
+        fault = self._clip(gradients)
+        taken = finite & (fault == 0)
+        if self.precision == "float16":
+            scale = self.scaler.scale(torch.ones((), device=self.device))
+            fault = torch.where(scale > _LEAST_SCALE, 0, fault)
+        fault = torch.where(finite, fault, 1)
+        totals.end_step(mark, fault)
+        for buffer, former in zip(self._statistics, statistics, strict=True):
+            buffer.copy_(torch.where(fault > 0, former, buffer))
+        self._step(taken)
+        if _is_read(self.device):
+            totals.check()
+        return taken
+
+    def _clip(self, gradients: Mapping[int, Tensor]) -> Tensor:
+        """Scales gradients down to ``max_grad_norm``, and returns the fault that ``Totals`` takes.
+
+        It is that of the last parameter, in the order of the model, whose gradient is not finite:
+        the backward pass comes to it first.
+        """
+        clips, read = self.max_grad_norm is not None, _is_read(self.device)
+        # Without a norm to clip by, large finite gradients are no fault, but the sum of their
+        # squares may be infinite. The largest number takes ten times as long on the CPU (73 ms
+        # and 7 ms for 62 million numbers).
+        order = 2.0 if clips or read else math.inf
+        norms = self._norms(gradients, order)
+        broken = ~torch.stack(norms).isfinite()
+        if read and not clips and bool(broken.any()):
+            broken = ~torch.stack(self._norms(gradients, math.inf)).isfinite()
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self.max_grad_norm)
-        self.scaler.step(self.optimizer)
+            owned = [norms[i] for i in gradients if i < len(self._trained)]
+            total = torch.linalg.vector_norm(torch.stack(owned))
+            nn.utils.clip_grads_with_norm_(self._trained, self.max_grad_norm, total)
+        return (broken * torch.arange(2, len(broken) + 2, device=self.device)).amax()
+
+    def _norms(self, gradients: Mapping[int, Tensor], order: float) -> list[Tensor]:
+        """The norm of each gradient; 0 where there is none."""
+        norms = [torch.zeros((), device=self.device)] * len(self._checked)
+        found = torch._foreach_norm([*gradients.values()], order)
+        for i, norm in zip(gradients, found, strict=True):
+            norms[i] = norm.to(self.device)
+        return norms
+
+    def _step(self, taken: Tensor) -> None:
+        """A step of the optimiser, unless it is to be skipped, and one of the schedule."""
+        optimizer: Any = self.optimizer
+        skipped = False
+        if not _is_read(self.device) and _skips(optimizer, self.device):
+            # As torch's GradScaler tells a fused optimiser to leave out a step.
+            optimizer.grad_scale, optimizer.found_inf = None, (~taken).float()
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        elif taken:
+            optimizer.step()
+        else:
+            skipped = True
         self.scaler.update()
         if self.batch_scheduler is not None:
-            with warnings.catch_warnings():
-                if self.precision == "float16":  # the optimiser may have left out its first step
+            with warnings.catch_warnings() if skipped else nullcontext():
+                if skipped:  # it may have been the first
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                 self.batch_scheduler.step()
 
@@ -190,19 +316,75 @@ def checked_loss(loss: object) -> Tensor:
     return loss
 
 
-def _trained_parameters(model: nn.Module, optimizer: Any) -> tuple[nn.Parameter, ...]:
-    """The model's parameters that an optimiser trains."""
-    own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _is_read(device: torch.device) -> bool:
+    """Whether reading a number from a device costs nothing."""
+    return device.type == "cpu"
+
+
+def _skips(optimizer: Any, device: torch.device) -> bool:
+    """Whether an optimiser can leave out a step that is found not finite on the device.
+
+    torch's fused ones can, except on Apple's MPS, whose kernels ignore ``found_inf``.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and device.type != "mps"
+
+
+def _parameters(
+    model: nn.Module, optimizer: Any
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The parameters that an optimiser trains: those of the model, and others, by name."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = getattr(optimizer, "param_groups", None)
-    held = {id(p) for group in groups or () for p in group["params"]}
-    trained = tuple(p for p in own if groups is None or id(p) in held)
+    held = {id(p): p for group in groups or () for p in group["params"]}
+    trained = {plain_name(n): p for n, p in own.items() if groups is None or id(p) in held}
     if not trained:
         raise ValueError(
             f"optimizer holds {len(held)} parameters, none of them of the {len(own)} of model that "
             "are trained, so that no weight would change; expected an optimizer that was built "
             "with model.parameters() of this model, after its layers were replaced or frozen"
         )
-    return trained
+    known = {id(p) for p in model.parameters()}
+    others = (p for p in held.values() if id(p) not in known)
+    return trained, {f"parameter {i} outside of model": p for i, p in enumerate(others)}
+
+
+def _running_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """What batch normalisation changes in the forward pass of training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            yield from module.buffers(recurse=False)
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> dict[int, Tensor]:
+    """The numbers of the gradients of those parameters that have one, by their place."""
+    return {
+        i: parameter.grad
+        for i, parameter in enumerate(parameters)
+        if parameter.grad is not None and parameter.grad.numel()
+    }
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    step = getattr(optimizer, "step", None)
+    if isinstance(optimizer, type) or not callable(step) or not hasattr(optimizer, "zero_grad"):
+        raise TypeError(
+            f"optimizer is a {type_name(optimizer)}; expected a torch.optim.Optimizer. The "
+            "order is train_one_epoch(model, loader, optimizer, criterion=...)"
+        )
+    if _needs_closure(step):
+        raise TypeError(
+            f"optimizer is a {type_name(optimizer)}, whose step needs a closure that computes the "
+            "loss several times; expected one that takes a step from the gradients, such as "
+            "torch.optim.SGD"
+        )
+
+
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    try:
+        closure = inspect.signature(step).parameters.get("closure")
+    except (ValueError, TypeError):  # some callables do not tell their arguments
+        return False
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _check_scheduler(scheduler: Any, optimizer: Any) -> None:
@@ -225,16 +407,19 @@ def _check_scheduler(scheduler: Any, optimizer: Any) -> None:
         )
 
 
-def _prepare_for_scaling(optimizer: Any, trained: Iterable[nn.Parameter]) -> None:
+def _check_can_be_scaled(trained: Iterable[nn.Parameter]) -> None:
     if dtypes := {p.dtype for p in trained if p.dtype not in {torch.float32, torch.float64}}:
         raise ValueError(
             f"model has weights of {', '.join(sorted(map(str, dtypes)))}, but precision is "
             "'float16', which keeps them in float32; expected model.float()"
         )
-    # If its first step overflows and is left out, torch's fused SGD goes on with the uninitialised
-    # memory of its momentum (seen in torch 2.14). From zeros, the first step is the same.
+
+
+def _prepare_for_skipping(optimizer: Any) -> None:
+    # If its first step is left out, torch's fused SGD goes on with the uninitialised memory of its
+    # momentum (seen in torch 2.14). From zeros, the first step is the same.
     for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
-        if group["fused"] and group["momentum"]:
+        if group["momentum"]:
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
                 if state.get("momentum_buffer") is None:
@@ -246,30 +431,43 @@ class Progress:
 
     def __init__(self, description: str, total: int | None, *, show: bool, done: int = 0) -> None:
         self._looked, self._done = time.perf_counter(), done
-        self.bar = tqdm(
-            desc=description,
-            total=total,
-            initial=done,
-            disable=None if show else True,  # None hides it where there is no terminal
-            leave=False,
-        )
+        options = {"desc": description, "total": total, "initial": done, "leave": False}
+        self._bar: Any = None
+        with suppress(Exception):
+            # None hides it where there is no terminal.
+            self._bar = progress_bar(disable=None if show else True, **options)
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        with suppress(Exception):
+            self._bar.close()
+
+    @property
+    def hidden(self) -> bool:
+        """Whether nobody sees the bar."""
+        return bool(getattr(self._bar, "disable", True))
+
+    def update(self, count: int = 1) -> None:
+        """Counts steps."""
+        with suppress(Exception):  # a bar that fails does not end what it shows
+            self._bar.update(count)
 
     def advance(self, totals: Totals, done: int | None = None) -> None:
-        """Counts a step; every few seconds it reads the sums and raises if a loss is not finite.
+        """Counts a step; every few seconds it reads the sums, with the errors of ``compute``.
 
         ``done`` is the number of steps so far, where some were left out.
         """
         done = self._done + 1 if done is None else done
-        self.bar.update(done - self._done)
+        self.update(done - self._done)
         self._done = done
         if time.perf_counter() - self._looked > _REFRESH_SECONDS:
-            self.bar.set_postfix_str(str(totals.compute()))
+            totals.check()
+            if int(totals.skipped_images) < totals.images:
+                line = str(totals.compute())
+                with suppress(Exception):
+                    self._bar.set_postfix_str(line)
             self._looked = time.perf_counter()
 
 
@@ -284,6 +482,7 @@ def train_one_epoch(
     batch_scheduler: Any = None,
     max_grad_norm: float | None = None,
     accumulation_steps: int = 1,
+    on_nonfinite: OnNonfinite = "stop",
     progress: bool = True,
 ) -> EpochMetrics:
     """Trains a model on each batch of a loader once.
@@ -300,12 +499,18 @@ def train_one_epoch(
         device: where to train; the model and the batches are moved there. None is the model's
             device, ``"auto"`` is ``default_device()``.
         precision: ``"float32"``, ``"bfloat16"`` (autocast), ``"float16"`` (autocast, with scaled
-            gradients; the optimiser is best a fused one: for others torch waits in every step) or
-            ``"auto"``, as in ``RunOptions``.
-        batch_scheduler: a learning-rate scheduler that is stepped after every step, or None.
-        max_grad_norm: larger gradients are scaled down to this norm; None leaves them alone.
+            gradients) or ``"auto"``, as in ``RunOptions``.
+        batch_scheduler: a learning-rate scheduler that is stepped after every step, also one that
+            is skipped, or None.
+        max_grad_norm: larger gradients are scaled down to this norm, above 0; None leaves them
+            alone.
         accumulation_steps: batches in a step, at least 1: the gradients are those of one batch of
             all their images. The last step of the epoch may have fewer.
+        on_nonfinite: what to do with a step whose loss or gradient is NaN or infinite (in float16,
+            whose loss is): ``"stop"``, an error; or ``"skip"``, go on without it, at most ten
+            times, with a warning at the end. The weights and the optimiser stay as they were in
+            both. On CUDA, this is free with a fused optimiser (``fused=True``); for others, and on
+            Apple's MPS, every step waits for the device.
         progress: show a bar; where there is no terminal, one line at the end.
 
     Returns:
@@ -314,11 +519,15 @@ def train_one_epoch(
         the sum 1), or the model has fewer than two outputs.
 
     Raises:
-        TypeError: ``optimizer`` is not an optimiser, ``batch_scheduler`` not a scheduler of steps.
-        ValueError: the loader yields no images; a label is not a class of the model, or not one
-            that cross entropy takes; the optimiser holds no parameter of the model; model or
-            criterion return something else; model and data have the same classes in another order.
-        FloatingPointError: a loss was NaN or infinite; the message names the step.
+        TypeError: ``optimizer`` is not an optimiser, or one whose step needs a closure;
+            ``batch_scheduler`` is not a scheduler of steps; ``loader`` cannot be iterated.
+        ValueError: an argument is out of its range; the loader yields no images; a label is not a
+            class of the model, or not one that cross entropy takes; the optimiser holds no
+            parameter of the model; model or criterion return something else; model and data have
+            the same classes in another order.
+        FloatingPointError: a loss or a gradient was NaN or infinite; the message names the step and
+            the layer. It comes at once on the CPU, else within seconds.
+        MemoryError: memory does not suffice; the message says for which batch.
 
     Example:
         >>> import torch
@@ -329,15 +538,9 @@ def train_one_epoch(
         >>> train_one_epoch(model, loaders.train, optimizer, progress=False).images
         36
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
-    if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
-        raise TypeError(
-            f"optimizer is a {type_name(optimizer)}; expected a torch.optim.Optimizer. The "
-            "order is train_one_epoch(model, loader, optimizer, criterion=...)"
-        )
-    if max_grad_norm is not None:
-        max_grad_norm = check_number("max_grad_norm", max_grad_norm, ABOVE_ZERO)
+    check_model(model)
+    _check_optimizer(optimizer)
+    check_choice("progress", progress, (True, False))
     check_order(model, data_names(loader))
     on = _device_of(model, device)
     step = TrainingStep(
@@ -348,24 +551,42 @@ def train_one_epoch(
         _checked_criterion(criterion),
         batch_scheduler,
         max_grad_norm,
-        check_integer("accumulation_steps", accumulation_steps, 1),
+        accumulation_steps,
+        on_nonfinite,
     )
     model.train()
     totals = Totals(on, cross_entropy=step.cross_entropy)
     length = length_of(loader)
     steps = None if length is None else math.ceil(length / step.accumulation_steps)
     batches = moved_batches(loader, on)
-    with Progress("training", steps, show=progress) as shown:
+    with Progress("training", steps, show=progress) as bar:
         for batch in batches:
             others = itertools.islice(batches, step.accumulation_steps - 1)
             step.train_on(itertools.chain([batch], others), totals)
-            shown.advance(totals)
+            bar.advance(totals)
+            interrupts.check()
     if not totals.steps:
         raise ValueError(_NO_IMAGES)
     metrics = totals.compute()
-    if progress and shown.bar.disable:
-        print(f"training: {metrics}", file=sys.stderr)
+    if (note := totals.skipped_note()) is not None:
+        warnings.warn(note, stacklevel=2)
+    if progress and bar.hidden:
+        say(f"training: {metrics}")
     return metrics
+
+
+def check_model(model: object) -> None:
+    """Raises a ``TypeError`` unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
+
+
+def check_has_weights(model: nn.Module) -> None:
+    """Raises a ``ValueError`` if weights are on the meta device."""
+    if any(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "model is on the device 'meta', which holds no numbers; expected one with weights"
+        )
 
 
 def _checked_criterion(criterion: Criterion | None) -> Criterion:
@@ -380,11 +601,13 @@ def _checked_criterion(criterion: Criterion | None) -> Criterion:
 
 
 def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    check_has_weights(model)
     if device is None:
-        parameter = next(model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        first = next(itertools.chain(model.parameters(), model.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
     resolved = resolve_device(device)
-    model.to(resolved)
+    with memory_explained(f"the model on {resolved}", "choose another device, or a smaller model"):
+        model.to(resolved)
     return resolved
 
 
@@ -405,8 +628,10 @@ def evaluate(
 ) -> EvalMetrics:
     """Loss, accuracies and confusion matrix of a model over all images of a loader.
 
-    The model is evaluated in evaluation mode, and then put back into its former mode. With several
-    views, class and loss are those of the mean of their softmax outputs (paper, section 4.1).
+    The model is evaluated in evaluation mode, and then put back into its former mode; when several
+    threads evaluate it or predict with it, by the last of them (a thread that trains it at the same
+    time is not kept apart from these). With several views, class and loss are those of the mean of
+    their softmax outputs (paper, section 4.1).
 
     Where model and data have names of classes (``model.classes``, ``loader.dataset.classes``),
     labels are mapped to the model's classes by name, so that data may have fewer classes, or have
@@ -434,6 +659,9 @@ def evaluate(
             label is not a class, or not one that cross entropy takes; model or criterion return
             something else; a k is below 1; an unknown number of views, or one that the loader
             cannot yield.
+        FloatingPointError: outputs or losses are NaN or infinite; the message says of how many
+            images, and which weight is.
+        MemoryError: memory does not suffice; the message says for which batch.
 
     Example:
         >>> from alexnet_lib import AlexNet, build_loaders, evaluate
@@ -442,78 +670,144 @@ def evaluate(
         >>> metrics.confusion.shape, metrics.images
         ((10, 10), 20)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type_name(model)}; expected a torch.nn.Module")
+    check_model(model)
+    check_choice("progress", progress, (True, False))
+    if (number := as_integer(views)) is None:
+        raise ValueError(f"views is {shown(views)}; expected 1, 2 or 10")
     ranks_shown = _checked_topk(topk)
     on = _device_of(model, device)
     resolved = resolve_precision(precision, on)
     criterion = _checked_criterion(criterion)
     cross_entropy = criterion is F.cross_entropy
-    totals = Totals(on, cross_entropy=cross_entropy)
-    confusion = ranks = classes = None
+    totals, counts = Totals(on, cross_entropy=cross_entropy), _Counts(on, max((1, *ranks_shown)))
+    classes = None
     with (
         evaluation_mode(model),
-        Progress("evaluating", length_of(loader), show=progress) as shown,
+        memory_explained("evaluation", _LOWER) as shapes,
+        Progress("evaluating", length_of(loader), show=progress) as bar,
     ):
-        for batch_views, batch in _batches_of_views(loader, views, on):
+        for batch_views, batch in _batches_of_views(loader, number, on):
+            interrupts.check()
             count = len(batch.labels)
+            outputs = []
             with arithmetic(resolved, on):
-                outputs = [checked_logits(model(view), count) for view in batch_views]
+                for view in batch_views:
+                    shapes.append(view.shape)
+                    outputs.append(checked_logits(model(view), count))
                 logits = _mean_of_views(outputs)
                 if classes is None:
                     outputs_count = logits.shape[1] if logits.ndim == 2 else 0
                     classes = ClassMap(model, loader, outputs_count, on)
                 labels = classes.numbered(batch, logits, cross_entropy=cross_entropy)
                 loss = checked_loss(criterion(logits, labels))
-            shown.bar.update()
-            if not are_classes(labels, logits) or batch.shares is False:
+            bar.update()
+            classified = are_classes(labels, logits) and batch.shares is not False
+            counts.add_faults(logits, loss, classified=classified)
+            if not classified:
                 totals.add(loss, None, count)
                 continue
-            num_classes = logits.shape[1]
-            if confusion is None or ranks is None:
-                confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=on)
-                ranks = torch.zeros(num_classes, dtype=torch.int64, device=on)
             unfit = None
             if labels.ndim == 2:
                 unfit, labels = None if batch.shares else no_shares(labels), labels.argmax(1)
-            order = logits.topk(min(max((1, *ranks_shown)), num_classes)).indices
-            hits = order == labels[:, None]
-            totals.add(loss, hits[:, 0], count, unfit)
-            cells = labels * num_classes + order[:, 0]
-            confusion.scatter_add_(0, cells, torch.ones_like(cells))
-            ranks[: hits.shape[1]] += hits.sum(0)
+            totals.add(loss, counts.add(logits, labels), count, unfit)
     if not totals.images or classes is None:
         raise ValueError(_NO_IMAGES)
     accuracy = totals.accuracy()
-    if accuracy is None and views > 1:
+    if accuracy is None and number > 1:
         raise ValueError(
-            f"views is {views}, but the labels are not classes of the images, whose views "
+            f"views is {number}, but the labels are not classes of the images, whose views "
             "could be averaged; expected 1"
         )
-    accuracies, counts = {}, None
-    if accuracy is not None and confusion is not None and ranks is not None:
-        counts = confusion.view(len(ranks), -1).cpu().numpy()
-        within = ranks.cumsum(0).tolist()
-        accuracies = {k: within[k - 1] / totals.images for k in ranks_shown if k <= len(within)}
+    counts.check(model, resolved)
+    confusion, within = (None, []) if accuracy is None else counts.read()
     metrics = EvalMetrics(
         loss=float(totals.loss) / totals.images,
         accuracy=accuracy,
-        topk_accuracy=accuracies,
-        confusion=counts,
-        classes=() if counts is None else classes.outputs,
+        topk_accuracy={k: within[k - 1] / totals.images for k in ranks_shown if k <= len(within)},
+        confusion=confusion,
+        classes=() if confusion is None else classes.outputs,
         images=totals.images,
         seconds=totals.seconds,
     )
-    if progress and shown.bar.disable:
-        print(f"evaluating: {metrics}", file=sys.stderr)
+    if progress and bar.hidden:
+        say(f"evaluating: {metrics}")
     return metrics
 
 
+class _Counts:
+    """What an evaluation counts on the device: confusions, ranks, and what is not finite."""
+
+    def __init__(self, device: torch.device, most: int) -> None:
+        self._most = most
+        self._confusion = self._ranks = torch.empty(0)
+        self._images = 0
+        self._bad = torch.zeros((), dtype=torch.int64, device=device)
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Counts a batch whose labels are classes: for each image, whether it is a hit."""
+        classes = logits.shape[1]
+        if not len(self._ranks):
+            self._confusion = torch.zeros(classes**2, dtype=torch.int64, device=logits.device)
+            self._ranks = torch.zeros(classes, dtype=torch.int64, device=logits.device)
+        order = logits.topk(min(self._most, classes)).indices
+        hits = order == labels[:, None]
+        cells = labels * classes + order[:, 0]
+        self._confusion.scatter_add_(0, cells, torch.ones_like(cells))
+        self._ranks[: hits.shape[1]] += hits.sum(0)
+        return hits[:, 0]
+
+    def read(self) -> tuple[np.ndarray, list[int]]:
+        """The confusion matrix, and the number of images whose class is within each rank."""
+        return self._confusion.view(len(self._ranks), -1).cpu().numpy(), self._ranks.cumsum(
+            0
+        ).tolist()
+
+    def add_faults(self, logits: Tensor, loss: Tensor, *, classified: bool) -> None:
+        """Counts the images of a batch whose outputs, or whose loss, are not finite."""
+        bad = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        if classified:  # else what an infinite output means is up to the criterion
+            bad = ~finite_softmax(logits)
+        bad = bad | ~(loss.isfinite() | bad.any())
+        first = self._images + bad.int().argmax()
+        self._first_bad = torch.where((self._first_bad < 0) & bad.any(), first, self._first_bad)
+        self._bad += bad.sum()
+        self._images += len(logits)
+
+    def check(self, model: nn.Module, precision: Precision) -> None:
+        """Raises a ``FloatingPointError`` if any were not finite; it waits for the device."""
+        if count := int(self._bad):
+            raise FloatingPointError(
+                f"the outputs of model or their losses are NaN or infinite for {count} of "
+                f"{self._images} images, the first of them image {int(self._first_bad)}: "
+                f"{nonfinite_reason(model, precision)}"
+            )
+
+
+def finite_softmax(logits: Tensor) -> Tensor:
+    """For each row of logits, whether its softmax has a meaning."""
+    return logits.float().logsumexp(1).isfinite()
+
+
+def nonfinite_reason(model: nn.Module, precision: Precision = "float32") -> str:
+    """Why outputs are not finite, as far as the weights and the precision tell."""
+    if (weight := nonfinite_weight(model)) is not None:
+        return f"{weight}; expected weights of a run that did not diverge"
+    half = precision == "float16" or any(p.dtype == torch.float16 for p in model.parameters())
+    if half:
+        return (
+            "numbers above 65504 are infinite in float16; expected precision 'bfloat16' or "
+            "'float32'"
+        )
+    return "the weights are finite; expected images without NaN or infinite values"
+
+
 def _checked_topk(topk: Sequence[int]) -> list[int]:
-    items = None if isinstance(topk, str) or not isinstance(topk, Iterable) else [*topk]
+    length = None if isinstance(topk, str) else length_of(topk)
+    items = None if length is None or length > _MOST_RANKS else [*topk]
     numbers = [as_integer(k) for k in items or ()]
     if items is None or any(k is None or k < 1 for k in numbers):
-        raise ValueError(f"topk is {topk!r}; expected a sequence of integers of at least 1")
+        raise ValueError(f"topk is {shown(topk)}; expected a sequence of integers of at least 1")
     return [k for k in numbers if k is not None]
 
 
@@ -550,13 +844,31 @@ def _batches_of_views(
         )
 
 
+# The modules that are being evaluated, by their id: how often, and the mode that they had before.
+_evaluated: dict[int, tuple[int, bool]] = {}
+# One that a thread may take twice: a generator that is given up may end anywhere.
+_evaluated_lock = threading.RLock()
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode, and each of its modules back into the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Puts a model into evaluation mode, and each of its modules back into the mode it had.
+
+    Where several blocks do so at the same time, in threads too, the last one puts it back.
+    """
+    modules = [*model.modules()]
+    with _evaluated_lock:
+        for module in modules:
+            users, mode = _evaluated.get(id(module), (0, module.training))
+            _evaluated[id(module)] = users + 1, mode
     try:
+        model.eval()
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with _evaluated_lock:
+            for module in modules:
+                users, mode = _evaluated.pop(id(module))
+                if users > 1:
+                    _evaluated[id(module)] = users - 1, mode
+                else:
+                    module.training = mode

@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NO_SHARES = (
     "labels are floating, but not all rows are shares of the classes (at least 0, with the sum 1), "
     "which cross entropy needs: for several labels or a regression, pass criterion=..."
 )
+
+# Steps of an epoch that may be skipped because a loss or a gradient is not finite. A healthy run
+# has none; one whose weights are spoiled would skip every step to its end.
+NONFINITE_LIMIT = 10
+
+# A training loss this near to that of guessing, as a fraction of it, is reported. The first epoch
+# of healthy runs on CIFAR-10 came to 0.74 to 0.81 of it; those of the tutorial's recipe, which
+# learns nothing, to 1.0000 (`benchmarks/results/runs`).
+_STUCK = 0.01
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,8 @@ class EpochMetrics:
 
     ``loss`` and ``accuracy`` (0 to 1) are means over the images as they were trained on, that is
     with dropout, augmentation and the weights of that step. ``accuracy`` is None where it has no
-    meaning: the labels are neither classes nor their shares.
+    meaning: the labels are neither classes nor their shares. ``skipped_steps`` are those that were
+    left out because their loss or a gradient was not finite; their images count nowhere.
     """
 
     loss: float
@@ -30,10 +40,13 @@ class EpochMetrics:
     images: int
     seconds: float
     images_per_second: float
+    skipped_steps: int = 0
 
     def __str__(self) -> str:
+        skipped = f", {self.skipped_steps} steps skipped" if self.skipped_steps else ""
         return (
-            f"loss {self.loss:.4f}{_accuracy(self.accuracy)}, {self.images_per_second:.1f} images/s"
+            f"loss {self.loss:.4f}{_accuracy(self.accuracy)}, {self.images_per_second:.1f} "
+            f"images/s{skipped}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +124,7 @@ class EpochRecord:
                 "loss": train.loss,
                 "accuracy": train.accuracy,
                 "images_per_second": train.images_per_second,
+                **({"skipped_steps": train.skipped_steps} if train.skipped_steps else {}),
             },
             "validation": validation and {"loss": validation.loss, "accuracy": validation.accuracy},
         }
@@ -132,10 +146,48 @@ def _accuracy(value: float | None) -> str:
     return "" if value is None else f", accuracy {value:.1%}"
 
 
+def stuck_note(record: EpochRecord, classes: int) -> str | None:
+    """A line for an epoch whose training loss is that of guessing, ln(classes); else None."""
+    if classes < 2:
+        return None
+    chance = math.log(classes)
+    if abs(record.train.loss - chance) > _STUCK * chance:
+        return None
+    return (
+        f"the training loss of epoch {record.epoch} is {record.train.loss:.4f}, that of guessing "
+        f"among {classes} classes ({chance:.4f}): nothing was learned; `alexnet-lib doctor` with "
+        "the same data and recipe (in Python diagnose) looks for the reason"
+    )
+
+
+def nonfinite_weight(model: nn.Module) -> str | None:
+    """For example ``"the weight features.conv1.weight is NaN or infinite"``; None if all are good.
+
+    It waits for the device.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            return f"the weight {plain_name(name)} is NaN or infinite"
+    for name, buffer in model.named_buffers():
+        if bool(buffer.isnan().any()):  # infinite ones may be masks
+            return f"the buffer {plain_name(name)} is NaN"
+    return None
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without what ``torch.compile`` and ``DataParallel`` put before it."""
+    return name.removeprefix("_orig_mod.").removeprefix("module.")
+
+
 class Totals:
     """Sums over the images of a pass, kept on the device; ``compute`` waits for the device.
 
     With ``cross_entropy``, floating labels that are no shares of the classes are an error.
+
+    Attributes:
+        allowed: how many steps may be skipped.
+        trained: the names of the parameters that the faults of ``end_step`` stand for.
+        model: looked at for weights that are not finite when there is an error to explain.
     """
 
     def __init__(self, device: torch.device, *, cross_entropy: bool = False) -> None:
@@ -145,9 +197,13 @@ class Totals:
         self.steps = 0
         self.has_accuracy = True
         self.loss = torch.zeros((), dtype=wide, device=device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=device)
-        self.unfit = torch.zeros((), dtype=torch.int64, device=device)
-        self.first_bad_step = torch.zeros((), dtype=torch.int64, device=device)
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        self.hits, self.unfit = zero.clone(), zero.clone()
+        self.skipped, self.skipped_images = zero.clone(), zero.clone()
+        self.first_bad_step, self.first_fault = zero.clone(), zero.clone()
+        self.allowed = 0
+        self.trained: tuple[str, ...] = ()
+        self.model: nn.Module | None = None
         self._cross_entropy = cross_entropy
         self._started = time.perf_counter()
 
@@ -179,37 +235,101 @@ class Totals:
             self.hits += hits.sum()
         if unfit is not None:
             self.unfit += unfit.sum()
-        bad = ~loss.isfinite() & (self.first_bad_step == 0)
-        self.first_bad_step += bad * self.steps
+
+    def mark(self) -> tuple[int, Tensor, Tensor]:
+        """What ``end_step`` goes back to if the step that now begins is skipped."""
+        return self.images, self.loss.clone(), self.hits.clone()
+
+    @torch.no_grad()
+    def end_step(self, mark: tuple[int, Tensor, Tensor], fault: Tensor) -> None:
+        """Ends a step; if it has a fault, its images count in no mean.
+
+        Args:
+            mark: that of its begin.
+            fault: on the device: 0 for none, 1 if a loss was not finite, 2 and more for the
+                gradient of the first parameter of ``trained``, the second, ....
+        """
+        images, loss, hits = mark
+        skipped = fault > 0
+        self.loss = torch.where(skipped, loss, self.loss)
+        self.hits = torch.where(skipped, hits, self.hits)
+        first = skipped & (self.skipped == 0)
+        self.first_bad_step += first * self.steps
+        self.first_fault += first * fault
+        self.skipped += skipped
+        self.skipped_images += skipped * (self.images - images)
 
     @property
     def seconds(self) -> float:
         """The time since the pass began."""
         return time.perf_counter() - self._started
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes time off that was spent on something else than training."""
+        self._started += seconds
+
     def accuracy(self) -> float | None:
         """The fraction of hits so far, or None; it waits for the device."""
         unfit = int(self.unfit)
         if unfit and self._cross_entropy:
             raise ValueError(NO_SHARES)
-        return int(self.hits) / self.images if self.has_accuracy and not unfit else None
+        if not self.has_accuracy or unfit:
+            return None
+        return int(self.hits) / (self.images - int(self.skipped_images))
+
+    def check(self) -> None:
+        """Raises a ``FloatingPointError`` if more steps than allowed were skipped."""
+        skipped = int(self.skipped)
+        if skipped <= self.allowed:
+            return
+        fault = int(self.first_fault)
+        what = "loss of" if fault < 2 else f"gradient of {self.trained[fault - 2]} in"
+        error = f"the {what} step {int(self.first_bad_step)} is not finite (NaN or infinite)"
+        if self.allowed:
+            error = f"{skipped} steps were skipped, at most {self.allowed} may be: first, {error}"
+        weight = None if self.model is None else nonfinite_weight(self.model)
+        reason = "" if weight is None else f", and {weight}"
+        raise FloatingPointError(
+            f"{error}{reason}; it did not change the weights: lower the learning rate, or clip "
+            "with max_grad_norm"
+        )
+
+    def skipped_note(self) -> str | None:
+        """A line about the skipped steps, or None; it waits for the device."""
+        if not (skipped := int(self.skipped)):
+            return None
+        fault = int(self.first_fault)
+        what = "the loss" if fault < 2 else f"the gradient of {self.trained[fault - 2]}"
+        return (
+            f"{skipped} of {self.steps} steps were skipped, since a loss or a gradient was NaN or "
+            f"infinite: first step {int(self.first_bad_step)}, {what}"
+        )
 
     def compute(self) -> EpochMetrics:
         """The means so far.
 
         Raises:
-            FloatingPointError: a loss was not finite; the message names the step.
+            FloatingPointError: more steps than ``allowed`` were skipped, or all of them; the
+                message names the first and its layer.
             ValueError: there were no images, or labels are no shares of the classes.
         """
-        if step := int(self.first_bad_step):
-            raise FloatingPointError(
-                f"the loss of step {step} is not finite (NaN or infinite), so the weights since "
-                "then are invalid: lower the learning rate, or clip with max_grad_norm"
-            )
         if not self.images:
             raise ValueError("the epoch has no images; expected at least one")
-        loss, accuracy, seconds = float(self.loss) / self.images, self.accuracy(), self.seconds
-        return EpochMetrics(loss, accuracy, self.images, seconds, self.images / seconds)
+        if int(self.unfit) and self._cross_entropy:  # what makes the loss NaN too
+            raise ValueError(NO_SHARES)
+        self.check()
+        images = self.images - int(self.skipped_images)
+        if not images:
+            raise FloatingPointError(f"no step could be taken: {self.skipped_note()}")
+        accuracy, seconds = self.accuracy(), self.seconds
+        return EpochMetrics(
+            float(self.loss) / images,
+            accuracy,
+            images,
+            seconds,
+            images / seconds,
+            int(self.skipped),
+        )
 
     def state(self) -> dict[str, Any]:
         """The sums as plain data and tensors, which ``set_state`` takes."""
@@ -225,4 +345,12 @@ class Totals:
 
 
 _COUNTS = ("images", "steps", "has_accuracy")
-_SUMS = ("loss", "hits", "unfit", "first_bad_step")
+_SUMS = (
+    "loss",
+    "hits",
+    "unfit",
+    "skipped",
+    "skipped_images",
+    "first_bad_step",
+    "first_fault",
+)

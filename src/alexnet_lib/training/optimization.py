@@ -64,7 +64,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The learning rate of a recipe over a run of ``steps`` steps, stepped after each of them."""
-    steps = check_integer("steps", steps, 1)
+    steps = check_integer("steps", steps, 1, 2**63 - 1)
     # At least one step is left after the warm-up.
     warmup = min(round(recipe.warmup_fraction * steps), steps - 1)
     if recipe.schedule == "plateau":
@@ -129,6 +129,7 @@ def build_step(
         None if steps is None else build_schedule(recipe, optimizer, steps),
         recipe.max_grad_norm,
         recipe.accumulation_steps,
+        options.on_nonfinite,  # type: ignore[arg-type]  # one of the two
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -11,29 +12,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet_lib.checks import (
-    ABOVE_ZERO,
-    AT_LEAST_ZERO,
     FRACTION,
+    MOST_FLOAT,
+    MOST_SIDE,
     PROBABILITY,
     Range,
-    at_least,
+    between,
     check_fields,
     check_integer,
+    shown,
     type_name,
 )
 from alexnet_lib.data import augmentation
 from alexnet_lib.data.decoding import check_background
-from alexnet_lib.data.loaders import Treatment
+from alexnet_lib.data.loaders import MAX_BATCH_SIZE, Treatment
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.data.statistics import IMAGENET_STATS, PixelStatistics
 from alexnet_lib.files import as_path
-from alexnet_lib.network.architecture import Architecture, resolve_architecture
+from alexnet_lib.network.architecture import (
+    MOST_COUNT,
+    Architecture,
+    resolve_architecture,
+)
 from alexnet_lib.network.model import DropoutScaling, Initialization
+from alexnet_lib.training.loop import MOST_ACCUMULATION_STEPS
 
 # 224 pixels are cropped out of images of 256 (paper, section 4.1).
 PAPER_RESIZE_RATIO = 256 / 224
 
 _BETWEEN = Range("a number above 0 and below 1", lambda x: 0 < x < 1)
+_ABOVE_ZERO = Range("a number above 0 that float32 can hold", lambda x: 0 < x <= MOST_FLOAT)
+_AT_LEAST_ZERO = Range(
+    "a number of at least 0 that float32 can hold", lambda x: 0 <= x <= MOST_FLOAT
+)
+_RATIO = Range("a finite number of at least 1", lambda x: x >= 1)
+
+# More than anybody has or waits for; a number of any size would end in an error elsewhere.
+_MOST_IMAGES = 2**40
+_MOST_EPOCHS = 10**6
+_MOST_SEED = 2**63 - 1  # as torch's generators
+_IMAGES = between(1, _MOST_IMAGES)
+_EPOCHS = between(1, _MOST_EPOCHS)
+_LONGEST_NAME = 100
+
+# Bytes of a recipe.json, which has some thousand.
+_LARGEST_FILE = 2**20
 
 
 @dataclass(frozen=True)
@@ -122,42 +145,42 @@ class Recipe:
     freeze: tuple[str, ...] = ()
     dropout: Annotated[float, PROBABILITY] = 0.5
     dropout_scaling: DropoutScaling = "training"
-    image_size: Annotated[int | None, at_least(1)] = None
-    channels: Annotated[int | None, at_least(1)] = None
+    image_size: Annotated[int | None, between(1, MOST_SIDE)] = None
+    channels: Annotated[int | None, between(1, MOST_COUNT)] = None
     background: str = "white"
     decode: Literal["reduced", "full"] = "reduced"
-    resize_ratio: Annotated[float, Range("a finite number of at least 1", lambda x: x >= 1)] = 1.0
-    edge: Annotated[int, at_least(0)] = 0
+    resize_ratio: Annotated[float, _RATIO] = 1.0
+    edge: Annotated[int, between(0, MOST_SIDE)] = 0
     preprocessing: Literal["standardize", "subtract_mean"] = "standardize"
     stats: Literal["pixel", "per_image", "imagenet"] = "pixel"
-    stats_images: Annotated[int | None, at_least(1)] = 2000
-    train_images: Annotated[int | None, at_least(1)] = None
+    stats_images: Annotated[int | None, _IMAGES] = 2000
+    train_images: Annotated[int | None, _IMAGES] = None
     validation_fraction: Annotated[float, FRACTION] = 0.1
     flip: bool = True
     random_crop: bool = False
-    color_noise: Annotated[float, AT_LEAST_ZERO] = 0.0
+    color_noise: Annotated[float, _AT_LEAST_ZERO] = 0.0
     trivial_augment: bool = False
     erasing: Annotated[float, PROBABILITY] = 0.0
-    mixup: Annotated[float, AT_LEAST_ZERO] = 0.0
-    cutmix: Annotated[float, AT_LEAST_ZERO] = 0.0
-    batch_size: Annotated[int, at_least(1)] = 128
+    mixup: Annotated[float, _AT_LEAST_ZERO] = 0.0
+    cutmix: Annotated[float, _AT_LEAST_ZERO] = 0.0
+    batch_size: Annotated[int, between(1, MAX_BATCH_SIZE)] = 128
     drop_last: bool = False
     balance: Literal["none", "loss", "sampler"] = "none"
-    accumulation_steps: Annotated[int, at_least(1)] = 1
-    epochs: Annotated[int, at_least(1)] = 10
-    early_stopping: Annotated[int | None, at_least(1)] = None
+    accumulation_steps: Annotated[int, between(1, MOST_ACCUMULATION_STEPS)] = 1
+    epochs: Annotated[int, _EPOCHS] = 10
+    early_stopping: Annotated[int | None, _EPOCHS] = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, ABOVE_ZERO] = 0.03
+    learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_fraction: Annotated[float, FRACTION] = 0.1
-    plateau_patience: Annotated[int, at_least(1)] = 3
+    plateau_patience: Annotated[int, _EPOCHS] = 3
     momentum: Annotated[float, FRACTION] = 0.9
     nesterov: bool = True
-    weight_decay: Annotated[float, AT_LEAST_ZERO] = 0.0005
+    weight_decay: Annotated[float, _AT_LEAST_ZERO] = 0.0005
     decay_biases: bool = True
-    bias_rate_factor: Annotated[float, ABOVE_ZERO] = 1.0
+    bias_rate_factor: Annotated[float, _ABOVE_ZERO] = 1.0
     label_smoothing: Annotated[float, FRACTION] = 0.1
-    max_grad_norm: Annotated[float | None, ABOVE_ZERO] = 5.0
+    max_grad_norm: Annotated[float | None, _ABOVE_ZERO] = 5.0
     ema_decay: Annotated[float | None, _BETWEEN] = None
     views: Literal[1, 2, 10] = 1
 
@@ -168,19 +191,22 @@ class Recipe:
                 "of one, so that a recipe stays plain data"
             )
         check_fields(self)
+        if not self.name.isprintable() or len(self.name) > _LONGEST_NAME:
+            raise ValueError(
+                f"name is {shown(self.name)}; expected at most {_LONGEST_NAME} printable characters"
+            )
         table = resolve_architecture(self.architecture)
-        check_integer("image_size", self.image_size, table.smallest_image_size, optional=True)
+        smallest = table.smallest_image_size
+        check_integer("image_size", self.image_size, smallest, MOST_SIDE, optional=True)
         layers = [row.name for row in table.layers]
         if unknown := [name for name in self.freeze if name not in layers]:
-            raise ValueError(f"freeze has {unknown}; expected names among {', '.join(layers)}")
-        if self.edge >= self.input_size:
+            known = ", ".join(layers)
+            raise ValueError(f"freeze has {shown(unknown)}; expected names among {known}")
+        self._check_sizes()
+        if self.bias_rate_factor * self.learning_rate > MOST_FLOAT:
             raise ValueError(
-                f"edge is {self.edge}; expected less than the image size, {self.input_size}"
-            )
-        if self.views == 10 and self.resize == self.crop_size:
-            raise ValueError(
-                f"views is 10, but resize_ratio is {self.resize_ratio}, so that the network sees "
-                "all of an image; expected a larger one, or views of 1 or 2"
+                f"bias_rate_factor is {self.bias_rate_factor:g} and learning_rate is "
+                f"{self.learning_rate:g}; expected a product that float32 can hold"
             )
         for name, expected in (
             ("architecture", "one_weird_trick"),
@@ -209,6 +235,22 @@ class Recipe:
                 "validation images; expected above 0"
             )
 
+    def _check_sizes(self) -> None:
+        if self.edge >= self.input_size:
+            raise ValueError(
+                f"edge is {self.edge}; expected less than the image size, {self.input_size}"
+            )
+        if self.resize_ratio * self.crop_size > MOST_SIDE:
+            raise ValueError(
+                f"resize_ratio is {self.resize_ratio:g}, so that images of {self.crop_size} pixels "
+                f"would be resized to more than {MOST_SIDE}; expected a smaller one"
+            )
+        if self.views == 10 and self.resize == self.crop_size:
+            raise ValueError(
+                f"views is 10, but resize_ratio is {self.resize_ratio}, so that the network sees "
+                "all of an image; expected a larger one, or views of 1 or 2"
+            )
+
     def overridden(self, overrides: Mapping[str, Any]) -> "Recipe":
         """The recipe with some fields changed.
 
@@ -221,8 +263,10 @@ class Recipe:
                 f"overrides is a {type_name(overrides)}; expected a mapping of fields, for example "
                 "{'epochs': 3}"
             )
-        if unknown := sorted(set(overrides) - known):
-            raise ValueError(f"overrides has {unknown}; expected names among {sorted(known)}")
+        if unknown := sorted({*overrides} - known, key=str):
+            raise ValueError(
+                f"overrides has {shown(unknown)}; expected names among {sorted(known)}"
+            )
         return replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,7 +282,9 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or not {"name"} <= set(data) <= known:
             present = sorted(map(str, data)) if isinstance(data, Mapping) else data
-            raise ValueError(f"data has {present}; expected a recipe's fields, {sorted(known)}")
+            raise ValueError(
+                f"data has {shown(present)}; expected a recipe's fields, {sorted(known)}"
+            )
         freeze = data.get("freeze", ())
         return cls(**{**data, "freeze": tuple(freeze) if isinstance(freeze, list) else freeze})
 
@@ -402,7 +448,8 @@ def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -
         recipe = RECIPES[recipe]
     if not isinstance(recipe, Recipe):
         raise ValueError(
-            f"recipe is {recipe!r}; expected a Recipe or one of {', '.join(map(repr, RECIPES))}"
+            f"recipe is {shown(recipe)}; expected a Recipe or one of "
+            f"{', '.join(map(repr, RECIPES))}"
         )
     return recipe.overridden({} if overrides is None else overrides)
 
@@ -419,17 +466,39 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
             loaders of that run.
     """
     file = as_path(path)
-    file = file / "recipe.json" if file.is_dir() else file
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; expected a run's folder or its recipe.json")
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        recipe, seed = Recipe.from_dict(stored["recipe"]), int(stored["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not the recipe of a run: {error}") from error
-    if given := stored.get("given"):
+        file = file / "recipe.json" if file.is_dir() else file
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file}: no such file; expected a run's folder or its recipe.json"
+            )
+        if not file.is_file():
+            raise ValueError("it is no regular file")
+        stored = json.loads(_read(file), object_pairs_hook=_without_twice)
+        recipe = Recipe.from_dict(stored["recipe"])
+        seed = check_integer("seed", stored["seed"], 0, _MOST_SEED)
+        given = [str(name) for name in stored.get("given") or ()]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is not the recipe of a run: {reason}") from error
+    if given:
         raise ValueError(
-            f"{file}: fit was given the {' and '.join(given)} of this run; recipe and seed alone "
-            "do not repeat it"
+            f"{file}: fit was given the {' and '.join(given)} of this run; recipe and seed "
+            "alone do not repeat it"
         )
     return recipe, seed
+
+
+def _read(file: Path) -> str:
+    with file.open("rb") as opened:
+        content = opened.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+    return content.decode("utf-8")
+
+
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a field stands twice")
+    return mapping

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from alexnet_lib import interrupts
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions, derived_seed, seed_generators
 from alexnet_lib.network.model import AlexNet
@@ -126,8 +127,9 @@ class TrainingRun:
             self._batches = moved_batches(self._read(), self._device)
             self.model.train()
         batches = itertools.islice(self._batches, self.recipe.accumulation_steps)
-        self._step.train_on(batches, self.totals)
-        if self.average is not None and self.totals.steps > step:
+        with interrupts.postponed():  # a step is taken as a whole
+            taken = self._step.train_on(batches, self.totals)
+        if self.average is not None and bool(taken):
             self.average.update_parameters(self.model)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -192,7 +194,10 @@ class TrainingRun:
         return metrics
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A copy of the state, also within an epoch: plain data for JSON, and tensors by name."""
+        """The state, also within an epoch: plain data for JSON, and tensors by name.
+
+        The tensors are the run's own, which its next step changes.
+        """
         tensors: dict[str, Tensor] = {}
         parts = {name: getattr(self, name) for name in _PARTS}
         state = {
@@ -201,6 +206,7 @@ class TrainingRun:
             "batches_read": self.batches_read,
             "totals": self.totals.state(),
             "history": [asdict(record) for record in self.history],
+            "loaders": [loader and loader.state() for loader in self.loaders],
         }
         return _pack(state, tensors), tensors
 
@@ -221,6 +227,9 @@ class TrainingRun:
         self.batches_read = state["batches_read"]
         self.totals.set_state(state["totals"])
         self.history = [EpochRecord.from_state(record) for record in state["history"]]
+        for loader, stored in zip(self.loaders, state["loaders"], strict=True):
+            if loader is not None:
+                loader.set_state(stored)
 
 
 # The attributes of a run that make up its state, besides totals and history.
@@ -233,11 +242,11 @@ _TENSOR, _NUMBER, _ITEMS = "$tensor", "$number", "$items"
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """A value as plain data; its tensors are copied into ``tensors``, by their path in it."""
+    """A value as plain data; its tensors are put into ``tensors``, by their path in it."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value.detach()
         return {_TENSOR: name}
     if isinstance(value, float) and not math.isfinite(value):
         return {_NUMBER: str(value)}

@@ -1,0 +1,316 @@
+"""What a run writes to its folder, and what it reads there to go on after it was stopped."""
+
+import copy
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, WrappedDataset
+from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.devices import RunOptions, versions
+from alexnet_lib.files import (
+    RunFolder,
+    as_path,
+    read_tensors,
+    write_json,
+    write_json_lines,
+    write_tensors,
+)
+from alexnet_lib.kernels import cpu
+from alexnet_lib.network.checkpoints import check_can_be_saved, save_checkpoint
+from alexnet_lib.training.metrics import nonfinite_weight
+from alexnet_lib.training.state import TrainingRun
+
+# At the end of an epoch the state is written unless that would take more than this share of the
+# time: an epoch may take seconds, and so may writing the state of a large network.
+_WRITING_SHARE = 0.02
+
+# With others, a continued run has other rounding errors than an uninterrupted one.
+_ARITHMETIC = ("device", "precision", "memory_format", "compile")
+
+
+class RunFiles:
+    """The files of a run in progress; without a folder, nothing is written.
+
+    As a context, it holds the folder's lock. ``begin`` comes first, then ``write_epoch`` after each
+    epoch and ``write_state_when_due`` after each step, then ``finish`` or, if the run is
+    interrupted, ``write_state``.
+
+    Args:
+        out: as in ``fit``, with its errors.
+        resume: as in ``fit``.
+        every: seconds from one state to the next.
+    """
+
+    def __init__(self, out: Any, resume: Any, *, every: float) -> None:
+        self.folder = _folder(out, resume)
+        self._resume, self._every = resume is not None, every
+        self._stored: dict[str, Any] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "RunFiles":
+        if self.folder is not None:
+            with ExitStack() as stack:
+                stack.enter_context(self.folder)
+                if self._resume and self.folder.holds_run:
+                    self._stored = _unfinished(self.folder)
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def options(self, options: RunOptions) -> RunOptions:
+        """The options, with what a stored run has computed with in place of ``"auto"``."""
+        if self._stored is None:
+            return options
+        former = self._stored["options"]
+        automatic = (name for name in _ARITHMETIC if getattr(options, name) == "auto")
+        return replace(options, **{name: former[name] for name in automatic if name in former})
+
+    def begin(self, run: TrainingRun, *, source: str, given: Mapping[str, Any]) -> float:
+        """Sets the run to the stored state, if there is one; the seconds that it has taken."""
+        self._run, self._began = run, time.perf_counter()
+        self._written, self._cost = self._began, 0.0
+        if (folder := self.folder) is None:
+            return 0.0
+        check_can_be_saved(run.model)  # now, not after an epoch
+        own = _description(run, source, given)
+        if self._stored is not None:
+            _check_same_run(folder, self._stored, own)
+        there = sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
+        folder.check_space(max(0, self.most_bytes - there))
+        if self._stored is None or not folder.state.exists():
+            write_json(folder.recipe, own)
+            return 0.0
+        seconds = _read_state(folder, run)
+        self._began -= seconds
+        self._restore()
+        return seconds
+
+    @property
+    def most_bytes(self) -> int:
+        """What the files take at most: two states while one is written, best and last weights."""
+        recipe = self._run.recipe
+        weights: int = sum(t.nbytes for t in self._run.model.state_dict().values())
+        slots = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+        # A state has the weights, the best ones, their average, and what the optimiser keeps.
+        state = 2 + (recipe.ema_decay is not None) + slots
+        return weights * (2 * state + 2)
+
+    def write_state_when_due(self, *, epoch_ended: bool = False) -> None:
+        """Writes the state if it is time."""
+        waited = time.perf_counter() - self._written
+        cheap = waited * _WRITING_SHARE >= self._cost
+        if waited >= self._every or (epoch_ended and (cheap or self._run.finished)):
+            self.write_state()
+
+    def write_state(self) -> None:
+        """Writes all that the run needs to go on."""
+        if self.folder is None:
+            return
+        self.folder.check()
+        begins = time.perf_counter()
+        self._run.totals.check()  # raises if a step was not finite
+        if weight := nonfinite_weight(self._run.model):  # the update may have overflowed
+            raise FloatingPointError(
+                f"{weight}: lower the learning rate, or clip with max_grad_norm"
+            )
+        data, tensors = self._run.state()
+        text = json.dumps({"run": data, "seconds": begins - self._began})
+        write_tensors(self.folder.state, tensors, {"format": "pt", "state": text})
+        self._written = time.perf_counter()
+        self._cost = self._written - begins
+        self._run.totals.leave_out(self._cost)
+
+    def write_epoch(self) -> None:
+        """Writes the weights of the epoch that has ended, and the history; first the state."""
+        self.write_state_when_due(epoch_ended=True)
+        if self.folder is not None:
+            self._write_weights()
+            self._write_history()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result; the state is not needed any more."""
+        if self.folder is not None:
+            self.folder.check()
+            write_json(self.folder.result, result)
+            self.folder.state.unlink(missing_ok=True)
+
+    def _write_weights(self) -> None:
+        run, folder = self._run, self.folder
+        assert folder is not None
+        folder.check()
+        metrics = run.history[-1].to_dict()
+        save_checkpoint(folder.last, run.result, metrics=metrics)
+        if run.best_epoch == run.epoch:
+            save_checkpoint(folder.best, run.result, metrics=metrics)
+
+    def _write_history(self) -> None:
+        assert self.folder is not None
+        write_json_lines(self.folder.history, (r.to_dict() for r in self._run.history))
+
+    def _restore(self) -> None:
+        """Writes what a run in this state has written: it was stopped on the way, or later."""
+        run, folder = self._run, self.folder
+        if not run.history or folder is None:
+            return
+        if not run.batches_read:
+            self._write_weights()
+        assert run.best_weights is not None
+        best = copy.deepcopy(run.result)
+        best.load_state_dict(run.best_weights)
+        save_checkpoint(folder.best, best, metrics=run.history[run.best_epoch - 1].to_dict())
+        self._write_history()
+
+
+def _folder(out: Any, resume: Any) -> RunFolder | None:
+    """The folder of the run that is to be begun or continued."""
+    if resume is None:
+        return None if out is None else RunFolder(out)
+    if isinstance(resume, str) and resume == "auto":
+        if out is None:
+            raise ValueError("resume is 'auto', but out is None; expected the folder of the run")
+        return RunFolder(out, resume=True)
+    path = as_path(resume, "resume")
+    if out is not None and as_path(out, "out").absolute() != path.absolute():
+        raise ValueError(
+            f"resume is {str(path)!r}, but out is {str(out)!r}; expected the same folder, or "
+            "out=None"
+        )
+    if not (path / "recipe.json").is_file():
+        raise FileNotFoundError(
+            f"resume is {str(path)!r}, which holds no run; expected the folder of one, or 'auto' "
+            "to begin a run where there is none"
+        )
+    return RunFolder(path, resume=True)
+
+
+def _unfinished(folder: RunFolder) -> dict[str, Any]:
+    """The description of the run in a folder, which is to be continued."""
+    if folder.result.exists():
+        folder.state.unlink(missing_ok=True)  # it may have been killed before that
+        raise FileExistsError(
+            f"the run in {str(folder.path)!r} is finished; its weights are in {folder.best}"
+        )
+    if not folder.recipe.exists():
+        raise FileExistsError(
+            f"out is {str(folder.path)!r}, which holds files of a run, but no recipe.json, and "
+            "cannot be continued; choose another folder"
+        )
+    try:
+        stored = json.loads(folder.recipe.read_text(encoding="utf-8"))
+        if not all(isinstance(stored[name], dict) for name in ("recipe", "options")):
+            raise ValueError("it describes no run")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder.recipe} is damaged: {error!r}") from error
+    return dict(stored)
+
+
+def _description(run: TrainingRun, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that determines a run, as JSON has it."""
+    description = {
+        "recipe": run.recipe.to_dict(),
+        "data": source,
+        "data_sha256": _digest(run.loaders),
+        "classes": run.loaders.classes,
+        "given": given,
+        "seed": run.seed,
+        "options": asdict(run.options),
+        "threads": torch.get_num_threads(),
+        "kernels": run.options.device == "cpu" and cpu.load() is not None,
+        "versions": versions(),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(description))
+    return plain
+
+
+def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises a ``ValueError`` if it is another run; warns if it computes in another way."""
+    where = f"the run in {str(folder.path)!r}"
+    for field, value in own["recipe"].items():
+        if (former := stored["recipe"].get(field)) != value:
+            raise ValueError(
+                f"the recipe's {field} is {value!r}, but that of {where} is {former!r}; expected "
+                "the same, or another folder for a new run"
+            )
+    for name, what in (
+        ("seed", "seed"),
+        ("classes", "the classes of data"),
+        ("data_sha256", "the SHA-256 of the images and labels of data"),
+        ("given", "what was given as model or Loaders"),
+    ):
+        if (former := stored.get(name)) != own[name]:
+            raise ValueError(
+                f"{what} is {own[name]}, but that of {where} is {former}; expected the same, or "
+                "another folder for a new run"
+            )
+    pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
+    pairs += [(name, stored.get(name), own[name]) for name in ("threads", "kernels")]
+    former = stored.get("versions", {})
+    pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
+    if others := [f"{name} {now} instead of {was}" for name, was, now in pairs if now != was]:
+        warnings.warn(
+            f"{where} is continued with {', '.join(others)}; its weights will differ from those of "
+            "an uninterrupted run, at first by rounding errors",
+            stacklevel=4,
+        )
+
+
+def _read_state(folder: RunFolder, run: TrainingRun) -> float:
+    """Sets a run to the state that was written; the seconds that it had taken."""
+    tensors, metadata = read_tensors(folder.state)
+    try:
+        stored = json.loads(metadata["state"])
+        run.set_state(stored["run"], tensors)
+        return float(stored["seconds"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's, of other shapes
+        raise ValueError(f"{folder.state} is not the state of this run: {error!r}") from error
+
+
+def _digest(loaders: Loaders) -> str:
+    """A SHA-256 of images and labels.
+
+    Of image files it has the names and sizes, and of data sets of users that read their items from
+    elsewhere the labels alone: reading everything would take as long as an epoch.
+    """
+    digest = hashlib.sha256()
+    for name, loader in loaders._asdict().items():
+        digest.update(name.encode())
+        if loader is not None:
+            for part in _bytes_of(loader.dataset):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(data: Any) -> Iterator[Any]:
+    if isinstance(data, ImageSet):
+        yield _raw(data.labels)
+    if isinstance(data, ImageTensors):
+        yield _raw(data.images)
+    elif isinstance(data, ImageFiles):
+        for file in data.files:
+            name = os.fsencode(os.path.join(file.parent.name, file.name))
+            yield name + f"\0{file.stat().st_size}\0".encode()
+    elif isinstance(data, WrappedDataset):
+        yield _raw(data.indices)
+        yield from _bytes_of(data.dataset)
+    elif isinstance(data, TensorDataset):
+        yield from map(_raw, data.tensors)
+    elif isinstance(pixels := getattr(data, "data", None), np.ndarray | Tensor):  # torchvision's
+        yield _raw(torch.as_tensor(pixels))
+
+
+def _raw(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
