@@ -9,7 +9,8 @@ PARALLEL := -n auto --dist loadscope
 
 # With run-time type checks; not again what runs other processes, or takes long.
 UNTYPED := tests/analysis tests/kernels tests/test_cli.py tests/test_docs.py tests/test_docstrings.py \
-	tests/test_package.py tests/data/test_decoding.py tests/data/test_loaders_reading.py
+	tests/test_files.py tests/test_package.py tests/data/test_decoding.py tests/data/test_downloads.py \
+	tests/data/test_loaders_reading.py tests/training/test_resume.py tests/training/test_run_files.py
 TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype $(UNTYPED:%=--ignore=%)
 
 .DEFAULT_GOAL := help

@@ -45,8 +45,8 @@ from alexnet_lib.data.sources import open_parts
 from alexnet_lib.devices import DTYPES as ALL_DTYPES
 from alexnet_lib.devices import MEMORY_FORMATS, multiplies_bfloat16, versions
 from alexnet_lib.kernels import cpu
-from alexnet_lib.training.loop import TrainingStep, arithmetic
 from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.step import TrainingStep, arithmetic
 
 sys.path.insert(0, str(Path(__file__).parent))
 import photos

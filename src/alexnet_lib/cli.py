@@ -15,7 +15,7 @@ import typer.core
 
 import alexnet_lib as lib
 from alexnet_lib import interrupts
-from alexnet_lib.text import say
+from alexnet_lib.text import printable, say
 
 
 class _Commands(typer.core.TyperGroup):
@@ -447,13 +447,13 @@ def evaluate(
     print(metrics)
     if metrics.confusion is None or metrics.per_class_accuracy is None:
         return
-    rows = []
-    for i, name in enumerate(metrics.classes):
+    rows, names = [], [*map(printable, metrics.classes)]
+    for i, name in enumerate(names):
         images, right = metrics.confusion[i].sum(), metrics.confusion[i, i]
         mistakes = metrics.confusion[i].copy()
         mistakes[i] = 0
         worst = int(mistakes.argmax())
-        confused = f"most often confused with {metrics.classes[worst]} ({mistakes[worst]})"
+        confused = f"most often confused with {names[worst]} ({mistakes[worst]})"
         share = f"{right / images:.1%}" if images else "no images"
         rows.append((name, share, confused if mistakes.any() else ""))
     print(*format_table(rows, right=[1]), sep="\n")
@@ -607,12 +607,14 @@ def _fail(error: Exception, status: int) -> None:
         raise error
     text = str(error) or type_name(error)
     # What follows in torch's errors is about its own code.
-    say(f"error: {text.splitlines()[0] if status == 1 else text}")
+    for line in f"error: {text}".splitlines()[: 1 if status == 1 else None]:
+        say(printable(line))
     raise SystemExit(status)
 
 
 def _show_warning(message: Any, *_: object) -> None:
-    say(f"warning: {message}")
+    for line in f"warning: {message}".splitlines():
+        say(printable(line))
 
 
 def _flush(stream: Any) -> None:

@@ -25,15 +25,16 @@ from alexnet_lib.data.images import image_of, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.devices import memory_explained
 from alexnet_lib.files import as_path
+from alexnet_lib.text import printable
 from alexnet_lib.training.batches import as_tensor, model_names, names_of
 from alexnet_lib.training.loop import (
     check_has_weights,
     check_model,
-    checked_logits,
     evaluation_mode,
     finite_softmax,
     nonfinite_reason,
 )
+from alexnet_lib.training.step import checked_logits
 
 _LOWER = "predict smaller images or smaller batches of a loader, or use another device"
 
@@ -56,7 +57,8 @@ class Prediction:
 
     def __str__(self) -> str:
         pairs = zip(self.classes, self.probabilities, strict=True)
-        return f"{self.source}: " + ", ".join(f"{name} {value:.1%}" for name, value in pairs)
+        line = f"{self.source}: " + ", ".join(f"{name} {value:.1%}" for name, value in pairs)
+        return printable(line)  # the names may be a stranger's
 
 
 def predict(

@@ -27,8 +27,8 @@ from alexnet_lib.analysis.diagnosis import Diagnosis
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions
 from alexnet_lib.training import fit as fit_module
-from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.recipes import RECIPES, Recipe
+from alexnet_lib.training.step import TrainingStep
 
 
 @pytest.fixture(autouse=True)

@@ -183,6 +183,7 @@ def test_the_number_of_channels_comes_back(by_hand, tmp_path):
     assert torch.equal(loaded(images), model.eval()(images))
 
 
+@pytest.mark.bad_input
 def test_a_file_of_an_earlier_version_is_of_colour_images(tmp_path):
     file = saved(tmp_path)
     metadata = metadata_of(file)

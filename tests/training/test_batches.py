@@ -12,9 +12,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from alexnet_lib import BatchLoader, Mixup, Preprocess
 from alexnet_lib.training import batches as batches_module
-from alexnet_lib.training import loop
-from alexnet_lib.training.loop import TrainingStep, evaluate, train_one_epoch
+from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -857,7 +857,7 @@ def test_float16_does_not_wait_for_the_device_in_a_step(monkeypatch):
     totals = Totals(CPU)
     step(*batch, totals)  # the scale is made in the first
     monkeypatch.setattr(batches_module, "_look", lambda labels: (None, None))
-    monkeypatch.setattr(loop, "_is_read", lambda device: False)
+    monkeypatch.setattr(step_module, "_is_read", lambda device: False)
     for name in ("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("waited for the device"))
     step(*batch, totals)

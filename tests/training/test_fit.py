@@ -32,10 +32,10 @@ from alexnet_lib.kernels import cpu
 from alexnet_lib.training import fit as fit_module
 from alexnet_lib.training import loop, run_files, state
 from alexnet_lib.training.fit import Run, fit
-from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.optimization import build_optimizer, build_schedule
 from alexnet_lib.training.recipes import RECIPES, Recipe, stored_recipe
 from alexnet_lib.training.state import TrainingRun
+from alexnet_lib.training.step import TrainingStep
 
 SPEAKING = replace(QUIET, progress=True)
 

@@ -29,7 +29,7 @@ from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.devices import Placement
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training import batches as batches_module
-from alexnet_lib.training import loop
+from alexnet_lib.training import loop, step
 from alexnet_lib.training.loop import evaluate, evaluation_mode, train_one_epoch
 from alexnet_lib.training.metrics import EvalMetrics
 
@@ -506,7 +506,7 @@ def waits(monkeypatch, run, count: int) -> int:
     with monkeypatch.context() as patch:
         # Only what is on the CPU is looked at, for which nothing waits.
         patch.setattr(batches_module, "_look", lambda labels: (None, None))
-        patch.setattr(loop, "_is_read", lambda device: False)
+        patch.setattr(step, "_is_read", lambda device: False)
         for name in ("item", "tolist", "cpu", "numpy", "nonzero"):
             patch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
         for name in ("__bool__", "__int__", "__float__", "__index__"):

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from alexnet_lib import RunOptions
 from alexnet_lib.training import loop
+from alexnet_lib.training import step as step_module
 from alexnet_lib.training.batches import labelled
-from alexnet_lib.training.loop import TrainingStep, train_one_epoch
+from alexnet_lib.training.loop import train_one_epoch
 from alexnet_lib.training.metrics import NONFINITE_LIMIT, Totals
 from alexnet_lib.training.optimization import build_step
 from alexnet_lib.training.recipes import Recipe
+from alexnet_lib.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -24,7 +26,7 @@ NAN = float("nan")
 def where(request, monkeypatch) -> str:
     """As on the CPU, and as on a device whose numbers are read only now and then."""
     if request.param == "on the device":
-        monkeypatch.setattr(loop, "_is_read", lambda device: False)
+        monkeypatch.setattr(step_module, "_is_read", lambda device: False)
     return request.param
 
 
@@ -329,9 +331,9 @@ def test_running_statistics_are_those_before_a_skipped_step(where):
 def test_on_mps_and_with_optimizers_that_are_not_fused_each_step_is_waited_for():
     model = network()
     fused, plain = (OPTIMIZERS[name](model.parameters()) for name in ("fused sgd", "sgd"))
-    assert loop._skips(fused, torch.device("cuda"))
-    assert not loop._skips(fused, torch.device("mps"))  # whose kernels ignore found_inf
-    assert not loop._skips(plain, torch.device("cuda"))
+    assert step_module._skips(fused, torch.device("cuda"))
+    assert not step_module._skips(fused, torch.device("mps"))  # whose kernels ignore found_inf
+    assert not step_module._skips(plain, torch.device("cuda"))
 
 
 # float16

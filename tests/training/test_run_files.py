@@ -23,9 +23,9 @@ from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training import run_files
 from alexnet_lib.training.fit import fit
-from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.run_files import RunFiles
 from alexnet_lib.training.state import TrainingRun
+from alexnet_lib.training.step import TrainingStep
 
 EPOCHS = 3
 SPEAKING = replace(QUIET, progress=True)
@@ -33,7 +33,7 @@ SPEAKING = replace(QUIET, progress=True)
 
 def train(data="shapes", *, out: Path | None, recipe: dict | None = None, **arguments):
     changes = {"epochs": EPOCHS, "dropout": 0.5, **(recipe or {})}
-    arguments = {"options": QUIET, "checkpoint_every": 0, **arguments}
+    arguments = {"options": QUIET, "checkpoint_every": 0.0, **arguments}
     return fit(data, recipe=tiny_recipe(**changes), out=out, **arguments)
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_while_it_is_evaluated_goes_on(part, whole, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "evaluate", evaluate)
         with pytest.raises(Interrupted):
-            train(out=run, checkpoint_every=300)
+            train(out=run, checkpoint_every=300.0)
     train(out=run, resume="auto")
     assert_same_result(run, whole)
 
@@ -214,15 +214,15 @@ def test_the_state_is_written_every_so_many_seconds_and_at_an_epochs_end(tmp_pat
     monkeypatch.setattr(run_files, "time", Clock)
     monkeypatch.setattr(TrainingRun, "take_step", take_step)
     monkeypatch.setattr(run_files, "write_tensors", write)
-    train(out=tmp_path / "a", checkpoint_every=20)
+    train(out=tmp_path / "a", checkpoint_every=20.0)
     assert written == [(0, 2), (0, 4), (1, 2), (1, 4), (2, 2), (2, 4), (3, 0)]
     written.clear()
-    train(out=tmp_path / "b", checkpoint_every=300)
+    train(out=tmp_path / "b", checkpoint_every=300.0)
     assert written == [(1, 0), (2, 0), (3, 0)]
     # It takes a tenth of an epoch: at the ends of epochs it is written at the end alone.
     written.clear()
     cost = 4.0
-    train(out=tmp_path / "c", checkpoint_every=300)
+    train(out=tmp_path / "c", checkpoint_every=300.0)
     assert written == [(1, 0), (3, 0)]
 
 

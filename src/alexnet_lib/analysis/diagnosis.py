@@ -31,16 +31,12 @@ from alexnet_lib.devices import (
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_table
 from alexnet_lib.training.batches import moved_batches
-from alexnet_lib.training.loop import (
-    check_has_weights,
-    check_model,
-    checked_logits,
-    evaluation_mode,
-)
+from alexnet_lib.training.loop import check_has_weights, check_model, evaluation_mode
 from alexnet_lib.training.metrics import Totals, nonfinite_weight
 from alexnet_lib.training.optimization import balanced_weights, build_step
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
+from alexnet_lib.training.step import checked_logits
 
 # Bounds of what is reported as wrong. Healthy runs of this network stay well inside: see the tables
 # of the documentation's page.

@@ -307,8 +307,8 @@ class Preprocess:
                 f"data is not a Preprocess: it lacks {missing} and has the unknown {shown(unknown)}"
             )
         try:
-            # JSON has lists.
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            lists = {k: tuple(v) for k, v in data.items() if isinstance(v, list)}  # of JSON
+            return cls(**{**data, **lists})
         except (TypeError, ValueError) as error:
             raise ValueError(f"data is not a Preprocess: {error}") from error
 

@@ -13,8 +13,8 @@ from alexnet_lib.checks import check_integer
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.statistics import compute_class_weights
 from alexnet_lib.devices import RunOptions, resolve_precision
-from alexnet_lib.training.loop import TrainingStep
 from alexnet_lib.training.recipes import Recipe
+from alexnet_lib.training.step import TrainingStep
 
 # Where torch has a fused SGD and AdamW.
 _FUSED_DEVICES = {"cpu", "cuda", "mps"}

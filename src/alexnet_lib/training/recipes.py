@@ -35,7 +35,7 @@ from alexnet_lib.network.architecture import (
     resolve_architecture,
 )
 from alexnet_lib.network.model import DropoutScaling, Initialization
-from alexnet_lib.training.loop import MOST_ACCUMULATION_STEPS
+from alexnet_lib.training.step import MOST_ACCUMULATION_STEPS
 
 # 224 pixels are cropped out of images of 256 (paper, section 4.1).
 PAPER_RESIZE_RATIO = 256 / 224
