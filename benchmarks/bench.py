@@ -31,13 +31,17 @@ import torchvision
 from torch import nn
 
 from alexnet_lib import (
+    RECIPES,
     AlexNet,
     BatchLoader,
     LocalResponseNorm,
     Placement,
     Preprocess,
+    RunOptions,
     keep_freed_memory,
     predict,
+    prepare_loaders,
+    prepare_model,
     summary,
     train_one_epoch,
 )
@@ -46,6 +50,8 @@ from alexnet_lib.devices import DTYPES as ALL_DTYPES
 from alexnet_lib.devices import MEMORY_FORMATS, multiplies_bfloat16, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.run_files import RunFiles
+from alexnet_lib.training.state import TrainingRun
 from alexnet_lib.training.step import TrainingStep, arithmetic
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -348,6 +354,31 @@ class Bench:
             for name, done in runs.items()
         }
 
+    def state(self) -> dict[str, Any]:
+        """Writing the state of a run of `modern` at 227 pixels, and a step of it."""
+        recipe = RECIPES["modern"].overridden({"train_images": 142, "epochs": 1000})
+        options = RunOptions(str(self.device), progress=False).resolved()
+        loaders = prepare_loaders(self.data, recipe, options=options)
+        model = prepare_model(loaders, recipe, options=options)
+        run = TrainingRun(recipe, loaders, model, seed=0, options=options)
+
+        def step() -> None:
+            run.take_step()
+            if run.epoch_read:
+                run.finish_epoch()
+
+        while not run.history:  # which gives it best weights
+            step()
+        with (
+            tempfile.TemporaryDirectory(dir=".") as folder,
+            RunFiles(Path(folder), None, every=300.0) as files,
+        ):
+            files.begin(run, source=self.data, given={})
+            timings = self.alternate({"step": step, "state": files.write_state})
+            size = (Path(folder) / "state.safetensors").stat().st_size
+        seconds = {name: statistics.median(taken) for name, taken in timings.items()}
+        return {**seconds, "bytes": size, "batch": recipe.batch_size}
+
     def growth(self) -> dict[str, Any]:
         """Seconds of an epoch against its images; memory in use after each round of epochs."""
         context = multiprocessing.get_context("spawn")
@@ -589,6 +620,16 @@ def report_latency(blocks: dict[str, Any]) -> str:
     return table([(k, f"{v:.1f}") for k, v in blocks["latency"].items()], ("one image", "ms"))
 
 
+def report_state(blocks: dict[str, Any]) -> str:
+    state = blocks["state"]
+    share = state["state"] / (300 + state["state"])
+    rows = [
+        (f"step of {state['batch']} images", f"{state['step']:.2f}", ""),
+        (f"state, {state['bytes'] / 1e6:,.0f} MB", f"{state['state']:.2f}", f"{share:.1%}"),
+    ]
+    return table(rows, ("recipe `modern`, 227 pixels", "seconds", "of the time, every 300 s"))
+
+
 def report_growth(blocks: dict[str, Any]) -> str:
     growing = blocks["growth"]
     rows = [(count, f"{v:,.0f}") for count, v in growing["microseconds an image"].items()]
@@ -628,6 +669,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": report_layers,
     "compiled": report_compiled,
     "growth": report_growth,
+    "state": report_state,
 }
 BLOCKS = tuple(REPORTS)
 

@@ -8,7 +8,7 @@ import warnings
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 import typer.core
@@ -184,10 +184,16 @@ def train(
     given = {name: value for name, value in fields.items() if value is not None}
     if twice := sorted(set(overrides) & set(given)):
         raise ValueError(f"{', '.join(twice)} is given as an option and by --set; expected one")
-    base, stored_seed = _recipe(resume if recipe is None and resume != "auto" else recipe)
+    from alexnet_lib.training.recipes import resolve_recipe
+
+    if recipe is None and resume not in {None, "auto"}:
+        base, stored_seed = _resumed_recipe(resume)
+    else:
+        base, stored_seed = _recipe(recipe)
     seed = stored_seed if seed is None else seed
-    folder, is_new = _run_folder(out, resume, base, overrides | given, seed)
-    if resume is not None and _report_finished(folder):
+    wanted = _Wanted(resolve_recipe(base, overrides | given), seed, data, _names(classes))
+    folder, is_new = _run_folder(out, resume, wanted)
+    if resume is not None and _report_finished(folder, wanted):
         return
     try:
         run = lib.fit(
@@ -197,8 +203,8 @@ def train(
             classes=_names(classes),
             parts=_parts(part),
             seed=seed,
-            out=folder,
-            resume=None if resume is None else resume if resume == "auto" else folder,
+            out=folder if out is None else out,
+            resume=resume,
             checkpoint_every=checkpoint_every,
             options=lib.RunOptions(
                 device,
@@ -216,23 +222,41 @@ def train(
     _report(run, data)
 
 
-def _run_folder(
-    out: str | None, resume: str | None, recipe: Any, overrides: dict[str, Any], seed: int
-) -> tuple[Path, bool]:
+class _Wanted(NamedTuple):
+    """What is to be trained, by which a run is known."""
+
+    recipe: Any
+    seed: int
+    data: str
+    classes: tuple[str, ...] | None
+
+    def is_of(self, folder: Path) -> bool:
+        """Whether the run in a folder is this one, as far as can be seen without the data."""
+        import json
+
+        try:
+            stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+            same = lib.stored_recipe(folder) == (self.recipe, self.seed)
+            classes = self.classes is None or [*self.classes] == stored["classes"]
+            return same and classes and bool(stored["data"] == self.data)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return False
+
+
+def _run_folder(out: str | None, resume: str | None, wanted: _Wanted) -> tuple[Path, bool]:
     """The folder of a run, and whether it was created here."""
     from itertools import count
 
     from alexnet_lib.files import as_path
-    from alexnet_lib.training.recipes import resolve_recipe
 
-    if out is not None or resume not in {None, "auto"}:
-        return as_path(resume if out is None else out, "out"), False
+    if resume not in {None, "auto"}:
+        return as_path(resume, "resume"), False
+    if out is not None:
+        return as_path(out, "out"), False
     if resume == "auto":
-        wanted = resolve_recipe(recipe, overrides), seed
-        for file in sorted(Path("runs").glob("*/recipe.json"), reverse=True):
-            with suppress(OSError, ValueError):
-                if not (file.parent / "result.json").exists() and lib.stored_recipe(file) == wanted:
-                    return file.parent, False
+        for folder in sorted(Path("runs").glob("*"), reverse=True):
+            if not (folder / "result.json").exists() and wanted.is_of(folder):
+                return folder, False
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in count(1):
         folder = Path("runs", name if number == 1 else f"{name}-{number}")
@@ -242,18 +266,37 @@ def _run_folder(
     raise AssertionError
 
 
-def _report_finished(folder: Path) -> bool:
-    """Whether the run in a folder is finished; its result is printed then."""
+def _resumed_recipe(resume: str | None) -> tuple[Any, int]:
+    """Recipe and seed of the run that is to be resumed."""
+    from alexnet_lib.files import as_path
+
+    folder = as_path(resume, "resume")
+    if not (folder / "recipe.json").is_file():
+        raise FileNotFoundError(
+            f"resume is {resume!r}, which holds no run; expected the folder of one, or 'auto'"
+        )
+    return lib.stored_recipe(folder)
+
+
+def _report_finished(folder: Path, wanted: _Wanted) -> bool:
+    """Whether a folder holds the finished run that is wanted; its result is printed then."""
     import json
 
-    if not (folder / "result.json").exists():
+    from alexnet_lib.files import RunFolder
+
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        lines = [f"the run in {folder} is finished: {result['epochs']} epochs"]
+        if test := result["test"]:
+            accuracy, images = test["accuracy"], test["images"]
+            lines.append(f"test accuracy {accuracy:.1%} on {images:,} images")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False  # fit says what is wrong
+    if not wanted.is_of(folder):
         return False
-    (folder / "state.safetensors").unlink(missing_ok=True)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    print(f"the run in {folder} is finished: {result['epochs']} epochs")
-    if result["test"]:
-        test = result["test"]
-        print(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images")
+    with RunFolder(folder, resume=True) as locked:
+        locked.state.unlink(missing_ok=True)  # it may have been killed before that
+    print(*lines, sep="\n")
     return True
 
 

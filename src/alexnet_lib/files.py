@@ -48,6 +48,10 @@ def as_path(path: object, name: str = "path") -> Path:
         text = os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} is a {type_name(path)}; expected a path") from None
+    try:
+        os.fsencode(text)
+    except UnicodeError:
+        text = ascii(text) + "\0"
     if not text or "\0" in text:
         raise ValueError(f"{name} is {text!r}; expected a path")
     try:
@@ -337,22 +341,24 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         self.path = as_path(path, "out")
+        # A data set of a user may change the working directory.
+        self._root = self.path.absolute()
         self.recipe, self.history, self.best, self.last, self.result, self.state = (
-            self.path / name for name in self.FILES
+            self._root / name for name in self.FILES
         )
         self._resume = resume
-        self._lock = Lock(self.path / ".lock")
+        self._lock = Lock(self._root / ".lock")
 
     @property
     def holds_run(self) -> bool:
         """Whether one of the files of a run is there."""
-        return any(os.path.lexists(self.path / name) for name in self.FILES)
+        return any(os.path.lexists(self._root / name) for name in self.FILES)
 
     def __enter__(self) -> "RunFolder":
         name = f"out is {str(self.path)!r}"
         try:
-            self._is_new = not self.path.exists()
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._is_new = not self._root.exists()
+            self._root.mkdir(parents=True, exist_ok=True)
             self._lock.__enter__()
         except BlockingIOError:
             raise BlockingIOError(
@@ -374,7 +380,7 @@ class RunFolder:
                 f"{name}, which holds a run already; choose another folder, or continue the run "
                 "(resume='auto', --resume auto)"
             )
-        for file in (self.path / name for name in self.FILES):
+        for file in (self._root / name for name in self.FILES):
             if file.is_symlink():
                 raise OSError(f"{name}, where {file.name} is a link; expected a file of a run")
             _clear_unfinished(file)
@@ -383,7 +389,7 @@ class RunFolder:
         self._lock.__exit__(None, None, None)
         if self._is_new and not self.holds_run:
             with suppress(OSError):  # it has other files
-                self.path.rmdir()
+                self._root.rmdir()
 
     def check(self) -> None:
         """Raises an ``OSError`` unless the folder is still the one that was locked."""
@@ -394,7 +400,7 @@ class RunFolder:
 
     def check_space(self, needed: int) -> None:
         """Raises an ``OSError`` unless the disk has space for ``needed`` more bytes."""
-        free = shutil.disk_usage(self.path).free
+        free = shutil.disk_usage(self._root).free
         if free < needed:
             raise OSError(
                 f"out is {str(self.path)!r}, where {free / 1e6:,.0f} MB are free; the checkpoints "

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 _received: int | None = None
-_handling = False
-_postponed = False
+_handling: int | None = None  # the thread that handles signals
+_local = threading.local()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,19 +24,20 @@ class Interrupted(KeyboardInterrupt):
 
 def check() -> None:
     """Raises ``Interrupted`` if a signal asked the program to stop."""
-    if _received is not None and not _postponed:
+    # As Python's own KeyboardInterrupt: other threads are the program's affair.
+    postponed = getattr(_local, "postponed", False)
+    if _received is not None and threading.get_ident() == _handling and not postponed:
         raise Interrupted(_received)
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
     """Until the block ends, ``check`` raises nothing."""
-    global _postponed  # noqa: PLW0603
-    _postponed = True
+    _local.postponed = True
     try:
         yield
     finally:
-        _postponed = False
+        _local.postponed = False
 
 
 @contextmanager
@@ -48,13 +49,13 @@ def handled(names: Iterable[str] = ("SIGINT",)) -> Iterator[None]:
     block within such a block, nothing changes.
     """
     global _received, _handling
-    if _handling or threading.current_thread() is not threading.main_thread():
+    if _handling is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     usual = (signal.SIG_DFL, signal.default_int_handler)
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     former = {n: handler for n in numbers if (handler := signal.getsignal(n)) in usual}
-    _handling, _received = True, None
+    _handling, _received = threading.get_ident(), None
     try:
         for number in former:
             signal.signal(number, _receive)
@@ -62,7 +63,7 @@ def handled(names: Iterable[str] = ("SIGINT",)) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        _handling, _received = False, None
+        _handling, _received = None, None
 
 
 def _receive(number: int, frame: FrameType | None) -> None:

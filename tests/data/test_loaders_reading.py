@@ -961,19 +961,13 @@ ENDING = """
 import os, signal, sys, time
 import torch
 from pathlib import Path
-from torch.utils.data import Dataset
-from torch.utils.data._utils import worker
+from torch.utils.data import TensorDataset
 from alexnet_lib.data.loaders import BatchLoader
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.data.sources import wrap_dataset
 
-worker.MP_STATUS_CHECK_INTERVAL = 0.2
-
-class Images(Dataset):
-    def __len__(self): return 400
-    def __getitem__(self, index): return torch.zeros(3, 4, 4, dtype=torch.uint8), index % 2
-
-data = wrap_dataset(Images(), ("a", "b"))
+images = TensorDataset(torch.zeros(400, 3, 4, 4, dtype=torch.uint8), torch.arange(400) % 2)
+data = wrap_dataset(images, ("a", "b"))
 loader = BatchLoader(data, Preprocess(4, 4), batch_size=3, num_workers=2)
 batches = iter(loader)
 next(batches)
@@ -995,9 +989,10 @@ def ended(number: str) -> bool:
 
 
 @linux
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 @pytest.mark.parametrize("end", ["kill -9", "SIGTERM", "exit while one is stopped"])
-def test_no_process_is_left_when_the_program_ends(end):
-    script = ENDING
+def test_no_process_is_left_when_the_program_ends(end, method):
+    script = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n{ENDING}"
     if end == "exit while one is stopped":
         script += "os.kill(processes[0].pid, signal.SIGSTOP)\ntime.sleep(0.1)\n"
     else:

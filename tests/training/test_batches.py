@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from alexnet_lib import BatchLoader, Mixup, Preprocess
 from alexnet_lib.training import batches as batches_module
+from alexnet_lib.training import step as step_module
 from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.metrics import Totals
 from alexnet_lib.training.step import TrainingStep

@@ -12,6 +12,7 @@ import multiprocessing.util
 import os
 import random
 import signal
+import threading
 import time
 import traceback
 import weakref
@@ -252,7 +253,7 @@ class Workers:
             persistent_workers=True,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # instead of the global one
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_prepare_process,
         )
         self._processes: list[Any] = []
         # Freed in a cycle, torch would wait five seconds for each process before it ends it.
@@ -393,11 +394,22 @@ def _deferred_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _ignore_signals(worker: int) -> None:
+def _prepare_process(worker: int) -> None:
+    """A process ignores signals that ask a program to stop, and ends at once with the program."""
+    threading.Thread(target=_end_with_program, daemon=True).start()
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _end_with_program() -> None:
+    # torch looks at the process that has forked this one: with the start method "forkserver", which
+    # is Python 3.14's, that one waits for this one in turn, and both would be left.
+    program = multiprocessing.parent_process()
+    assert program is not None
+    connection.wait([program.sentinel])
+    os._exit(1)
 
 
 def _kill(processes: list[Any]) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import shlex
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -18,7 +20,7 @@ from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.text import format_duration, say
+from alexnet_lib.text import format_duration, printable, say
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
@@ -33,6 +35,7 @@ _SETTLING_STEPS = 3
 # Evaluating an image takes about this fraction of training on it (a backward pass costs as much as
 # two forward ones).
 _FORWARD_SHARE = 1 / 3
+_running = threading.RLock()
 # File names in the line about the images that could not be read.
 _NAMES_SHOWN = 20
 
@@ -111,6 +114,7 @@ def fit(
         BlockingIOError: another run is writing to ``out``.
         OSError: ``out`` cannot be written, or the disk has too little space for the checkpoints.
         KeyboardInterrupt: SIGINT.
+        RuntimeError: ``fit`` is running in another thread.
         FloatingPointError: a loss or a weight became NaN or infinite; the message names the epoch
             (and the step of a training loss), and the files keep the last good weights.
 
@@ -135,6 +139,12 @@ def fit(
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
     _refuse_processes()
     with ExitStack() as stack:
+        if not _running.acquire(blocking=False):
+            raise RuntimeError(
+                "fit is running in another thread of this process; expected one at a time, since "
+                "both would draw from torch's global generator: use processes"
+            )
+        stack.callback(_running.release)
         stack.enter_context(interrupts.handled())
         files = stack.enter_context(RunFiles(out, resume, every=checkpoint_every))
         options = files.options(options).resolved()
@@ -166,7 +176,7 @@ def fit(
         result = _result(run, test, time.perf_counter() - started)
         files.finish(result)
     if options.progress and (bad_images := result["bad_images"]):
-        names = ", ".join(itertools.islice(bad_images, _NAMES_SHOWN))
+        names = ", ".join(map(printable, itertools.islice(bad_images, _NAMES_SHOWN)))
         more = "" if len(bad_images) <= _NAMES_SHOWN else ", ..."
         say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
     if options.progress and test is not None:
@@ -227,7 +237,8 @@ def _interruption(run: TrainingRun, files: RunFiles) -> str:
     line = f"stopped after {run.steps_done:,} of {run.steps_in_all:,} steps"
     if files.folder is None:
         return f"{line}; nothing was written, since out is None"
-    return f"{line}; to go on, repeat it with --resume {files.folder.path} (in Python, resume=...)"
+    folder = shlex.quote(str(files.folder.path))
+    return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
 
 
 def _train(run: TrainingRun, files: RunFiles) -> None:
@@ -300,6 +311,9 @@ def _describe(data: Data | Loaders, model: AlexNet | None) -> dict[str, Any]:
                 "batch_size": loader.batch_size,
                 "preprocess": loader.preprocess.to_dict(),
                 "augmentation": [*map(repr, loader.augmentation)],
+                "shuffle": loader.shuffle,
+                "drop_last": loader.drop_last,
+                "balanced": loader.balanced,
                 "seed": loader.seed,
             }
             for name, loader in data._asdict().items()
@@ -308,6 +322,8 @@ def _describe(data: Data | Loaders, model: AlexNet | None) -> dict[str, Any]:
         fields = ("image_size", "in_channels", "dropout", "dropout_scaling")
         given["model"] = {name: getattr(model, name) for name in fields}
         given["model"]["architecture"] = model.architecture.name
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        given["model"]["frozen"] = frozen
     return given
 
 

@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import json
+import math
 import os
+import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,6 +40,7 @@ _WRITING_SHARE = 0.02
 
 # With others, a continued run has other rounding errors than an uninterrupted one.
 _ARITHMETIC = ("device", "precision", "memory_format", "compile")
+_MACHINE = ("processor", "onednn", "float32_products", "threads", "kernels")
 
 
 class RunFiles:
@@ -89,9 +92,14 @@ class RunFiles:
         own = _description(run, source, given)
         if self._stored is not None:
             _check_same_run(folder, self._stored, own)
-        there = sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
+        there = sum(file.stat().st_size for file in folder.state.parent.glob("*.safetensors"))
         folder.check_space(max(0, self.most_bytes - there))
         if self._stored is None or not folder.state.exists():
+            if left := [f.name for f in (folder.history, folder.best, folder.last) if f.exists()]:
+                raise FileNotFoundError(
+                    f"the run in {str(folder.path)!r} cannot be continued: it has "
+                    f"{', '.join(left)}, but no {folder.state.name}; choose another folder"
+                )
             write_json(folder.recipe, own)
             return 0.0
         seconds = _read_state(folder, run)
@@ -211,7 +219,7 @@ def _unfinished(folder: RunFolder) -> dict[str, Any]:
         )
     try:
         stored = json.loads(folder.recipe.read_text(encoding="utf-8"))
-        if not all(isinstance(stored[name], dict) for name in ("recipe", "options")):
+        if not all(isinstance(stored[name], dict) for name in ("recipe", "options", "versions")):
             raise ValueError("it describes no run")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder.recipe} is damaged: {error!r}") from error
@@ -228,6 +236,10 @@ def _description(run: TrainingRun, source: str, given: Mapping[str, Any]) -> dic
         "given": given,
         "seed": run.seed,
         "options": asdict(run.options),
+        "processor": f"{torch.cpu.get_capabilities().get('cpu_name', platform.processor())}, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
+        "onednn": torch.backends.mkldnn.enabled,
+        "float32_products": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "kernels": run.options.device == "cpu" and cpu.load() is not None,
         "versions": versions(),
@@ -257,8 +269,8 @@ def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[s
                 "another folder for a new run"
             )
     pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
-    pairs += [(name, stored.get(name), own[name]) for name in ("threads", "kernels")]
-    former = stored.get("versions", {})
+    pairs += [(name, stored.get(name), own[name]) for name in _MACHINE]
+    former = stored["versions"]
     pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
     if others := [f"{name} {now} instead of {was}" for name, was, now in pairs if now != was]:
         warnings.warn(
@@ -274,8 +286,12 @@ def _read_state(folder: RunFolder, run: TrainingRun) -> float:
     try:
         stored = json.loads(metadata["state"])
         run.set_state(stored["run"], tensors)
-        return float(stored["seconds"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch's, of other shapes
+        seconds = float(stored["seconds"])
+        if not math.isfinite(seconds):
+            raise ValueError(f"seconds is {seconds}")
+        return seconds
+    # torch's are RuntimeErrors, of other shapes
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder.state} is not the state of this run: {error!r}") from error
 
 
@@ -296,21 +312,33 @@ def _digest(loaders: Loaders) -> str:
 
 def _bytes_of(data: Any) -> Iterator[Any]:
     if isinstance(data, ImageSet):
-        yield _raw(data.labels)
+        yield from _raw(data.labels)
     if isinstance(data, ImageTensors):
-        yield _raw(data.images)
+        yield from _raw(data.images)
     elif isinstance(data, ImageFiles):
         for file in data.files:
             name = os.fsencode(os.path.join(file.parent.name, file.name))
             yield name + f"\0{file.stat().st_size}\0".encode()
     elif isinstance(data, WrappedDataset):
-        yield _raw(data.indices)
+        yield from _raw(data.indices)
         yield from _bytes_of(data.dataset)
     elif isinstance(data, TensorDataset):
-        yield from map(_raw, data.tensors)
-    elif isinstance(pixels := getattr(data, "data", None), np.ndarray | Tensor):  # torchvision's
-        yield _raw(torch.as_tensor(pixels))
+        for tensor in data.tensors:
+            yield from _raw(tensor)
+    else:
+        try:
+            pixels = data.data  # of torchvision's sets; of others it may be anything
+        except Exception:
+            return
+        if isinstance(pixels, np.ndarray | Tensor) and not isinstance(pixels, np.memmap):
+            yield from _raw(pixels)
 
 
-def _raw(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _raw(values: np.ndarray | Tensor) -> Iterator[Any]:
+    """The bytes of an array or tensor of numbers; nothing of another one."""
+    if isinstance(values, Tensor):
+        if values.layout is not torch.strided or values.is_meta or values.is_quantized:
+            return
+        values = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    if values.dtype.kind in "buif":
+        yield np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -107,7 +107,7 @@ class TrainingRun:
     @property
     def finished(self) -> bool:
         """Whether all epochs are finished, or the validation accuracy has stopped rising."""
-        return self.epoch == self.recipe.epochs or self.stopped_early
+        return self.epoch >= self.recipe.epochs or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
@@ -230,6 +230,11 @@ class TrainingRun:
         for loader, stored in zip(self.loaders, state["loaders"], strict=True):
             if loader is not None:
                 loader.set_state(stored)
+        epochs = (0, min(self.epoch, 1), self.best_epoch, self.epoch, self.recipe.epochs)
+        if [*epochs] != sorted(epochs) or len(self.history) != self.epoch:
+            raise ValueError(f"epoch is {self.epoch}, the best one {self.best_epoch}")
+        if not 0 <= self.batches_read <= len(self.loaders.train):
+            raise ValueError(f"batches_read is {self.batches_read}")
 
 
 # The attributes of a run that make up its state, besides totals and history.
