@@ -88,6 +88,28 @@ def test_other_threads_handle_no_signals():
     assert seen == [before]
 
 
+def test_other_threads_are_not_stopped_and_postpone_nothing():
+    entered, seen = threading.Event(), []
+
+    def work():
+        with interrupts.postponed():
+            entered.set()
+        interrupts.check()
+        seen.append("went on")
+
+    with interrupts.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+        with interrupts.postponed():
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+            interrupts.check()
+        with pytest.raises(Interrupted):
+            interrupts.check()
+    assert entered.is_set()
+    assert seen == ["went on"]
+
+
 def test_a_system_without_a_signal_has_the_others(monkeypatch):
     monkeypatch.delattr(signal, "SIGHUP")  # as Windows
     with interrupts.handled(NAMES):

@@ -191,9 +191,11 @@ def train(
     else:
         base, stored_seed = _recipe(recipe)
     seed = stored_seed if seed is None else seed
-    wanted = _Wanted(resolve_recipe(base, overrides | given), seed, data, _names(classes))
+    wanted = None
+    if resume is not None:
+        wanted = _Wanted(resolve_recipe(base, overrides | given), seed, data, _names(classes))
     folder, is_new = _run_folder(out, resume, wanted)
-    if resume is not None and _report_finished(folder, wanted):
+    if wanted is not None and _report_finished(folder, wanted):
         return
     try:
         run = lib.fit(
@@ -243,17 +245,17 @@ class _Wanted(NamedTuple):
             return False
 
 
-def _run_folder(out: str | None, resume: str | None, wanted: _Wanted) -> tuple[Path, bool]:
+def _run_folder(out: str | None, resume: str | None, wanted: _Wanted | None) -> tuple[Path, bool]:
     """The folder of a run, and whether it was created here."""
     from itertools import count
 
     from alexnet_lib.files import as_path
 
-    if resume not in {None, "auto"}:
-        return as_path(resume, "resume"), False
     if out is not None:
         return as_path(out, "out"), False
-    if resume == "auto":
+    if resume not in {None, "auto"}:
+        return as_path(resume, "resume"), False
+    if wanted is not None:
         for folder in sorted(Path("runs").glob("*"), reverse=True):
             if not (folder / "result.json").exists() and wanted.is_of(folder):
                 return folder, False

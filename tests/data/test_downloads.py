@@ -920,6 +920,7 @@ def test_a_signal_ends_a_download_whose_bytes_stay(
 
     def opened(*arguments: Any) -> Any:
         monkeypatch.setattr(interrupts, "_received", 15)
+        monkeypatch.setattr(interrupts, "_handling", threading.get_ident())
         return real(*arguments)
 
     monkeypatch.setattr(downloads, "_opened", opened)

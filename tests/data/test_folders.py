@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import threading
 import unicodedata
 import warnings
 
@@ -340,5 +341,6 @@ def test_what_becomes_of_bad_images_is_checked_before_any_is_read(tmp_path):
 def test_a_signal_is_noticed_while_folders_are_read(tmp_path, monkeypatch):
     write_class_folders(tmp_path)
     monkeypatch.setattr(interrupts, "_received", 15)
+    monkeypatch.setattr(interrupts, "_handling", threading.get_ident())
     with pytest.raises(interrupts.Interrupted):
         open_parts(tmp_path)

@@ -939,6 +939,7 @@ def test_a_signal_is_noticed_while_a_process_reads(monkeypatch):
     batches = iter(BatchLoader(data, AS_IT_IS, batch_size=2, num_workers=1))
     next(batches)
     monkeypatch.setattr(interrupts, "_received", signal.SIGTERM)
+    monkeypatch.setattr(interrupts, "_handling", threading.get_ident())
     with pytest.raises(interrupts.Interrupted):
         next(batches)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 
 import pytest
 import torch
@@ -208,5 +209,6 @@ def test_a_signal_is_noticed_while_a_table_is_read(tmp_path, monkeypatch):
     write_images(tmp_path, ["a.png", "b.png"])
     table = write_csv(tmp_path / "x.csv", "image,label", "a.png,cat", "b.png,dog")
     monkeypatch.setattr(interrupts, "_received", 15)
+    monkeypatch.setattr(interrupts, "_handling", threading.get_ident())
     with pytest.raises(interrupts.Interrupted):
         open_parts(table)

@@ -197,6 +197,9 @@ def test_loaders_that_are_given_are_used_as_they_are_and_recorded(tmp_path, monk
                 "batch_size": 9,
                 "preprocess": preprocess,
                 "augmentation": [repr(RandomErasing(0.5))],
+                "shuffle": True,
+                "drop_last": False,
+                "balanced": False,
                 "seed": 5,
             },
             "validation": {
@@ -204,6 +207,9 @@ def test_loaders_that_are_given_are_used_as_they_are_and_recorded(tmp_path, monk
                 "batch_size": 9,
                 "preprocess": preprocess,
                 "augmentation": [],
+                "shuffle": False,
+                "drop_last": False,
+                "balanced": False,
                 "seed": 5,
             },
             "test": {
@@ -211,6 +217,9 @@ def test_loaders_that_are_given_are_used_as_they_are_and_recorded(tmp_path, monk
                 "batch_size": 9,
                 "preprocess": preprocess,
                 "augmentation": [],
+                "shuffle": False,
+                "drop_last": False,
+                "balanced": False,
                 "seed": 5,
             },
         }
@@ -238,6 +247,7 @@ def test_a_model_that_is_given_is_trained_and_recorded(tmp_path):
             "in_channels": 3,
             "dropout": 0.25,
             "dropout_scaling": "test",
+            "frozen": [],
         }
     }
 
@@ -315,6 +325,9 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
         "kernels": cpu.load() is not None,
         "classes": [*SHAPES_CLASSES],
         "data_sha256": stored["data_sha256"],
+        "processor": stored["processor"],
+        "onednn": torch.backends.mkldnn.enabled,
+        "float32_products": torch.get_float32_matmul_precision(),
         "versions": versions(),
     }
     assert "auto" not in stored["options"].values()

@@ -188,3 +188,23 @@ def test_a_second_interrupt_stops_at_once_and_harms_no_file(files, whole, tmp_pa
     process = begin(train, "plateau", tmp_path / "run", files)
     process.join()
     assert_same_result(tmp_path / "run", whole("plateau")[0])
+
+
+@posix
+@pytest.mark.bad_input
+def test_a_finished_run_is_told_from_another_one(tmp_path):
+    for arguments, status, words in (
+        (("--epochs", "1", "--out", "run"), 0, "results in run"),
+        (("--epochs", "1", "--out", "run", "--resume", "auto"), 0, "the run in run is finished"),
+        (("--epochs", "2", "--out", "run", "--resume", "auto"), 2, "in 'run' is finished"),
+        (("--epochs", "1", "--resume", "run", "--seed", "4"), 2, "in 'run' is finished"),
+        (("--resume", "run"), 0, "the run in run is finished"),
+        (("--resume", "run", "--out", "other"), 2, "but out is 'other'; expected the same"),
+        (("--resume", "nowhere"), 2, "resume is 'nowhere', which holds no run"),
+    ):
+        options = () if arguments[0] == "--resume" and "--seed" not in arguments else TINY_RUN
+        process = begin(command, ["train", "shapes", *options, *arguments], tmp_path)
+        process.join()
+        last = (tmp_path / "output").read_text().splitlines()[-2:]
+        assert process.exitcode == status, last
+        assert words in " ".join(last)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import warnings
 from collections import namedtuple
 from dataclasses import replace
@@ -15,9 +16,10 @@ import torch
 from helpers import random_pixels, write_class_folders
 from PIL import Image
 from processes import PHOTO, assert_same_result
-from tiny import QUIET, tiny_recipe
-from torch.utils.data import TensorDataset
+from tiny import QUIET, TINY, tiny_recipe
+from torch.utils.data import Dataset, TensorDataset
 
+from alexnet_lib import AlexNet, prepare_loaders
 from alexnet_lib.files import RunFolder, read_tensors
 from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
@@ -370,10 +372,13 @@ def test_what_else_is_computed_with_is_said(tmp_path, monkeypatch):
     run = stopped(monkeypatch, out=tmp_path / "run")
     stored = json.loads((run / "recipe.json").read_text())
     stored["threads"] += 1
+    stored["processor"] = "another"
     stored["kernels"] = not stored["kernels"]
     stored["versions"]["torch"] = "1.0"
     (run / "recipe.json").write_text(json.dumps(stored))
-    words = r"is continued with .*threads .* instead of .*kernels .*torch .* instead of 1\.0"
+    words = (
+        r"is continued with processor .*threads .* instead of .*kernels .*torch .* instead of 1\.0"
+    )
     with pytest.warns(UserWarning, match=words):
         train(out=run, resume="auto")
 
@@ -439,6 +444,124 @@ def test_one_of_several_processes_is_refused(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
     monkeypatch.setenv("WORLD_SIZE", "1")
     train(out=None)
+
+
+class Named(Dataset):
+    """A data set with an attribute of its own called ``data``."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.full((3, 12, 12), index / 20), index % 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.array(["a.jpg", "b.jpg"]),
+        np.array([{"a": 1}, None]),
+        np.arange(6)[::-1],
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+        torch.tensor(3),
+    ],
+)
+def test_what_a_data_set_calls_its_data_may_be_anything(data, tmp_path):
+    train(Named(data), out=tmp_path / "run", recipe={"epochs": 1})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("change", ["shuffle", "drop_last", "frozen"])
+def test_other_loaders_and_models_are_refused(change, tmp_path, monkeypatch):
+    def given(change: str = "") -> dict:
+        loaders = prepare_loaders("shapes", tiny_recipe(), options=QUIET)
+        changes = {"shuffle": {"shuffle": False}, "drop_last": {"drop_last": True}}.get(change, {})
+        model = AlexNet(10, architecture=TINY, seed=0)
+        if change == "frozen":
+            model.freeze("conv1")
+        return {
+            "data": loaders._replace(train=replace(loaders.train, **changes)),
+            "model": model,
+        }
+
+    run = stopped(monkeypatch, out=tmp_path / "run", **given())
+    stopped(monkeypatch, out=run, resume="auto", after=1, **given())
+    with pytest.raises(ValueError, match="what was given as model or Loaders is"):
+        train(out=run, resume="auto", **given(change))
+
+
+@pytest.mark.bad_input
+def test_a_run_whose_state_is_gone_does_not_begin_anew_over_its_files(tmp_path, monkeypatch):
+    run = stopped(monkeypatch, out=tmp_path / "run")
+    (run / "state.safetensors").unlink()
+    before = {file.name: file.read_bytes() for file in run.iterdir()}
+    with pytest.raises(FileNotFoundError, match=r"cannot be continued: it has history\.jsonl"):
+        train(out=run, resume="auto")
+    assert {file.name: file.read_bytes() for file in run.iterdir()} == before
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best_epoch": 99},
+        {"best_epoch": 0},
+        {"epoch": 10**9},
+        {"epoch": -5},
+        {"batches_read": -1},
+        {"batches_read": 99},
+        {"history": []},
+        {"totals": None},
+        {"loaders": [None, None, None]},
+        {"model": {}},
+    ],
+)
+def test_a_state_that_can_be_of_no_run_is_named(change, tmp_path, monkeypatch):
+    run = stopped(monkeypatch, out=tmp_path / "run")
+    tensors, metadata = read_tensors(run / "state.safetensors")
+    state = json.loads(metadata["state"])
+    state["run"] |= change
+    run_files.write_tensors(run / "state.safetensors", tensors, {"state": json.dumps(state)})
+    with pytest.raises(ValueError, match=r"state\.safetensors is not the state of this run"):
+        train(out=run, resume="auto")
+
+
+@pytest.mark.bad_input
+def test_two_runs_in_threads_would_draw_from_one_generator(monkeypatch):
+    errors = []
+
+    def second():
+        with pytest.raises(RuntimeError, match="fit is running in another thread") as raised:
+            train(out=None)
+        errors.append(raised)
+
+    def take_step(run, real=TrainingRun.take_step):
+        if not errors:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        real(run)
+
+    monkeypatch.setattr(TrainingRun, "take_step", take_step)
+    train(out=None)
+    assert len(errors) == 1
+    train(out=None)  # it is free again
+
+
+def test_a_data_set_that_changes_the_working_directory_does_not_move_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Moving(Named):
+        def __getitem__(self, index):
+            os.chdir("/")
+            return super().__getitem__(index)
+
+    train(Moving(None), out="run", recipe={"epochs": 1})
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 # What is said
