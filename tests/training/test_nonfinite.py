@@ -12,7 +12,7 @@ from alexnet_lib import RunOptions
 from alexnet_lib.training import loop
 from alexnet_lib.training import step as step_module
 from alexnet_lib.training.batches import labelled
-from alexnet_lib.training.loop import train_one_epoch
+from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.metrics import NONFINITE_LIMIT, Totals
 from alexnet_lib.training.optimization import build_step
 from alexnet_lib.training.recipes import Recipe
@@ -411,3 +411,13 @@ def test_the_step_of_a_run_has_the_choice_of_its_options():
     step = build_step(Recipe("r"), network(), options)
     assert step.on_nonfinite == "skip"
     assert step.train_on([labelled(*batches_of(1)[0], CPU)], Totals(CPU))
+
+
+@pytest.mark.bad_input
+def test_weights_that_are_huge_are_the_reason_for_outputs_that_are_not_finite():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    for parameter in model.parameters():
+        parameter.data.fill_(3e38)
+    loader = [(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))]
+    with pytest.raises(FloatingPointError, match=r"weights are as large as 3\.0e\+38"):
+        evaluate(model, loader, progress=False)

@@ -65,6 +65,9 @@ _NO_IMAGES = "loader yields no images; expected at least one"
 # Seconds between two readings of the sums on the device.
 _REFRESH_SECONDS = 2.0
 
+# Sums of products with weights beyond this overflow float32 within a few layers.
+_LARGE_WEIGHT = 1e9
+
 _MOST_RANKS = 1000  # in `topk`
 
 # Of an evaluation, which has no steps.
@@ -452,6 +455,13 @@ def nonfinite_reason(model: nn.Module, precision: Precision = "float32") -> str:
         return (
             "numbers above 65504 are infinite in float16; expected precision 'bfloat16' or "
             "'float32'"
+        )
+    largest = max(
+        (float(p.detach().abs().max()) for p in model.parameters() if p.numel()), default=0
+    )
+    if largest > _LARGE_WEIGHT:
+        return (
+            f"weights are as large as {largest:.1e}; expected weights of a run that did not diverge"
         )
     return "the weights are finite; expected images without NaN or infinite values"
 
