@@ -7,11 +7,11 @@ PYTEST := $(BIN)/python -m pytest
 # In as many processes as there are cores.
 PARALLEL := -n auto --dist loadscope
 
-# With run-time type checks; not again what runs other processes, or takes long.
-UNTYPED := tests/analysis tests/kernels tests/test_cli.py tests/test_docs.py tests/test_docstrings.py \
-	tests/test_files.py tests/test_package.py tests/data/test_decoding.py tests/data/test_downloads.py \
-	tests/data/test_loaders_reading.py tests/training/test_resume.py tests/training/test_run_files.py
-TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype $(UNTYPED:%=--ignore=%)
+# With run-time type checks of shapes and dtypes: what computes with tensors, and takes seconds.
+TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype tests/network tests/interop tests/test_inference.py \
+	tests/data/test_augmentation.py tests/data/test_images.py tests/data/test_loaders.py \
+	tests/data/test_preprocess.py tests/data/test_statistics.py tests/training/test_loop.py \
+	tests/training/test_metrics.py tests/training/test_batches.py tests/training/test_preparation.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

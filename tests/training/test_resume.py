@@ -86,7 +86,7 @@ def killed_at_every_call(calls: range, files: Path, expected: Path, folder: Path
 
 @posix
 def test_a_run_that_is_killed_while_it_writes_ends_with_the_same_bits(files, whole, tmp_path):
-    killed_at_every_call(range(3, 60, 25), files, whole("plateau")[0], tmp_path)
+    killed_at_every_call(range(10, 60, 25), files, whole("plateau")[0], tmp_path)
 
 
 @posix
@@ -110,7 +110,10 @@ def start_command(folder: Path, *arguments: str):
 
 
 @posix
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP"))],
+)
 def test_a_signal_ends_the_step_and_writes_the_state(name, tmp_path):
     number = getattr(signal, name)
     process = start_command(tmp_path, "shapes", *ENDLESS, "--out", "run")
@@ -165,8 +168,22 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_processes_until_the_stat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="other systems have no such device")
-@pytest.mark.parametrize("kind", ["closed", "full", "unread"])
-@pytest.mark.parametrize("names", ["stderr", "stdout stderr"])
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ("stderr", "unread"),
+        ("stdout stderr", "full"),
+        ("stderr", "closed"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("stderr", "full"),
+                ("stdout stderr", "closed"),
+                ("stdout stderr", "unread"),
+            )
+        ),
+    ],
+)
 def test_training_goes_on_whatever_becomes_of_its_output(names, kind, tmp_path):
     arguments = ["train", "shapes", *TINY_RUN, "--epochs", "2", "--out", "run"]
     process = begin(command, arguments, tmp_path, f"{names} {kind}")
