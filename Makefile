@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 # In as many processes as there are cores.
-PARALLEL := -n auto --dist loadscope
+PARALLEL := -n auto --dist worksteal
 
 # With run-time type checks of shapes and dtypes: what computes with tensors, and takes seconds.
 TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype tests/network tests/interop tests/test_inference.py \

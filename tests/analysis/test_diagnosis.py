@@ -248,6 +248,7 @@ def test_nothing_is_found_in_a_healthy_run(optimizer):
     assert quick(colored(), steps=120, **healthy).findings == ()
 
 
+@pytest.mark.slow
 def test_the_default_recipe_at_a_small_size_has_none_of_the_grave_findings():
     small = {"image_size": 67, "batch_size": 16}
     diagnosis = diagnose("shapes", overrides=small, options=QUIET)
@@ -333,6 +334,7 @@ def test_the_same_seed_gives_the_same_diagnosis():
     assert str(first) == str(again) != str(other)
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_that_on_the_batch_after_the_try():
     assert quick(colored(), steps=60, dropout=0.0).accuracy == 1.0
 

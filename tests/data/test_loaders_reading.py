@@ -990,7 +990,9 @@ def ended(number: str) -> bool:
 
 
 @linux
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("end", ["kill -9", "SIGTERM", "exit while one is stopped"])
 def test_no_process_is_left_when_the_program_ends(end, method):
     script = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n{ENDING}"

@@ -45,7 +45,9 @@ def whole(files, tmp_path_factory):
 
 
 @posix
-@pytest.mark.parametrize("name", ["plateau", "files in workers"])
+@pytest.mark.parametrize(
+    "name", ["files in workers", pytest.param("plateau", marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_killed_five_times_ends_with_the_same_bits(name, files, whole, tmp_path):
     expected, seconds = whole(name)
     kill_at_random(name, tmp_path / "run", files, kills=5, seed=1, seconds=seconds)
@@ -134,7 +136,7 @@ def test_a_signal_ends_the_step_and_writes_the_state(name, tmp_path):
 
 @posix
 def test_the_same_command_continues_a_job_that_is_started_again(tmp_path):
-    arguments = ("shapes", *TINY_RUN, "--epochs", "12", "--resume", "auto", "--out")
+    arguments = ("shapes", *TINY_RUN, "--epochs", "4", "--resume", "auto", "--out")
     process = start_command(tmp_path, *arguments, "run")
     os.killpg(process.pid, signal.SIGTERM)
     process.join()
@@ -147,7 +149,7 @@ def test_the_same_command_continues_a_job_that_is_started_again(tmp_path):
     process = begin(command, ["train", *arguments, "run"], tmp_path)
     process.join()
     assert process.exitcode == 0
-    assert "the run in run is finished: 12 epochs" in (tmp_path / "output").read_text()
+    assert "the run in run is finished: 4 epochs" in (tmp_path / "output").read_text()
 
 
 @posix
@@ -208,6 +210,7 @@ def test_a_second_interrupt_stops_at_once_and_harms_no_file(files, whole, tmp_pa
 
 
 @posix
+@pytest.mark.slow
 @pytest.mark.bad_input
 def test_a_finished_run_is_told_from_another_one(tmp_path):
     for arguments, status, words in (
