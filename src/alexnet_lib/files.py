@@ -102,6 +102,8 @@ class Lock:
         # A link that somebody put there is not followed.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         while True:
+            if self.file.is_symlink():  # Windows has no such flag
+                raise OSError(errno.ELOOP, "is a link; expected a file", str(self.file))
             descriptor = os.open(self.file, flags, 0o666)
             try:
                 _lock(descriptor, self.file)
