@@ -19,7 +19,7 @@ from processes import PHOTO, assert_same_result
 from tiny import QUIET, TINY, tiny_recipe
 from torch.utils.data import Dataset, TensorDataset
 
-from alexnet_lib import AlexNet, prepare_loaders
+from alexnet_lib import AlexNet, load_checkpoint, prepare_loaders
 from alexnet_lib.files import RunFolder, read_tensors
 from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
@@ -135,8 +135,10 @@ def test_files_that_are_ahead_of_the_state_are_written_again(whole, tmp_path, mo
     stopped(monkeypatch, out=run, after=6, resume="auto")
     assert len((run / "history.jsonl").read_text().splitlines()) == 2
     (run / "state.safetensors").write_bytes(state)
+    (run / "best.safetensors").write_bytes(b"of a later epoch")
     stopped(monkeypatch, out=run, after=1, resume="auto")
     assert len((run / "history.jsonl").read_text().splitlines()) == 1
+    assert load_checkpoint(run / "best.safetensors").metrics["epoch"] == 1
     train(out=run, resume="auto")
     assert_same_result(run, whole)
 
