@@ -234,10 +234,10 @@ class _Wanted(NamedTuple):
 
     def is_of(self, folder: Path) -> bool:
         """Whether the run in a folder is this one, as far as can be seen without the data."""
-        import json
+        from alexnet_lib.training.recipes import read_description
 
         try:
-            stored = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+            stored = read_description(folder / "recipe.json")
             same = lib.stored_recipe(folder) == (self.recipe, self.seed)
             classes = self.classes is None or [*self.classes] == stored["classes"]
             return same and classes and bool(stored["data"] == self.data)

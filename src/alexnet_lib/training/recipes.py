@@ -474,7 +474,7 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
             )
         if not file.is_file():
             raise ValueError("it is no regular file")
-        stored = json.loads(_read(file), object_pairs_hook=_without_twice)
+        stored = read_description(file)
         recipe = Recipe.from_dict(stored["recipe"])
         seed = check_integer("seed", stored["seed"], 0, _MOST_SEED)
         given = [str(name) for name in stored.get("given") or ()]
@@ -489,12 +489,13 @@ def stored_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
     return recipe, seed
 
 
-def _read(file: Path) -> str:
+def read_description(file: Path) -> Any:
+    """What ``recipe.json`` of a run holds; a ``ValueError`` or ``RecursionError`` for no JSON."""
     with file.open("rb") as opened:
         content = opened.read(_LARGEST_FILE + 1)
     if len(content) > _LARGEST_FILE:
         raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
-    return content.decode("utf-8")
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_without_twice)
 
 
 def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

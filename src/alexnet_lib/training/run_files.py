@@ -32,6 +32,7 @@ from alexnet_lib.files import (
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.checkpoints import check_can_be_saved, save_checkpoint
 from alexnet_lib.training.metrics import nonfinite_weight
+from alexnet_lib.training.recipes import read_description
 from alexnet_lib.training.state import TrainingRun
 
 # At the end of an epoch the state is written unless that would take more than this share of the
@@ -218,7 +219,7 @@ def _unfinished(folder: RunFolder) -> dict[str, Any]:
             "cannot be continued; choose another folder"
         )
     try:
-        stored = json.loads(folder.recipe.read_text(encoding="utf-8"))
+        stored = read_description(folder.recipe)
         if not all(isinstance(stored[name], dict) for name in ("recipe", "options", "versions")):
             raise ValueError("it describes no run")
     except (KeyError, TypeError, ValueError, RecursionError) as error:

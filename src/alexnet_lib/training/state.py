@@ -18,7 +18,7 @@ from alexnet_lib.devices import RunOptions, derived_seed, seed_generators
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.batches import Batch, moved_batches
 from alexnet_lib.training.loop import evaluate
-from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals
+from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals, nonfinite_weight
 from alexnet_lib.training.optimization import balanced_weights, build_plateau, build_step
 from alexnet_lib.training.recipes import Recipe
 
@@ -147,7 +147,7 @@ class TrainingRun:
         """
         metrics = self.totals.compute()
         # The loss of the last step was computed before that step changed the weights.
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        if nonfinite_weight(self.model) is not None:
             raise FloatingPointError(
                 "the last step made weights NaN or infinite: lower the learning rate, or clip "
                 "with max_grad_norm"
