@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Mixup,
         RandomCrop,
         RandomErasing,
+        RandomShift,
         TrivialAugment,
     )
     from alexnet_lib.data.cifar10 import download_cifar10
@@ -71,7 +72,7 @@ _NAMES_BY_MODULE = {
     "analysis.diagnosis": "Diagnosis LayerDiagnosis diagnose",
     "data.augmentation": (
         "Augmentation ColorNoise CutMix HorizontalFlip Mixing Mixup RandomCrop RandomErasing "
-        "TrivialAugment"
+        "RandomShift TrivialAugment"
     ),
     "data.cifar10": "download_cifar10",
     "data.decoding": "ImageError",
@@ -111,8 +112,9 @@ __all__ = [  # noqa: RUF022
     "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
     "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis", "Linear",
     "Loaders", "LocalResponseNorm", "MaxPool", "Mixing", "Mixup", "Placement", "Prediction",
-    "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "ReLU", "Recipe", "Run", "RunOptions",
-    "Summary", "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
+    "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "RandomShift", "ReLU", "Recipe", "Run",
+    "RunOptions", "Summary", "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders",
+    "build_loaders",
     "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
     "compute_class_weights", "compute_color_components", "conv_output_size", "default_device",
     "diagnose", "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_state_dict",

@@ -20,6 +20,7 @@ from alexnet_lib.data.augmentation import (
     Mixup,
     RandomCrop,
     RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.cifar10 import download_cifar10
@@ -149,6 +150,7 @@ def test_any_stored_preprocess(name):
         (Mixup, "alpha"),
         (CutMix, "alpha"),
         (ColorNoise, "strength"),
+        (RandomShift, "share"),
         (ColorNoise, "components"),
     ],
 )
@@ -163,7 +165,7 @@ def test_any_argument_of_an_augmentation(kind, name):
 
 AUGMENTATIONS = (
     *(HorizontalFlip(), ColorNoise(COMPONENTS), TrivialAugment(), RandomErasing(), Mixup()),
-    *(CutMix(), RandomCrop()),
+    *(CutMix(), RandomCrop(), RandomShift()),
 )
 
 

@@ -19,6 +19,7 @@ from alexnet_lib.data.augmentation import (
     Mixup,
     RandomCrop,
     RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.statistics import ColorComponents
@@ -28,6 +29,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 CHANGES = (
     HorizontalFlip(),
+    RandomShift(),
     ColorNoise(COMPONENTS),
     TrivialAugment(),
     RandomErasing(),
@@ -195,6 +197,40 @@ def test_a_certain_flip_is_certain(probability):
 
 
 # ColorNoise
+
+
+@given(
+    seed=seeds,
+    height=st.integers(2, 40),
+    width=st.integers(2, 40),
+    share=st.floats(0.01, 0.5),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+)
+def test_a_shift_is_a_crop_out_of_the_image_with_a_reflected_border(
+    seed, height, width, share, dtype
+):
+    images = of_dtype(random_batch(9, height, width, seed=seed), dtype)
+    shift = RandomShift(share)
+    draws = shift.draw(9, seeded(seed))
+    most = [min(round(share * side), side - 1) for side in (height, width)]
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), *((m, m) for m in most)), mode="reflect")
+    for image, whole, draw in zip(shift.apply(images, draws), padded, draws.tolist(), strict=True):
+        top, left = (int(u * (2 * m + 1)) for u, m in zip(draw, most, strict=True))
+        assert np.array_equal(image, whole[:, top : top + height, left : left + width])
+
+
+def test_all_shifts_up_to_an_eighth_occur_about_equally_often():
+    row = torch.arange(16, dtype=torch.uint8).expand(1, 1, 16, 16)
+    shift = RandomShift()
+    images = shift.apply(row.expand(5000, -1, -1, -1), shift.draw(5000, seeded(0)))
+    found = torch.bincount(images[:, 0, 8, 8].int(), minlength=16)
+    assert found.nonzero()[:, 0].tolist() == [6, 7, 8, 9, 10]
+    assert found[6:11].min() > 900
+
+
+def test_an_image_of_one_pixel_stays():
+    image = torch.ones(2, 3, 1, 1, dtype=torch.uint8)
+    assert torch.equal(RandomShift(0.5).apply(image, torch.rand(2, 2)), image)
 
 
 @given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
@@ -463,7 +499,9 @@ def noise(channels: int) -> ColorNoise:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("kind", [HorizontalFlip, ColorNoise, RandomErasing, TrivialAugment])
+@pytest.mark.parametrize(
+    "kind", [HorizontalFlip, RandomShift, ColorNoise, RandomErasing, TrivialAugment]
+)
 def test_changes_take_any_number_of_channels(kind, channels):
     augmentation = noise(channels) if kind is ColorNoise else kind()
     images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte()
@@ -557,6 +595,13 @@ def test_an_impossible_ratio_is_refused(ratio):
     text = f"ratio is {ratio!r}; expected two increasing numbers above 0"
     with pytest.raises(ValueError, match=re.escape(text)):
         RandomErasing(ratio=ratio)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("share", [0.0, -0.1, 0.6, float("nan"), "much"])
+def test_an_impossible_shift_is_refused(share):
+    with pytest.raises(ValueError, match=r"^share is .*; expected a number above 0, at most 0\.5$"):
+        RandomShift(share)
 
 
 @pytest.mark.bad_input

@@ -26,6 +26,7 @@ from alexnet_lib.data.augmentation import (
     Mixup,
     RandomCrop,
     RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.loaders import Treatment
@@ -151,6 +152,7 @@ def test_without_augmentation_no_image_is_changed():
     [
         ("flip", True, HorizontalFlip()),
         ("random_crop", True, RandomCrop()),
+        ("random_shift", 0.25, RandomShift(0.25)),
         ("trivial_augment", True, TrivialAugment()),
         ("color_noise", 0.2, ColorNoise(MEASURED.color_components, 0.2)),
         ("erasing", 0.3, RandomErasing(0.3)),
@@ -162,12 +164,19 @@ def test_each_augmentation_has_its_field(field, value, augmentation):
     assert treatment(**{field: value}).augmentation == (augmentation,)
 
 
-def test_images_are_mirrored_coloured_mixed_cropped_and_erased_in_this_order():
+def test_images_are_mirrored_shifted_coloured_mixed_cropped_and_erased_in_this_order():
     found = treatment(
-        flip=True, trivial_augment=True, color_noise=0.1, mixup=0.2, random_crop=True, erasing=0.5
+        flip=True,
+        random_shift=0.1,
+        trivial_augment=True,
+        color_noise=0.1,
+        mixup=0.2,
+        random_crop=True,
+        erasing=0.5,
     )
     assert [type(augmentation) for augmentation in found.augmentation] == [
         HorizontalFlip,
+        RandomShift,
         TrivialAugment,
         ColorNoise,
         Mixup,
@@ -261,6 +270,8 @@ UNCHANGED = {
     "balance": "none",
     "accumulation_steps": 1,
     "early_stopping": None,
+    "random_shift": 0.0,
+    "filter_learning_rate": 0.02,
 }
 MODERN = {
     "name": "modern",
@@ -562,6 +573,9 @@ OUT_OF_RANGE = [
     ("flip", 1),
     ("flip", "yes"),
     ("random_crop", None),
+    ("random_shift", -0.1),
+    ("random_shift", 0.51),
+    ("random_shift", math.nan),
     ("color_noise", -0.1),
     ("color_noise", math.nan),
     ("color_noise", True),
@@ -584,6 +598,8 @@ OUT_OF_RANGE = [
     ("learning_rate", math.nan),
     ("learning_rate", math.inf),
     ("learning_rate", "fast"),
+    ("filter_learning_rate", 0),
+    ("filter_learning_rate", math.inf),
     ("schedule", "linear"),
     ("schedule", None),
     ("warmup_fraction", 1),

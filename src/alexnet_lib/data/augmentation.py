@@ -28,6 +28,7 @@ from alexnet_lib.data.statistics import ColorComponents
 # Outside of these, float32 has no weights between 0 and 1, or no colours.
 _ALPHA = Range("a number above 0, from 0.001 to 1000", lambda x: 0.001 <= x <= 1000)
 _STRENGTH = Range("a number from 0 to 1000", lambda x: 0 <= x <= 1000)
+_SHARE = Range("a number above 0, at most 0.5", lambda x: 0 < x <= 0.5)
 _LARGEST_RATIO = 1000.0
 _MOST_IMAGES = 2**31 - 1  # of an epoch
 
@@ -116,6 +117,49 @@ class RandomCrop:
         margin = check_integer("margin", margin, 0, _MOST_IMAGES)
         _check_draws(draws, len(draws) if isinstance(draws, Tensor) and draws.ndim else 0, 2)
         return (draws * (margin + 1)).long()
+
+
+@dataclass(frozen=True)
+class RandomShift:
+    """Shifts each image by a random number of its pixels; what is missing is its mirror image.
+
+    With 1/8 of 32 pixels, that is the usual crop of CIFAR-10's images out of 40 x 40 pixels, of
+    which 4 on each side are padding (He et al., arXiv 1512.03385, section 4.2), here of reflected
+    pixels. Other than ``RandomCrop``, it leaves the whole image visible in a test.
+
+    Args:
+        share: the largest shift in each direction, as a fraction of the side; above 0, at most 1/2.
+    """
+
+    on: ClassVar[On] = "pixels"
+    share: float = 0.125
+
+    def __post_init__(self) -> None:
+        _set(self, share=check_number("share", self.share, _SHARE))
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 2"]:
+        """The shift of each image, vertically and horizontally, from 0 to below 1."""
+        count = _check_drawing(count, generator)
+        return torch.rand(count, 2, generator=generator)
+
+    def apply(self, images: Images, draws: Float[Tensor, "batch 2"]) -> Images:
+        """The images, shifted."""
+        _check_images(images, draws, 2)
+        rows, columns = (
+            self._indices(images.shape[axis], draws[:, axis + 2].to(images.device))
+            for axis in (-2, -1)
+        )
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        # Indices around a slice put its axis last.
+        shifted = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
+        return shifted.permute(0, 3, 1, 2)
+
+    def _indices(self, side: int, draws: Float[Tensor, " batch"]) -> Int64[Tensor, "batch side"]:
+        """Where each row or column of the shifted images comes from."""
+        most = min(round(self.share * side), side - 1)
+        shift = (draws * (2 * most + 1)).long().clamp(0, 2 * most) - most
+        index = (torch.arange(side, device=draws.device) + shift[:, None]).abs()
+        return torch.where(index < side, index, 2 * (side - 1) - index)
 
 
 @dataclass(frozen=True)

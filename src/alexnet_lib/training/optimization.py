@@ -13,6 +13,7 @@ from alexnet_lib.checks import check_integer
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.statistics import compute_class_weights
 from alexnet_lib.devices import RunOptions, resolve_precision
+from alexnet_lib.training.muon import Muon
 from alexnet_lib.training.recipes import Recipe
 from alexnet_lib.training.step import TrainingStep
 
@@ -35,13 +36,27 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         raise ValueError("all layers of the model are frozen; expected some to be trained")
     # One pass over the weights instead of one for each operation.
     fused = all(p.device.type in _FUSED_DEVICES for p in trained.values())
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    filter_groups = {
+        id(module.weight): module.groups for module in convolutions if recipe.optimizer == "muon"
+    }
+    plain = {name: p for name, p in trained.items() if id(p) not in filter_groups}
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained.items() if not name.endswith("bias")]},
+        {"params": [p for name, p in plain.items() if not name.endswith("bias")]},
         {
-            "params": [p for name, p in trained.items() if name.endswith("bias")],
+            "params": [p for name, p in plain.items() if name.endswith("bias")],
             "lr": recipe.bias_rate_factor * recipe.learning_rate,
             "weight_decay": recipe.weight_decay if recipe.decay_biases else 0.0,
         },
+        *(
+            {
+                "params": [p],
+                "lr": recipe.filter_learning_rate,
+                "filter_groups": filter_groups[id(p)],
+            }
+            for p in trained.values()
+            if id(p) in filter_groups
+        ),
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
@@ -52,14 +67,14 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
             weight_decay=recipe.weight_decay,
             fused=fused,
         )
-    return SGD(
-        groups,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-        fused=fused,
-    )
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "nesterov": recipe.nesterov and recipe.momentum > 0,
+        "fused": fused,
+    }
+    return Muon(groups, **settings) if recipe.optimizer == "muon" else SGD(groups, **settings)
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:

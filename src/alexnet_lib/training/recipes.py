@@ -45,6 +45,7 @@ _ABOVE_ZERO = Range("a number above 0 that float32 can hold", lambda x: 0 < x <=
 _AT_LEAST_ZERO = Range(
     "a number of at least 0 that float32 can hold", lambda x: 0 <= x <= MOST_FLOAT
 )
+_SHIFT = Range("a number from 0 to 0.5", lambda x: 0 <= x <= 0.5)
 _RATIO = Range("a finite number of at least 1", lambda x: x >= 1)
 
 # More than anybody has or waits for; a number of any size would end in an error elsewhere.
@@ -93,6 +94,7 @@ class Recipe:
         validation_fraction: fraction of the training images kept for validation.
         flip: mirror half of the images.
         random_crop: crop the resized image at a random position, instead of its centre.
+        random_shift: the largest shift of ``RandomShift``, as a fraction of the side; 0 is none.
         color_noise: strength of ``ColorNoise``; 0 is none, the paper has 0.1.
         trivial_augment: one random operation on each image, ``TrivialAugment``.
         erasing: probability of ``RandomErasing``.
@@ -109,17 +111,18 @@ class Recipe:
         epochs: passes over the training images.
         early_stopping: end the run after so many epochs without a better validation accuracy, at
             least 1; None trains for all ``epochs``.
-        optimizer: ``"sgd"`` or ``"adamw"``.
+        optimizer: ``"sgd"``; ``"muon"``, which is Muon for the filters of the convolutions and SGD
+            for the rest; or ``"adamw"``.
         learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
+        filter_learning_rate: that of the filters of ``"muon"``, which follows the same schedule.
         schedule: what follows: ``"cosine"`` falls to 0 at the end of the run; ``"plateau"`` divides
             by ten, at most three times, whenever the validation error has not improved for
             ``plateau_patience`` epochs (paper, section 5); ``"constant"``.
         warmup_fraction: from 0 to below 1.
         plateau_patience: epochs, at least 1.
-        momentum: of ``"sgd"``, from 0 (plain gradient descent) to below 1; the first beta of
-            ``"adamw"``.
-        nesterov: Nesterov's momentum, where there is momentum; of ``"sgd"``.
+        momentum: from 0 (plain gradient descent) to below 1; the first beta of ``"adamw"``.
+        nesterov: Nesterov's momentum, where there is momentum; not of ``"adamw"``.
         weight_decay: at least 0.
         decay_biases: whether biases decay as weights do.
         bias_rate_factor: learning rate of the biases divided by that of the weights; above 0.
@@ -158,6 +161,7 @@ class Recipe:
     validation_fraction: Annotated[float, FRACTION] = 0.1
     flip: bool = True
     random_crop: bool = False
+    random_shift: Annotated[float, _SHIFT] = 0.0
     color_noise: Annotated[float, _AT_LEAST_ZERO] = 0.0
     trivial_augment: bool = False
     erasing: Annotated[float, PROBABILITY] = 0.0
@@ -169,8 +173,9 @@ class Recipe:
     accumulation_steps: Annotated[int, between(1, MOST_ACCUMULATION_STEPS)] = 1
     epochs: Annotated[int, _EPOCHS] = 10
     early_stopping: Annotated[int | None, _EPOCHS] = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
+    filter_learning_rate: Annotated[float, _ABOVE_ZERO] = 0.02
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_fraction: Annotated[float, FRACTION] = 0.1
     plateau_patience: Annotated[int, _EPOCHS] = 3
@@ -345,6 +350,7 @@ class Recipe:
         # In the order in which they are applied.
         random: tuple[Any, ...] = (
             self.flip and augmentation.HorizontalFlip(),
+            self.random_shift and augmentation.RandomShift(self.random_shift),
             self.trivial_augment and augmentation.TrivialAugment(),
             self.color_noise
             and augmentation.ColorNoise(measure().color_components, self.color_noise),

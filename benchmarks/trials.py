@@ -1,0 +1,220 @@
+"""Trials on CIFAR-10: what a change of a recipe or of the network gives, in accuracy and in time.
+
+    python benchmarks/trials.py cifar10-jpeg search              # the trials behind `modern`
+    python benchmarks/trials.py cifar10-jpeg matters             # one change of `modern` at a time
+    python benchmarks/trials.py cifar10-jpeg budget              # what fits into how many minutes
+    python benchmarks/trials.py cifar10-jpeg matters --trials modern "no LRN" --seeds 0 1
+
+A finished trial is appended, with its recipe, to benchmarks/results/trials.jsonl; one that is there
+already is not run again, so the command can be stopped and repeated. The validation images judge;
+the test images are looked at only by the trials of the budget, which decide nothing.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from alexnet_lib import (
+    RECIPES,
+    AlexNet,
+    LocalResponseNorm,
+    Recipe,
+    RunOptions,
+    fit,
+    keep_freed_memory,
+    prepare_loaders,
+    prepare_model,
+)
+from alexnet_lib.data.sources import Parts, open_parts
+
+RESULTS = Path(__file__).parent / "results" / "trials.jsonl"
+OPTIONS = RunOptions(progress=False)
+
+
+class Trial(NamedTuple):
+    """A recipe, what was changed in it, and a change of its network."""
+
+    recipe: Recipe
+    changed: dict[str, Any]
+    change: Callable[[AlexNet], object] = lambda model: None
+
+
+def trial(base: Recipe, change: Any = None, /, **changed: Any) -> Trial:
+    recipe = base.overridden(changed)
+    return Trial(recipe, changed) if change is None else Trial(recipe, changed, change)
+
+
+def replaced(kind: type[nn.Module], build: Callable[[Any], nn.Module]) -> Callable[[AlexNet], None]:
+    """A change of a network: other modules in the place of those of a kind."""
+
+    def change(model: AlexNet) -> None:
+        for part in (model.features, model.classifier):
+            for name, module in [*part.named_children()]:
+                if isinstance(module, kind):
+                    setattr(part, name, build(module))
+
+    return change
+
+
+def reordered(part: str, first: str, second: str) -> Callable[[AlexNet], None]:
+    """A change of a network: two layers in each other's place, wherever they follow each other."""
+
+    def change(model: AlexNet) -> None:
+        layers = [*getattr(model, part).named_children()]
+        for i, (one, two) in enumerate(itertools.pairwise(layers)):
+            if one[0].startswith(first) and two[0].startswith(second):
+                layers[i : i + 2] = [two, one]
+        setattr(model, part, nn.Sequential(OrderedDict(layers)))
+
+    return change
+
+
+def without_overlap(pool: nn.MaxPool2d) -> nn.MaxPool2d:
+    return nn.MaxPool2d(pool.stride, pool.stride)  # the maps keep their sizes
+
+
+# At full size on a part of the images, because a whole run takes an hour.
+PART = {"train_images": 15_000, "validation_fraction": 1 / 3, "epochs": 3}
+MODERN = RECIPES["modern"].overridden(PART)
+
+MATTERS: dict[str, Trial] = {
+    "modern": trial(MODERN),
+    "SGD for the filters too": trial(MODERN, optimizer="sgd"),
+    "no LRN": trial(MODERN, replaced(LocalResponseNorm, lambda norm: nn.Identity())),
+    "LRN after pooling": trial(MODERN, reordered("features", "norm", "pool")),
+    "no groups": trial(MODERN, architecture="single_tower"),
+    "pooling without overlap": trial(MODERN, replaced(nn.MaxPool2d, without_overlap)),
+    "average pooling": trial(MODERN, replaced(nn.MaxPool2d, lambda _: nn.AvgPool2d(3, 2))),
+    "tanh": trial(MODERN, replaced(nn.ReLU, lambda _: nn.Tanh())),
+    "GELU": trial(MODERN, replaced(nn.ReLU, lambda _: nn.GELU())),
+    "leaky ReLU": trial(MODERN, replaced(nn.ReLU, lambda _: nn.LeakyReLU(0.01))),
+    "dropout before the ReLU": trial(MODERN, reordered("classifier", "relu", "drop")),
+    "no dropout": trial(MODERN, dropout=0.0),
+    "PyTorch's initialisation": trial(MODERN, initialization="torch"),
+    "the code's initialisation": trial(MODERN, initialization="released_code"),
+    "no warm-up": trial(MODERN, warmup_fraction=0.0),
+    "constant learning rate": trial(MODERN, schedule="constant"),
+    "no clipping": trial(MODERN, max_grad_norm=None),
+    "no label smoothing": trial(MODERN, label_smoothing=0.0),
+    "no weight decay": trial(MODERN, weight_decay=0.0),
+    "no flips": trial(MODERN, flip=False),
+    "colour noise": trial(MODERN, color_noise=0.1),
+    "batches of 128": trial(MODERN, batch_size=128),
+}
+
+
+def budget(image_size: int, train_images: int, epochs: int) -> Trial:
+    fields = {"image_size": image_size, "train_images": train_images, "epochs": epochs}
+    return trial(RECIPES["modern"], **fields)
+
+
+BUDGET: dict[str, Trial] = {
+    f"{size} pixels, {images:,} images, {epochs} epochs": budget(size, images, epochs)
+    for size, images, epochs in (
+        (67, 5_000, 20),
+        (67, 50_000, 10),
+        (131, 5_000, 20),
+        (131, 50_000, 5),
+        (227, 5_000, 10),
+        (227, 20_000, 5),
+        (227, 50_000, 4),
+    )
+}
+
+GROUPS = {"matters": MATTERS, "budget": BUDGET}
+
+
+def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:
+    recipe, changed, change = GROUPS[group][name]
+    loaders = prepare_loaders(data, recipe, seed=seed, options=OPTIONS)
+    if group != "budget":
+        loaders = loaders._replace(test=None)
+    model = prepare_model(loaders, recipe, seed=seed, options=OPTIONS)
+    change(model)
+    started = time.perf_counter()
+    run = fit(loaders, recipe=recipe, model=model, seed=seed, options=OPTIONS)
+    history = [record.to_dict() for record in run.history]
+    return {
+        "group": group,
+        "trial": name,
+        "seed": seed,
+        "changed": changed,
+        "recipe": recipe.to_dict(),
+        "images_per_second": statistics.median(
+            line["train"]["images_per_second"] for line in history
+        ),
+        "seconds": time.perf_counter() - started,
+        "validation": [line["validation"]["accuracy"] for line in history],
+        "test": None if run.test is None else run.test.accuracy,
+    }
+
+
+def stored() -> list[dict[str, Any]]:
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def report(group: str) -> str:
+    """A row for each trial of a group, with the mean and the spread of its seeds."""
+    lines = [line for line in stored() if line["group"] == group]
+    rows = [HEADER, ("---", *["--:"] * (len(HEADER) - 1))]
+    for name in dict.fromkeys(line["trial"] for line in lines):
+        runs = [line for line in lines if line["trial"] == name]
+        rows.append(
+            (
+                name,
+                str(len(runs)),
+                f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}",
+                f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
+                spread([run["validation"][-1] for run in runs]),
+                spread([run["test"] for run in runs if run["test"] is not None]),
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+HEADER = ("trial", "seeds", "minutes", "images/s", "validation", "test")
+
+
+def spread(accuracies: Sequence[float]) -> str:
+    """The mean of some accuracies in per cent, and their standard deviation if there are two."""
+    if not accuracies:
+        return ""
+    mean = f"{100 * statistics.mean(accuracies):.1f}"
+    return mean if len(accuracies) < 2 else f"{mean} ± {100 * statistics.stdev(accuracies):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("group", choices=list(GROUPS))
+    parser.add_argument("--trials", nargs="*")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    trials, data = GROUPS[arguments.group], None
+    for seed, name in itertools.product(arguments.seeds, arguments.trials or trials):
+        known = [(line["trial"], line["seed"], line["recipe"]) for line in stored()]
+        if (name, seed, trials[name].recipe.to_dict()) in known:
+            continue
+        data = data or open_parts(arguments.data)
+        result = run_trial(data, arguments.group, name, seed)
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        print(name, seed, result["validation"], result["test"], flush=True)
+    print(report(arguments.group))
+
+
+if __name__ == "__main__":
+    main()

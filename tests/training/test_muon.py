@@ -1,0 +1,177 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import SGD
+
+from alexnet_lib import RECIPES, AlexNet, Recipe, build_optimizer
+from alexnet_lib.training import muon
+from alexnet_lib.training.muon import Muon, orthogonalised
+
+RECIPE = Recipe("r", optimizer="muon", learning_rate=0.1, filter_learning_rate=0.02)
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def in_bfloat16(request, monkeypatch):
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: request.param)
+    return request.param
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    left, _ = torch.linalg.qr(random(rows, len(values), seed=1))
+    right, _ = torch.linalg.qr(random(columns, len(values), seed=2))
+    return left * values @ right.T
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    smallest=st.floats(0.05, 1),
+    scale=st.floats(1e-6, 1e6),
+)
+def test_the_singular_values_become_about_one_and_the_directions_stay(
+    in_bfloat16, size, smallest, scale
+):
+    values = torch.linspace(smallest, 1, min(size)) * scale
+    matrix = with_singular_values(values, *size)
+    result = orthogonalised(matrix[None])[0]
+    found = torch.linalg.svdvals(result)
+    assert found.min() > 0.6
+    assert found.max() < 1.3
+    # What is symmetric here is U f(S) U^T: the right singular vectors are those of the matrix.
+    product = result @ matrix.T / matrix.norm()
+    torch.testing.assert_close(product, product.T, rtol=0, atol=0.02)
+
+
+def test_each_matrix_of_a_batch_is_orthogonalised_alone(in_bfloat16):
+    matrices = random(3, 8, 12) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    alone = torch.cat([orthogonalised(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalised(matrices), alone, rtol=0, atol=0.01)
+
+
+def test_zeros_stay_zeros(in_bfloat16):
+    assert not orthogonalised(torch.zeros(2, 3, 4)).any()
+
+
+@pytest.mark.parametrize("shape", [(24, 12), (12, 24)], ids=["tall", "wide"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_steps_are_those_of_torchs_muon_for_matrices(shape, nesterov, monkeypatch):
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: True)  # as torch's
+    layer, matrix = nn.Conv2d(shape[1], shape[0], 1, bias=False), nn.Parameter(torch.empty(shape))
+    with torch.no_grad():
+        matrix.copy_(start := layer.weight.detach().flatten(1).clone())
+    ours = build_optimizer(replace(RECIPE, momentum=0.8, nesterov=nesterov), layer)
+    torchs = torch.optim.Muon([matrix], lr=0.02, momentum=0.8, nesterov=nesterov, weight_decay=0)
+    for step in range(4):
+        gradient = random(*shape, seed=step)
+        layer.weight.grad, matrix.grad = gradient[:, :, None, None].clone(), gradient.clone()
+        ours.step()
+        torchs.step()
+    moved, difference = matrix - start, layer.weight.flatten(1) - matrix
+    assert difference.norm() < 0.05 * moved.norm()  # the iterations multiply bfloat16's rounding
+
+
+def test_the_groups_of_a_convolution_are_orthogonalised_apart(in_bfloat16):
+    both = nn.Conv2d(8, 12, 3, groups=2, bias=False)
+    halves = [nn.Conv2d(4, 6, 3, bias=False) for _ in range(2)]
+    gradient = random(12, 4, 3, 3) * torch.tensor([1.0] * 6 + [100.0] * 6)[:, None, None, None]
+    with torch.no_grad():
+        both.weight.zero_()
+    both.weight.grad = gradient.clone()
+    build_optimizer(RECIPE, both).step()
+    for half, weight, part in zip(halves, both.weight.split(6), gradient.split(6), strict=True):
+        with torch.no_grad():
+            half.weight.zero_()
+        half.weight.grad = part.clone()
+        build_optimizer(RECIPE, half).step()
+        torch.testing.assert_close(weight, half.weight, rtol=0, atol=0.02 / 64)
+        assert torch.linalg.svdvals(weight.flatten(1)).min() > 0.6 * 0.02
+
+
+def test_only_filters_are_orthogonalised_and_the_rest_is_sgd():
+    model = AlexNet(10, image_size=67, seed=0)
+    plain = copy.deepcopy(model)
+    optimizer = build_optimizer(RECIPE, model)
+    reference = build_optimizer(replace(RECIPE, optimizer="sgd"), plain)
+    assert (type(optimizer), type(reference)) == (Muon, SGD)
+    filters = {f"features.conv{i}.weight" for i in range(1, 6)}
+    for _ in range(2):
+        for (name, p), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+            p.grad, other.grad = (random(*p.shape, seed=len(name)) for _ in range(2))
+        optimizer.step()
+        reference.step()
+    parameters = zip(model.named_parameters(), plain.parameters(), strict=True)
+    assert {name for (name, p), other in parameters if not torch.equal(p, other)} == filters
+
+
+def test_filters_have_their_own_rate_no_decay_and_the_groups_of_their_layer():
+    groups = build_optimizer(RECIPE, AlexNet(10, image_size=67)).param_groups
+    assert [group["lr"] for group in groups] == [0.1, 0.1, *[0.02] * 5]
+    assert [group.get("filter_groups") for group in groups] == [None, None, 1, 2, 1, 2, 2]
+    assert [group["weight_decay"] for group in groups] == [0.0005, 0.0005, *[0.0] * 5]
+
+
+def test_frozen_filters_are_left_out():
+    model = AlexNet(10, image_size=67)
+    model.freeze("conv1")
+    assert len(build_optimizer(RECIPE, model).param_groups) == 2 + 4
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_that_is_found_not_finite_changes_nothing(momentum):
+    layer = nn.Conv2d(3, 4, 3)
+    optimizer = build_optimizer(replace(RECIPE, momentum=momentum), layer)
+    layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
+    optimizer.step()
+    before = copy.deepcopy((layer.state_dict(), optimizer.state_dict()["state"]))
+    layer.weight.grad = torch.full_like(layer.weight, torch.nan)
+    layer.bias.grad = torch.ones_like(layer.bias)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # as GradScaler does it
+    optimizer.step()
+    after = layer.state_dict(), optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_a_closure_is_called_with_gradients():
+    layer = nn.Conv2d(1, 2, 3, bias=False)
+    optimizer = build_optimizer(RECIPE, layer)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = layer(torch.ones(1, 1, 3, 3)).sum()
+        loss.backward()
+        return loss
+
+    before = layer.weight.detach().clone()
+    assert optimizer.step(closure).item() == before.sum()
+    assert (layer.weight < before).all()
+
+
+def test_a_copy_goes_on_from_the_state():
+    first, second = (nn.Conv2d(3, 4, 3) for _ in range(2))
+    one = build_optimizer(RECIPE, first)
+    for p in first.parameters():
+        p.grad = random(*p.shape)
+    one.step()
+    second.load_state_dict(first.state_dict())
+    two = build_optimizer(RECIPE, second)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for layer, optimizer in ((first, one), (second, two)):
+        for p in layer.parameters():
+            p.grad = random(*p.shape, seed=1)
+        optimizer.step()
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
+
+
+def test_the_recipes_of_the_literature_do_not_use_it():
+    assert {name for name, recipe in RECIPES.items() if recipe.optimizer == "muon"} <= {
+        "modern",
+        "finetune",
+    }
