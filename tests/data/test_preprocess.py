@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -662,3 +663,31 @@ def test_an_image_that_needs_a_gradient_gets_one_with_compiled_kernels_too(imple
     # A resize to twice the side gives each pixel the weight of four, less at the crop.
     assert image.grad is not None
     assert image.grad.max().item() == pytest.approx(2.0 * 4)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "size", "resize"),
+    [
+        (Preprocess(259, 227), 131, 149),
+        (Preprocess(227, 227), 131, 131),
+        (Preprocess(256, 227, edge=3), 131, 146),
+        (Preprocess(30, 20), 40, 60),
+        (Preprocess(10**4, 10**4 - 1), 1, 1),
+    ],
+)
+def test_at_another_size_the_input_shows_the_same_part_of_an_image(preprocess, size, resize):
+    other = preprocess.at_image_size(size)
+    assert other == replace(preprocess, image_size=size, resize=resize)
+
+
+@given(size=st.integers(1, 2000), more=st.integers(0, 500), edge=st.integers(0, 5))
+def test_at_its_own_size_a_preprocess_is_itself(size, more, edge):
+    preprocess = Preprocess(size + more, size + edge, edge=edge)
+    assert preprocess.at_image_size(size + edge) == preprocess
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("size", [3, 0, 2.5, None, 10**9])
+def test_another_size_that_is_impossible_is_refused(size):
+    with pytest.raises(ValueError, match=r"^image_size is "):
+        Preprocess(256, 227, edge=3).at_image_size(size)

@@ -1186,3 +1186,50 @@ def test_odd_arguments_of_its_methods_are_named():
             model(value)
         with pytest.raises(ValueError, match="layers"):
             model.freeze(value)
+
+
+def at_another_size(model: AlexNet, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    maps = nn.functional.interpolate(model.features(images), grid, mode="bilinear")
+    return model.classifier(maps.flatten(1))
+
+
+@pytest.mark.parametrize("size", [67, 80, 131])
+def test_within_a_block_a_network_takes_images_of_another_size(size):
+    model, images = AlexNet(3, image_size=99, seed=0).eval(), torch.rand(2, 3, size, size)
+    with model.at_image_size(size):
+        assert model.image_size == size
+        logits = model(images)
+    torch.testing.assert_close(logits, at_another_size(model, images, (2, 2)))
+    with model.at_image_size(99):
+        assert model.avgpool is None
+    assert (model.image_size, model.avgpool) == (99, None)
+    assert "avgpool" not in dict(model.named_children())
+
+
+def test_a_network_that_pools_keeps_its_pooling_at_another_size():
+    model = AlexNet(3, architecture="one_weird_trick", image_size=127, seed=0).eval()
+    pooling, images = model.avgpool, torch.rand(2, 3, 95, 95)
+    with model.at_image_size(95):
+        assert model.avgpool is pooling
+        logits = model(images)
+    assert model.avgpool is pooling
+    with pytest.raises(ValueError, match=r"expected .*127"):
+        AlexNet(3, image_size=127)(images)
+    torch.testing.assert_close(logits, model.classifier(pooling(model.features(images)).flatten(1)))
+
+
+def test_after_an_error_a_network_has_its_own_size():
+    model = AlexNet(3, image_size=99)
+    with pytest.raises(ValueError, match="images has shape"), model.at_image_size(67):
+        model(torch.rand(1, 3, 99, 99))
+    assert (model.image_size, model.avgpool) == (99, None)
+    assert model(torch.rand(1, 3, 99, 99)).shape == (1, 3)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("size", [66, 0, None, 99.5])
+def test_another_size_that_is_too_small_is_refused(size):
+    model = AlexNet(3, image_size=99)
+    with pytest.raises(ValueError, match=r"^image_size is "), model.at_image_size(size):
+        pass
+    assert model.image_size == 99

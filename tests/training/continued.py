@@ -52,6 +52,16 @@ RECIPES = MappingProxyType(
             "erasing": 0.5,
             "max_grad_norm": 1.0,
         },
+        # The first two epochs see images of 12 pixels.
+        "muon": {
+            "epochs": 4,
+            "dropout": 0.5,
+            "optimizer": "muon",
+            "image_size": 20,
+            "growth_fraction": 0.5,
+            "start_size": 0.6,
+            "random_shift": 0.2,
+        },
         # The 11 batches of an epoch are four steps, the last of two batches.
         "accumulating": {
             "epochs": 4,

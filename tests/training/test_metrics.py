@@ -161,7 +161,7 @@ def test_an_epoch_without_a_step_that_counts_has_no_mean():
     ],
 )
 def test_a_loss_that_stays_at_that_of_guessing_points_to_the_doctor(loss, classes, stuck):
-    record = EpochRecord(3, 0.01, EpochMetrics(loss, 0.1, 10, 4.0, 2.5), None)
+    record = EpochRecord(3, 0.01, EpochMetrics(loss, 0.1, 10, 4.0, 2.5), None, 227)
     note = stuck_note(record, classes)
     assert (note is not None) == stuck
     if note is not None:
@@ -216,26 +216,27 @@ TRAINED = EpochMetrics(1.25, 0.5, 10, 4.0, 2.5)
 
 
 def test_the_line_of_an_epoch_has_these_fields():
-    assert EpochRecord(3, 0.01, TRAINED, evaluated()).to_dict() == {
+    assert EpochRecord(3, 0.01, TRAINED, evaluated(), 227).to_dict() == {
         "epoch": 3,
         "learning_rate": 0.01,
+        "image_size": 227,
         "train": {"loss": 1.25, "accuracy": 0.5, "images_per_second": 2.5},
         "validation": {"loss": 0.5, "accuracy": 0.25},
     }
 
 
 def test_the_line_of_an_epoch_has_the_skipped_steps_where_there_are_any():
-    line = EpochRecord(1, 0.1, replace(TRAINED, skipped_steps=3), None).to_dict()
+    line = EpochRecord(1, 0.1, replace(TRAINED, skipped_steps=3), None, 227).to_dict()
     assert line["train"]["skipped_steps"] == 3
-    assert "skipped_steps" not in EpochRecord(1, 0.1, TRAINED, None).to_dict()["train"]
+    assert "skipped_steps" not in EpochRecord(1, 0.1, TRAINED, None, 227).to_dict()["train"]
 
 
 def test_the_line_of_an_epoch_without_validation_says_so():
-    assert EpochRecord(3, 0.01, TRAINED, None).to_dict()["validation"] is None
+    assert EpochRecord(3, 0.01, TRAINED, None, 227).to_dict()["validation"] is None
 
 
 def test_a_record_comes_back_from_a_runs_state_field_for_field():
-    record = EpochRecord(3, 0.01, TRAINED, evaluated())
+    record = EpochRecord(3, 0.01, TRAINED, evaluated(), 227)
     state = asdict(record)
     # As JSON and the state's tensors give them back.
     state["validation"]["confusion"] = torch.from_numpy(record.validation.confusion)
@@ -248,7 +249,7 @@ def test_a_record_comes_back_from_a_runs_state_field_for_field():
 
 
 def test_a_record_without_validation_comes_back_from_a_runs_state():
-    record = EpochRecord(3, 0.01, TRAINED, None)
+    record = EpochRecord(3, 0.01, TRAINED, None, 227)
     assert EpochRecord.from_state(asdict(record)) == record
 
 
@@ -270,7 +271,7 @@ def test_metrics_without_an_accuracy_say_none():
         "images": 1234,
         "seconds": 1.0,
     }
-    state = asdict(EpochRecord(1, 0.1, trained, metrics))
+    state = asdict(EpochRecord(1, 0.1, trained, metrics, 227))
     assert EpochRecord.from_state(state).validation.confusion is None
 
 

@@ -271,6 +271,8 @@ UNCHANGED = {
     "accumulation_steps": 1,
     "early_stopping": None,
     "random_shift": 0.0,
+    "growth_fraction": 0.0,
+    "start_size": 0.58,
     "filter_learning_rate": 0.02,
 }
 MODERN = {
@@ -554,6 +556,10 @@ OUT_OF_RANGE = [
     ("balance", "classes"),
     ("accumulation_steps", 0),
     ("accumulation_steps", None),
+    ("growth_fraction", 1),
+    ("growth_fraction", -0.1),
+    ("start_size", 0),
+    ("start_size", 1.1),
     ("early_stopping", 0),
     ("early_stopping", 1.5),
     ("resize_ratio", 0.99),
@@ -913,3 +919,39 @@ def test_the_images_must_be_large_enough_for_the_recipes_architecture():
     Recipe("r", **{**TINY_OVERRIDES, "image_size": 12})
     with pytest.raises(ValueError, match=re.escape("image_size is 12; expected")):
         Recipe("r", image_size=12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "image_size", "sizes"),
+    [
+        ({"epochs": 5}, 227, [131, 131, 163, 195, 227]),
+        ({"epochs": 10}, 227, [131, 131, 131, 131, 163, 163, 195, 195, 227, 227]),
+        ({"epochs": 2}, 227, [131, 227]),
+        ({"epochs": 1}, 227, [227]),
+        ({"epochs": 3, "growth_fraction": 0.0}, 227, [227, 227, 227]),
+        ({"epochs": 3, "growth_fraction": 0.99}, 227, [131, 163, 227]),
+        ({"epochs": 3, "start_size": 1.0}, 227, [227, 227, 227]),
+        # No smaller than the network takes, 67 or 63 pixels.
+        ({"epochs": 3}, 67, [67, 67, 67]),
+        ({"epochs": 3, "start_size": 0.1}, 140, [76, 76, 140]),
+        ({"epochs": 3, "start_size": 0.1, "architecture": "one_weird_trick"}, 100, [68, 68, 100]),
+    ],
+)
+def test_images_grow_by_whole_strides_of_the_network(changed, image_size, sizes):
+    recipe = Recipe("r", **{"growth_fraction": 0.8, **changed})
+    assert recipe.image_sizes(image_size) == sizes
+
+
+@given(
+    growth=st.floats(0, 0.999),
+    start=st.floats(0.001, 1),
+    epochs=st.integers(1, 40),
+    image_size=st.integers(67, 600),
+)
+def test_images_never_shrink_and_end_at_full_size(growth, start, epochs, image_size):
+    recipe = Recipe("r", growth_fraction=growth, start_size=start, epochs=epochs)
+    sizes = recipe.image_sizes(image_size)
+    assert sizes == sorted(sizes)
+    assert (len(sizes), sizes[-1]) == (epochs, image_size)
+    assert sizes[0] >= 67
+    assert not any((image_size - size) % 32 for size in sizes)

@@ -334,6 +334,71 @@ def test_a_state_knows_how_long_no_epoch_was_better(monkeypatch):
     assert go_on(fresh).epoch == 3
 
 
+# Epochs on smaller images
+
+
+# 12 pixels, two strides of the network less.
+GROWING: dict[str, Any] = {"image_size": 20, "growth_fraction": 0.4, "start_size": 0.6}
+
+
+def test_the_first_epochs_train_and_are_evaluated_on_smaller_images():
+    run = run_of(epochs=5, **GROWING)
+    seen: list[tuple[int, bool]] = []
+    run.model.features.conv1.register_forward_pre_hook(
+        lambda module, inputs: seen.append((inputs[0].shape[-1], run.model.training))
+    )
+    go_on(run)
+    # 54 and 6 images, in batches of 16.
+    epoch = [True] * 4 + [False]
+    expected = [(size, training) for size in (12, 12, 20, 20, 20) for training in epoch]
+    assert seen == expected
+    assert [record.image_size for record in run.history] == [12, 12, 20, 20, 20]
+    assert run.model.image_size == 20
+
+
+def test_smaller_images_are_what_a_loader_of_their_size_yields(monkeypatch):
+    run = run_of(epochs=2, random_crop=True, resize_ratio=1.5, flip=True, **GROWING)
+    small = prepare_loaders(
+        "shapes",
+        tiny_recipe(random_crop=True, resize_ratio=1.5, flip=True, image_size=12),
+        options=QUIET,
+    )
+    seen: list[Tensor] = []
+    run.model.features.conv1.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].clone())
+    )
+    go_on(run, 4)
+    for images, (expected, _) in zip(seen, small.train.batches(0), strict=True):
+        assert torch.equal(images, expected)
+
+
+def test_the_best_epoch_is_one_on_images_of_full_size(monkeypatch):
+    with_accuracies(monkeypatch, 0.8, 0.9, 0.2, 0.3, 0.1)
+    run = run_of(epochs=5, **GROWING)
+    best = []
+    while not run.finished:
+        go_on(run, 1)
+        if run.epoch_read:
+            run.finish_epoch()
+            best.append(run.best_epoch)
+    assert best == [1, 2, 3, 4, 4]
+
+
+def test_early_stopping_does_not_count_epochs_on_smaller_images(monkeypatch):
+    with_accuracies(monkeypatch, 0.9, 0.1, 0.1, 0.3, 0.2, 0.2, 0.9)
+    run = go_on(run_of(epochs=7, early_stopping=2, **GROWING))
+    assert (run.epoch, run.best_epoch, run.stopped_early) == (6, 4, True)
+
+
+def test_a_network_is_as_it_was_where_a_step_on_smaller_images_fails(monkeypatch):
+    run = run_of(epochs=2, **GROWING)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.model.classifier, "forward", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.take_step()
+    assert (run.model.image_size, run.model.avgpool) == (20, None)
+
+
 # Images that cannot be read
 
 

@@ -267,17 +267,22 @@ class BatchLoader:
         if not complete:  # nothing remained of the last batch
             self.set_epoch(epoch + 1)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, epoch: int, start: int = 0, preprocess: Preprocess | None = None
+    ) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, without reading those before it.
 
         They do not depend on earlier passes, and do not change the epoch of the next pass.
+        ``preprocess`` takes the place of the loader's.
         """
-        epoch, start = check_integer("epoch", epoch, 0), check_integer("start", start, 0)
-        return (batch for _, batch in self._numbered_batches(epoch, start, self.preprocess))
+        return (batch for _, batch in self.numbered_batches(epoch, start, preprocess))
 
-    def numbered_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Batch]]:
+    def numbered_batches(
+        self, epoch: int, start: int = 0, preprocess: Preprocess | None = None
+    ) -> Iterator[tuple[int, Batch]]:
         """The same with their numbers; batches of which no image can be read are missing."""
-        return self._numbered_batches(epoch, start, self.preprocess)
+        epoch, start = check_integer("epoch", epoch, 0), check_integer("start", start, 0)
+        return self._numbered_batches(epoch, start, preprocess or self.preprocess)
 
     def views(self, number: int) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
         """The views of each batch of the next pass, as in ``Preprocess.views``, and its labels."""

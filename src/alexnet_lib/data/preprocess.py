@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -122,6 +122,12 @@ class Preprocess:
     def margin(self) -> int:
         """``resize - crop_size``, in pixels: the range of the crop's position."""
         return self.resize - self.crop_size
+
+    def at_image_size(self, image_size: int) -> "Preprocess":
+        """The same for an input of another size: the same part of an image, in other pixels."""
+        crop = check_integer("image_size", image_size, self.edge + 1, MOST_SIDE) - self.edge
+        resize = max(crop, round(self.resize / self.crop_size * crop))
+        return replace(self, image_size=crop + self.edge, resize=resize)
 
     def __call__(self, image: ImageLike) -> Float[Tensor, "*batch c size size"]:
         """The network's input for one image, or for a batch of images of one size.

@@ -11,6 +11,7 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
@@ -246,6 +247,12 @@ class Architecture:
                 padding = getattr(layer, "padding", 0)
                 size = max(1, (size - 1) * layer.stride + layer.kernel - 2 * padding)
         return size
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image from one place of the last feature maps to the next."""
+        strides = [layer.stride for layer in self.layers if isinstance(layer, Conv | MaxPool)]
+        return math.prod(strides)
 
     @property
     def takes_any_size(self) -> bool:

@@ -5,6 +5,8 @@ al., "Delving Deep into Rectifiers", arXiv 1502.01852, 2015.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from alexnet_lib.checks import (
+    MOST_SIDE,
     PROBABILITY,
     as_integer,
     check_choice,
@@ -193,6 +196,47 @@ class AlexNet(nn.Module):
             if not isinstance(module, nn.Module):
                 raise ValueError(f"layers has {name!r}, which the model does not have any more")
             module.requires_grad_(False)
+
+    @contextmanager
+    def at_image_size(self, image_size: int) -> Iterator[None]:
+        """A block in which the network takes images of another size.
+
+        The last feature maps are interpolated to the size that fc6 is for (bilinear), unless the
+        network has a pooling that does so. Epochs on smaller images take a part of the time, and
+        prepare the weights for the last epochs on images of the network's own size.
+
+        Args:
+            image_size: side of the images in the block, in pixels.
+
+        Raises:
+            ValueError: the image is too small, or not an integer.
+
+        Example:
+            >>> import torch
+            >>> from alexnet_lib import AlexNet
+            >>> model = AlexNet(10)
+            >>> with model.at_image_size(131):
+            ...     print(model(torch.zeros(2, 3, 131, 131)).shape)
+            torch.Size([2, 10])
+        """
+        own, pooling = self.image_size, self.avgpool
+        if image_size == own:
+            yield
+            return
+        smallest = self.architecture.smallest_image_size
+        size = check_integer("image_size", image_size, smallest, MOST_SIDE)
+        try:
+            if pooling is None:
+                infos = tables.layer_infos(self.architecture, own)
+                grid = next(x.input_shape[1:] for x in infos if isinstance(x.layer, tables.Flatten))
+                self.avgpool = nn.Upsample(grid, mode="bilinear")
+            self.image_size = size
+            yield
+        finally:
+            self.image_size = own
+            if pooling is None:
+                del self.avgpool  # not among the modules, as before
+            self.avgpool = pooling
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of a batch of images.

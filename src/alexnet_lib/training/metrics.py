@@ -107,12 +107,16 @@ class EvalMetrics:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of a run: its number from 1, the learning rate at its end, and its metrics."""
+    """One epoch of a run: its number from 1, the learning rate at its end, and its metrics.
+
+    ``image_size`` is the side of its images in pixels, of training and validation.
+    """
 
     epoch: int
     learning_rate: float
     train: EpochMetrics
     validation: EvalMetrics | None
+    image_size: int
 
     def to_dict(self) -> dict[str, Any]:
         """The line of ``history.jsonl``."""
@@ -120,6 +124,7 @@ class EpochRecord:
         return {
             "epoch": self.epoch,
             "learning_rate": self.learning_rate,
+            "image_size": self.image_size,
             "train": {
                 "loss": train.loss,
                 "accuracy": train.accuracy,
@@ -139,7 +144,8 @@ class EpochRecord:
             names = tuple(validation["classes"])
             validation = EvalMetrics(**{**validation, "confusion": confusion, "classes": names})
         train = EpochMetrics(**state["train"])
-        return cls(state["epoch"], state["learning_rate"], train, validation)
+        rate, image_size = state["learning_rate"], state["image_size"]
+        return cls(state["epoch"], rate, train, validation, image_size)
 
 
 def _accuracy(value: float | None) -> str:

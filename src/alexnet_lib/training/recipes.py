@@ -45,6 +45,7 @@ _ABOVE_ZERO = Range("a number above 0 that float32 can hold", lambda x: 0 < x <=
 _AT_LEAST_ZERO = Range(
     "a number of at least 0 that float32 can hold", lambda x: 0 <= x <= MOST_FLOAT
 )
+_SIZE = Range("a number above 0, at most 1", lambda x: 0 < x <= 1)
 _SHIFT = Range("a number from 0 to 0.5", lambda x: 0 <= x <= 0.5)
 _RATIO = Range("a finite number of at least 1", lambda x: x >= 1)
 
@@ -109,6 +110,10 @@ class Recipe:
         accumulation_steps: batches in a step, at least 1; as one batch of all their images, in less
             memory. The last step of an epoch may have fewer.
         epochs: passes over the training images.
+        growth_fraction: fraction of the epochs over which the images grow to their full size, from
+            0, full size from the start, to below 1. Epochs on smaller images take less time.
+        start_size: side of the first, smallest input, divided by ``image_size``; above 0, at most
+            1.
         early_stopping: end the run after so many epochs without a better validation accuracy, at
             least 1; None trains for all ``epochs``.
         optimizer: ``"sgd"``; ``"muon"``, which is Muon for the filters of the convolutions and SGD
@@ -172,6 +177,8 @@ class Recipe:
     balance: Literal["none", "loss", "sampler"] = "none"
     accumulation_steps: Annotated[int, between(1, MOST_ACCUMULATION_STEPS)] = 1
     epochs: Annotated[int, _EPOCHS] = 10
+    growth_fraction: Annotated[float, FRACTION] = 0.0
+    start_size: Annotated[float, _SIZE] = 0.58
     early_stopping: Annotated[int | None, _EPOCHS] = None
     optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
@@ -307,6 +314,23 @@ class Recipe:
     def resize(self) -> int:
         """Side that images are resized to before the crop, in pixels."""
         return round(self.resize_ratio * self.crop_size)
+
+    def image_sizes(self, image_size: int) -> list[int]:
+        """Side of the input in each epoch, in pixels, for a network that takes ``image_size``.
+
+        It grows with the square of the time, by whole strides of the network (32 pixels), so that
+        every convolution and pooling fits as at full size. The last epoch has full size.
+        """
+        table = resolve_architecture(self.architecture)
+        growing = min(self.growth_fraction * self.epochs, self.epochs - 1)
+        sizes = []
+        for epoch in range(self.epochs):
+            missing = (1 - self.start_size) * (1 - (epoch / growing) ** 2 if epoch < growing else 0)
+            size = image_size - round(missing * image_size / table.stride) * table.stride
+            while size < max(table.smallest_image_size, self.edge + 1):
+                size += table.stride
+            sizes.append(min(size, image_size))
+        return sizes
 
     @property
     def needs_validation(self) -> str:

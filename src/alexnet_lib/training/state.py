@@ -45,6 +45,7 @@ class TrainingRun:
         batches_read: batches of the epoch in progress that were read, also those that were left
             out because none of their images could be read.
         history: a record for each finished epoch.
+        image_sizes: side of the images in each epoch, in pixels.
         result: the network that is evaluated and kept: the model, or the average of its weights.
         best_weights: the weights of the best validation accuracy (without a validation part, of
             the last epoch), or None.
@@ -72,6 +73,7 @@ class TrainingRun:
         if recipe.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.result: AlexNet = model if self.average is None else self.average.module  # type: ignore[assignment]
+        self.image_sizes = recipe.image_sizes(loaders.image_size)
         self.epoch = 0
         self.history: list[EpochRecord] = []
         self.best_epoch = 0
@@ -100,6 +102,12 @@ class TrainingRun:
         return self.epoch * self.steps_in_epoch + self.totals.steps
 
     @property
+    def image_size(self) -> int:
+        """Side of the images of the epoch in progress, in pixels."""
+        size = self.loaders.image_size
+        return size if self.finished else self.image_sizes[self.epoch]
+
+    @property
     def epoch_read(self) -> bool:
         """Whether all batches of the epoch in progress were trained on."""
         return self.batches_read >= len(self.loaders.train)
@@ -113,7 +121,8 @@ class TrainingRun:
     def stopped_early(self) -> bool:
         """Whether the recipe's ``early_stopping`` ended the run before its last epoch."""
         patience = self.recipe.early_stopping
-        waited = self.epoch - self.best_epoch
+        growing = sum(size < self.loaders.image_size for size in self.image_sizes)
+        waited = self.epoch - max(self.best_epoch, growing)
         return patience is not None and self.epoch < self.recipe.epochs and waited >= patience
 
     def take_step(self) -> None:
@@ -127,14 +136,16 @@ class TrainingRun:
             self._batches = moved_batches(self._read(), self._device)
             self.model.train()
         batches = itertools.islice(self._batches, self.recipe.accumulation_steps)
-        with interrupts.postponed():  # a step is taken as a whole
+        # A step is taken as a whole.
+        with interrupts.postponed(), self.model.at_image_size(self.image_size):
             taken = self._step.train_on(batches, self.totals)
         if self.average is not None and bool(taken):
             self.average.update_parameters(self.model)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = self.loaders.train
-        numbered = loader.numbered_batches(self.epoch, self.batches_read)
+        preprocess = loader.preprocess.at_image_size(self.image_size)
+        numbered = loader.numbered_batches(self.epoch, self.batches_read, preprocess)
         for number, batch in numbered:
             self.batches_read = number + 1
             yield batch
@@ -154,15 +165,18 @@ class TrainingRun:
             )
         rate, validation, accuracy = self.optimizer.param_groups[0]["lr"], None, None
         if self.loaders.validation is not None:
-            validation = self.evaluate(self.result, "validation")
+            validation = self.evaluate(self.result, "validation", image_size=self.image_size)
             accuracy = validation.accuracy
             assert accuracy is not None  # labels of the library's loaders are classes
             if self.plateau is not None:
                 self.plateau.step(1 - accuracy)
+        record = EpochRecord(self.epoch + 1, rate, metrics, validation, self.image_size)
         self.epoch += 1
-        record = EpochRecord(self.epoch, rate, metrics, validation)
         self.history.append(record)
-        if accuracy is None or self.best_accuracy is None or accuracy > self.best_accuracy:
+        # Accuracies on images of several sizes are not compared.
+        sizes = [line.image_size for line in self.history[-2:]]
+        best = None if sizes[0] != sizes[-1] else self.best_accuracy
+        if accuracy is None or best is None or accuracy > best:
             self.best_epoch, self.best_accuracy = self.epoch, accuracy
             self.best_weights = {
                 name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()
@@ -171,19 +185,27 @@ class TrainingRun:
         return record
 
     def evaluate(
-        self, model: AlexNet, part: Literal["validation", "test"], *, views: int = 1
+        self,
+        model: AlexNet,
+        part: Literal["validation", "test"],
+        *,
+        views: int = 1,
+        image_size: int | None = None,
     ) -> EvalMetrics:
-        """Evaluates a network on a part of the data."""
+        """Evaluates a network on a part of the data, also on images of another size."""
         loader = getattr(self.loaders, part)
-        epoch = loader.epoch
-        metrics = evaluate(
-            model,
-            loader,
-            precision=self._step.precision,
-            views=views,
-            # Without a terminal, the line of the epoch has the same numbers.
-            progress=self.options.progress and sys.stderr.isatty(),
-        )
+        epoch, batches = loader.epoch, loader
+        if image_size not in {None, self.loaders.image_size}:
+            batches = loader.batches(epoch, 0, loader.preprocess.at_image_size(image_size))
+        with model.at_image_size(image_size or model.image_size):
+            metrics = evaluate(
+                model,
+                batches,
+                precision=self._step.precision,
+                views=views,
+                # Without a terminal, the line of the epoch has the same numbers.
+                progress=self.options.progress and sys.stderr.isatty(),
+            )
         # The same images each time, also if a given loader or its data set is random.
         loader.set_epoch(epoch)
         if not math.isfinite(metrics.loss):
