@@ -385,9 +385,12 @@ def test_the_best_epoch_is_one_on_images_of_full_size(monkeypatch):
 
 
 def test_early_stopping_does_not_count_epochs_on_smaller_images(monkeypatch):
-    with_accuracies(monkeypatch, 0.9, 0.1, 0.1, 0.3, 0.2, 0.2, 0.9)
-    run = go_on(run_of(epochs=7, early_stopping=2, **GROWING))
-    assert (run.epoch, run.best_epoch, run.stopped_early) == (6, 4, True)
+    with_accuracies(monkeypatch, 0.9, 0.1, 0.1, 0.1, 0.1, 0.3, 0.2, 0.2, 0.9, 0.9)
+    changes = {**GROWING, "growth_fraction": 0.5, "epochs": 10}
+    run = run_of(early_stopping=2, **changes)
+    assert run.image_sizes == [12, 12, 12, 16, 16, *[20] * 5]
+    go_on(run)
+    assert (run.epoch, run.best_epoch, run.stopped_early) == (8, 6, True)
 
 
 def test_a_network_is_as_it_was_where_a_step_on_smaller_images_fails(monkeypatch):
