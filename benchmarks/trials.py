@@ -85,6 +85,26 @@ def without_overlap(pool: nn.MaxPool2d) -> nn.MaxPool2d:
 PART = {"train_images": 15_000, "validation_fraction": 1 / 3, "epochs": 3}
 MODERN = RECIPES["modern"].overridden(PART)
 
+SGD = {"optimizer": "sgd", "learning_rate": 0.02, "dropout_scaling": "training"}
+MUON = {"optimizer": "muon", "learning_rate": 0.04, "dropout_scaling": "test"}
+GROWING = {**MUON, "epochs": 5, "growth_fraction": 0.8}
+SEARCH: dict[str, Trial] = {
+    "SGD": trial(MODERN, **SGD),
+    "Muon": trial(MODERN, **SGD | {"optimizer": "muon"}),
+    "Muon, the paper's dropout, rate 0.04 for the rest": trial(MODERN, **MUON),
+    "and shifts instead of crops": trial(
+        MODERN, **MUON, random_shift=0.125, random_crop=False, resize_ratio=1.0
+    ),
+    # 131, 131, 163, 195 and 227 pixels.
+    "and growing images": trial(MODERN, **GROWING),
+    "and growing images, dropout 0.3": trial(MODERN, **GROWING, dropout=0.3),
+    "and growing images, no warm-up": trial(MODERN, **GROWING, warmup_fraction=0.0),
+    "and growing images, filters' rate 0.03": trial(MODERN, **GROWING, filter_learning_rate=0.03),
+    "and growing images, rate 0.06 for the rest": trial(
+        MODERN, **GROWING | {"learning_rate": 0.06}
+    ),
+}
+
 MATTERS: dict[str, Trial] = {
     "modern": trial(MODERN),
     "SGD for the filters too": trial(MODERN, optimizer="sgd"),
@@ -129,7 +149,7 @@ BUDGET: dict[str, Trial] = {
     )
 }
 
-GROUPS = {"matters": MATTERS, "budget": BUDGET}
+GROUPS = {"search": SEARCH, "matters": MATTERS, "budget": BUDGET}
 
 
 def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:
