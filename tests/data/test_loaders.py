@@ -159,6 +159,12 @@ def test_a_batch_is_float32_images_and_int64_labels():
 
 
 @any_kind
+def test_a_saved_batch_does_not_hold_the_labels_of_the_whole_epoch(kind):
+    for _, labels in BatchLoader(kind(random_batch(20, 4, 4)), AS_IT_IS, batch_size=8):
+        assert labels.untyped_storage().nbytes() == 8 * len(labels)
+
+
+@any_kind
 def test_each_image_comes_with_its_own_label(kind):
     loader = BatchLoader(kind(numbered_images(50), classes=7), AS_IT_IS, shuffle=True)
     images, labels = next(iter(loader))

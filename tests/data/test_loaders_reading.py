@@ -628,7 +628,8 @@ def test_an_image_is_mixed_with_the_next_that_can_be_read(
         **SKIPPING,
     )
     plan = loader._plan(0)
-    kept = [p for p, index in enumerate(plan.order.tolist()) if index not in bad]
+    order = plan.order.tolist()[:-1]  # without the first, which follows the last
+    kept = [p for p, index in enumerate(order) if index not in bad]
     batches = [*loader]
     images = torch.cat([images for images, _ in batches])
     labels = torch.cat([labels for _, labels in batches])

@@ -17,8 +17,10 @@ from helpers import random_pixels
 from PIL import Image
 from tiny import QUIET, Noisy, tiny_recipe, use_tiny, weights_of
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from alexnet_lib import prepare_loaders, prepare_model
+from alexnet_lib.training import state as state_module
 from alexnet_lib.training.state import TrainingRun
 
 # In the middle of the second of four epochs, which have four steps each.
@@ -52,6 +54,24 @@ def assert_same(found: State, expected: State) -> None:
 
 def tensors_of(state: State, part: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state[1].items() if name.startswith(f"/{part}/")}
+
+
+# The average of the weights
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first taken", "first skipped"])
+def test_the_average_is_torchs_over_the_steps_that_were_taken(first):
+    run = run_of(ema_decay=0.9)
+    model, average = run.model, run.average
+    expected = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for taken in (first, True, True, False, True):
+        with torch.no_grad():
+            for parameter in model.parameters() if taken else ():
+                parameter += torch.randn_like(parameter)
+        state_module._update(average, model, 0.9, torch.tensor(taken))
+        if taken:
+            expected.update_parameters(model)
+        torch.testing.assert_close(average.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 # Going on elsewhere

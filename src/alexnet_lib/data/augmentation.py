@@ -53,7 +53,11 @@ class Augmentation(Protocol):
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """The changed images, ``(batch, C, H, W)``, given their rows of ``draw``."""
+        """The changed images, ``(batch, C, H, W)``, given their rows of ``draw``.
+
+        A loader hands over both on the device of its batches. To read a number of them there, as
+        ``tolist`` does, is to wait for the device.
+        """
 
 
 @runtime_checkable
@@ -64,7 +68,10 @@ class Mixing(Protocol):
         """The random numbers of ``count`` images: a CPU tensor with one row for each."""
 
     def mix(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """``(batch + 1, C, H, W)`` images, each but the last mixed with the next; their weights."""
+        """``(batch + 1, C, H, W)`` images, each but the last mixed with the next; their weights.
+
+        The devices are as in ``Augmentation.apply``; the weights are on that of the images.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,10 @@ class HorizontalFlip:
     def apply(self, images: Images, draws: Bool[Tensor, " batch"]) -> Images:
         """The images, some of them mirrored."""
         _check_images(images, draws)
-        if images.device.type != "cpu":
+        if not _one_by_one(images):
             mirrored = draws.to(images.device)[:, None, None, None]
             return torch.where(mirrored, images.flip(-1), images)
-        # One by one: torch.where of bytes takes sixteen times as long.
+        # torch.where of bytes takes sixteen times as long.
         flipped = torch.empty_like(images)
         for new, old, mirror in zip(flipped, images, draws.tolist(), strict=True):
             new.copy_(old.flip(-1) if mirror else old)
@@ -210,8 +217,10 @@ class ColorNoise:
 class TrivialAugment:
     """One random operation of random strength on each image: Müller and Hutter, arXiv 2103.10158.
 
-    torchvision's ``TrivialAugmentWide`` for grey or colour images, one by one on the CPU, which is
-    slow for large images.
+    torchvision's ``TrivialAugmentWide`` for grey or colour images, one by one, which is slow for
+    large images. On a GPU it waits for the device, as no other augmentation does: the operations
+    are chosen on the CPU, and torchvision copies the matrices of rotations, shears and translations
+    from there for each image.
     """
 
     on: ClassVar[On] = "resized"
@@ -304,12 +313,14 @@ class RandomErasing:
     def apply(self, images: FloatImages, draws: Float[Tensor, "batch 4"]) -> FloatImages:
         """The images, some of them with a rectangle of zeros."""
         _check_images(images, draws, 4)
-        size = torch.tensor(images.shape[-2:])
+        size, draws = _size(images), draws.to(images.device)
         sides = (draws[:, 2:] * size).round()
         starts = ((size - sides + 1) * draws[:, :2]).floor()
         erased = images.clone()
+        if not _one_by_one(images):
+            return erased.masked_fill_(_rectangles(starts, starts + sides, images), 0)
         boxes = torch.cat([starts, starts + sides], dim=1).long().tolist()
-        # One by one: a mask of all images takes three times as long on the CPU.
+        # A mask of all images takes three times as long.
         for image, (top, left, bottom, right) in zip(erased, boxes, strict=True):
             image[:, top:bottom, left:right] = 0
         return erased
@@ -370,14 +381,9 @@ class CutMix:
     ) -> tuple[Images, Float[Tensor, " batch"]]:
         """All images but the last, with a rectangle of the next one; their weights."""
         _check_images(images, draws, 3, one_more=1)
-        size = torch.tensor(images.shape[-2:])
+        size, draws = _size(images), draws.to(images.device)
         centers, halves = draws[:, :2] * size, draws[:, 2:] * size / 2
-        starts, ends = (centers - halves).round(), (centers + halves).round()
-        rows, columns = (
-            ((starts[:, [axis]] <= index) & (index < ends[:, [axis]])).to(images.device)
-            for axis, index in enumerate(map(torch.arange, images.shape[-2:]))
-        )
-        pasted = rows[:, None, :, None] & columns[:, None, None, :]
+        pasted = _rectangles((centers - halves).round(), (centers + halves).round(), images)
         kept = 1 - pasted.float().mean((1, 2, 3))
         return torch.where(pasted, images[1:], images[:-1]), kept
 
@@ -422,6 +428,27 @@ def _check_draws(draws: object, count: int, *row: int) -> None:
             f"draws has shape {tuple(draws.shape)} and dtype {draws.dtype}; expected "
             f"{(count, *row)}, a row of `draw` for each image"
         )
+
+
+def _one_by_one(images: Tensor) -> bool:
+    """Whether images are changed one after the other: on a GPU, each would cost some launches."""
+    return images.device.type == "cpu"
+
+
+def _size(images: Tensor) -> Tensor:
+    """Height and width, on the images' device; a copy of them from the CPU would wait for it."""
+    return torch.stack([torch.full((), side, device=images.device) for side in images.shape[-2:]])
+
+
+def _rectangles(starts: Tensor, ends: Tensor, images: Tensor) -> Bool[Tensor, "batch 1 h w"]:
+    """The pixels in each image's rectangle, whose corners are ``(batch, 2)``, rows first."""
+    rows, columns = (
+        (starts[:, axis, None] <= index) & (index < ends[:, axis, None])
+        for axis, index in enumerate(
+            torch.arange(side, device=images.device) for side in images.shape[-2:]
+        )
+    )
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def _pair(values: Any) -> tuple[float, float] | None:

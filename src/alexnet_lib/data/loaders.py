@@ -85,11 +85,18 @@ class _State:
 
 
 class _Plan(NamedTuple):
-    """What is drawn for an epoch: a row for each of its positions."""
+    """What is drawn for an epoch: a row for each of its positions.
 
-    order: Tensor  # index of the image
+    If images are mixed, the first row follows once more, with which the last image is mixed. All
+    that batches are computed with is on their device from here on: a copy for each of them would
+    wait for it.
+    """
+
+    order: Tensor  # index of the image, where those in memory are
+    seeds: Tensor  # for random data sets, on the CPU
+    labels: Tensor
     draws: list[Tensor]  # for each augmentation
-    seeds: Tensor  # for random data sets
+    mean_and_std: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,10 @@ class BatchLoader:
 
     Image files are read in threads while the caller computes, or in worker processes. Data sets of
     users are read in the caller's thread, or in worker processes.
+
+    On a GPU, what is drawn for a pass is copied there at its start. After that, batches of images
+    in memory copy nothing and wait for nothing (but with ``TrivialAugment``); those of others are
+    copied from pinned memory, without waiting.
 
     Args:
         dataset: the images, their labels and the names of the classes.
@@ -300,40 +311,48 @@ class BatchLoader:
         else:
             order = torch.arange(count)
         draws = [augmentation.draw(count, generator) for augmentation in self.augmentation]
-        return _Plan(order, draws, torch.randint(2**31, (count,), generator=generator))
+        seeds = torch.randint(2**31, (count,), generator=generator)
+        if self._mixes:
+            order, seeds, *draws = (torch.cat([rows, rows[:1]]) for rows in (order, seeds, *draws))
+        data, device = self.dataset, self.placement.device
+        if isinstance(data, ImageTensors):
+            order = order.to(data.images.device)
+        return _Plan(
+            order,
+            seeds,
+            data.labels[order.to(data.labels.device)].to(device),
+            [drawn.to(device) for drawn in draws],
+            self.preprocess.mean_and_std(device),
+        )
 
     def _numbered_batches(
         self, epoch: int, start: int, preprocess: Preprocess
     ) -> Generator[tuple[int, Batch], None, None]:
         """Preprocessed and augmented batches with their numbers in the epoch."""
-        plan, count = self._plan(epoch), len(self.dataset)
-        wanted = [*torch.arange(count).split(self.batch_size)][start : len(self)]
-        if self._mixes:
-            # An image is mixed with the next one of the epoch, which may be in the next batch.
-            wanted = [torch.cat([batch, (batch[-1:] + 1) % count]) for batch in wanted]
+        plan, count, size = self._plan(epoch), len(self.dataset), self.batch_size
+        # An image is mixed with the next one of the epoch, which may be in the next batch.
+        wanted = [
+            slice(first, min(first + size, count) + self._mixes)
+            for first in range(start * size, len(self) * size, size)
+        ]
         with closing(self._raw_batches(plan, wanted)) as raw_batches:
-            for number, (positions, raw) in enumerate(zip(wanted, raw_batches, strict=True), start):
+            for number, (batch, raw) in enumerate(zip(wanted, raw_batches, strict=True), start):
+                positions: slice | Tensor = batch
                 if raw.failures:
-                    positions, raw = self._without_failures(positions, raw, plan)  # noqa: PLW2901
-                if len(positions) > self._mixes:
-                    draws = [drawn[positions] for drawn in plan.draws]
-                    labels = self.dataset.labels[plan.order[positions].to(self._labels_device)]
-                    yield number, self._finished(raw.images, labels, draws, preprocess)
+                    positions, raw = self._without_failures(batch, raw, plan)  # noqa: PLW2901
+                if len(raw.images) > self._mixes:
+                    yield number, self._finished(raw.images, positions, plan, preprocess)
 
     @property
     def _mixes(self) -> bool:
         return any(isinstance(item, Mixing) for item in self.augmentation)
 
-    @property
-    def _labels_device(self) -> torch.device:
-        return self.dataset.labels.device
-
-    def _raw_batches(self, plan: _Plan, wanted: list[Tensor]) -> Generator[RawBatch, None, None]:
+    def _raw_batches(self, plan: _Plan, wanted: list[slice]) -> Generator[RawBatch, None, None]:
         """The images at the wanted positions, batch by batch."""
         if isinstance(self.dataset, ImageTensors):
-            for positions in wanted:
-                indices = plan.order[positions].to(self.dataset.images.device)
-                yield RawBatch(self.dataset.images[indices], [*range(len(positions))], [])
+            for batch in wanted:
+                images = self.dataset.images[plan.order[batch]]
+                yield RawBatch(images, [*range(len(images))], [])
             return
         requests: list[Request] = [
             [*zip(plan.order[batch].tolist(), plan.seeds[batch].tolist(), strict=True)]
@@ -351,24 +370,25 @@ class BatchLoader:
 
     @property
     def _reader(self) -> ImageReader:
-        return ImageReader(self.dataset, self.preprocess)
+        pin_memory = self.placement.device.type == "cuda"
+        return ImageReader(self.dataset, self.preprocess, pin_memory=pin_memory)
 
     def _read_in_workers(self, requests: list[Request]) -> Iterator[RawBatch]:
         # Processes serve one pass at a time.
         workers, self._state.workers = self._state.workers, None
         if workers is None:
-            pin_memory = self.placement.device.type == "cuda"
-            workers = Workers(self._reader, self.num_workers, pin_memory=pin_memory)
+            workers = Workers(self._reader, self.num_workers)
         try:
             yield from workers.read(requests)
         finally:
             self._state.workers = workers
 
     def _without_failures(
-        self, positions: Tensor, raw: RawBatch, plan: _Plan
+        self, batch: slice, raw: RawBatch, plan: _Plan
     ) -> tuple[Tensor, RawBatch]:
         """The batch of the images that could be read, with an image to mix the last one with."""
         self._note(raw.failures)
+        positions = torch.arange(batch.start, batch.stop)
         last = len(positions) - 1
         kept = positions[raw.kept]
         if not self._mixes or last in raw.kept or not len(kept):
@@ -400,30 +420,32 @@ class BatchLoader:
     def _finished(
         self,
         raw: Tensor | list[Tensor],
-        labels: Tensor,
-        draws: list[Tensor],
+        positions: slice | Tensor,
+        plan: _Plan,
         preprocess: Preprocess,
     ) -> Batch:
         """One preprocessed and augmented batch; ``raw`` is one tensor, or one for each image."""
-        with memory_explained(f"a batch of {len(labels)} images", _LOWER):
-            return self._computed(raw, labels, draws, preprocess)
+        with memory_explained(f"a batch of {len(raw)} images", _LOWER):
+            return self._computed(raw, positions, plan, preprocess)
 
     def _computed(
         self,
         raw: Tensor | list[Tensor],
-        labels: Tensor,
-        draws: list[Tensor],
+        positions: slice | Tensor,
+        plan: _Plan,
         preprocess: Preprocess,
     ) -> Batch:
         placement = self.placement
-        labels = labels.to(placement.device, non_blocking=True)
+        draws = [drawn[positions] for drawn in plan.draws]
+        # A copy: saving a part of the epoch's labels would save all of them.
+        labels = plan.labels[positions].clone()
         if isinstance(raw, Tensor):
-            images = raw.to(placement.device, non_blocking=True)
+            images = self._sent(raw)
             if not preprocess.only_enlarges(*images.shape[-2:]):
                 images = preprocess.resized(images)
         else:
-            raw = [image.to(placement.device, non_blocking=True) for image in raw]
-            images = torch.stack([to_unit(preprocess.resized(image)) for image in raw])
+            sent = map(self._sent, raw)
+            images = torch.stack([to_unit(preprocess.resized(image)) for image in sent])
         corners = None
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, RandomCrop):
@@ -441,11 +463,20 @@ class BatchLoader:
                     images = preprocess.resized(images)
                 images = augmentation.apply(images, drawn[: len(images)])
         corners = None if corners is None else corners[: len(images)]
-        inputs = preprocess.network_input(images, placement.dtype, placement.memory_format, corners)
+        inputs = preprocess.network_input(
+            images, placement.dtype, placement.memory_format, corners, plan.mean_and_std
+        )
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, Augmentation) and augmentation.on == "input":
                 inputs = augmentation.apply(inputs, drawn[: len(inputs)])
         return inputs, labels
+
+    def _sent(self, images: Tensor) -> Tensor:
+        """Images on the device of the batches, without waiting for it where that is possible."""
+        device = self.placement.device
+        if device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # of those that are read, most are in pinned memory
+        return images.to(device, non_blocking=True)
 
 
 def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -164,6 +164,7 @@ class Preprocess:
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         corners: Int64[Tensor, "batch 2"] | None = None,
+        mean_and_std: Float[Tensor, "2 c 1 1"] | None = None,
     ) -> Float[Tensor, "*batch c size size"]:
         """``__call__`` for tensors that are known to be uint8, or floating from 0 to 1.
 
@@ -175,6 +176,8 @@ class Preprocess:
             memory_format: of the result for a batch.
             corners: row and column of the upper left corner of each crop in the resized images of
                 a batch, from 0 to ``margin``; None is the centre.
+            mean_and_std: what the method of this name returns for the images' device; None copies
+                them there, which waits for a GPU.
 
         Raises:
             ValueError: a wrong rank or channel count, no pixels, or corners out of their range.
@@ -197,10 +200,9 @@ class Preprocess:
         if resize.height < height or resize.width < width:
             batch = self.resized(batch)
             resize = Resize(self.resize, self.resize, 0, 0, self.resize)
-        center = torch.full((len(batch), 2), self.margin // 2, device=batch.device)
         result = cpu.enlarge(
             batch,
-            center if corners is None else corners,
+            corners,
             resize,
             crop=self.crop_size,
             size=self.image_size,
@@ -212,7 +214,8 @@ class Preprocess:
         )
         if result is None:
             # Bilinear weights add up to 1, so images are normalised before they become larger.
-            result = self._crop(self.resized(self.normalized(to_unit(batch))), corners)
+            normalized = self.normalized(to_unit(batch), mean_and_std)
+            result = self._crop(self.resized(normalized), corners)
             result = self._with_edge(result.to(dtype)).contiguous(memory_format=memory_format)
         return result if images.ndim == 4 else result[0]
 
@@ -291,9 +294,20 @@ class Preprocess:
         top, left = (taller - self.resize) // 2, (wider - self.resize) // 2
         return Resize(taller, wider, top, left, self.resize)
 
-    def normalized(self, images: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
+    def mean_and_std(self, device: torch.device) -> Float[Tensor, "2 c 1 1"]:
+        """Mean and standard deviation of each channel as a float32 tensor on a device."""
+        values = (self.mean, self.std)
+        return torch.tensor(values, dtype=torch.float32, device=device)[..., None, None]
+
+    def normalized(
+        self,
+        images: Float[Tensor, "*batch c h w"],
+        mean_and_std: Float[Tensor, "2 c 1 1"] | None = None,
+    ) -> Float[Tensor, "*batch c h w"]:
         """``(scale * image - mean) / std`` of floating images from 0 to 1."""
-        mean, std = (images.new_tensor(value)[:, None, None] for value in (self.mean, self.std))
+        if mean_and_std is None:
+            mean_and_std = images.new_tensor((self.mean, self.std))[..., None, None]
+        mean, std = mean_and_std.unbind()
         scaled = images if self.scale == 1 else images * self.scale
         return (scaled - mean) / std
 
@@ -348,8 +362,11 @@ def _resampled(images: Tensor, resize: Resize) -> Tensor:
     """The window of resized images, bilinear with antialiasing, from what it needs of them.
 
     The weights are torch's: they fall off linearly to the source distance of two output pixels, or
-    of one source pixel, if that is more.
+    of one source pixel, if that is more. They are computed on the device of the images, since a
+    copy would wait for it.
     """
+    # Apple's MPS has no float64.
+    device = torch.device("cpu") if images.device.type == "mps" else images.device
     axes = ((-2, resize.height, resize.top), (-1, resize.width, resize.left))
     taps = []
     for axis, resized, first in axes:
@@ -358,9 +375,11 @@ def _resampled(images: Tensor, resize: Resize) -> Tensor:
         reach = max(scale, 1.0)
         start = max(0, math.floor((first + 0.5) * scale - reach))
         end = min(length, math.ceil((first + resize.window - 0.5) * scale + reach))
-        centers = (torch.arange(first, first + resize.window, dtype=torch.float64) + 0.5) * scale
+        pixels = torch.arange(first, first + resize.window, dtype=torch.float64, device=device)
+        centers = (pixels + 0.5) * scale
         # One row for each output pixel.
-        positions = (centers[:, None] - reach).floor() + torch.arange(2 * math.ceil(reach) + 2)
+        offsets = torch.arange(2 * math.ceil(reach) + 2, device=device)
+        positions = (centers[:, None] - reach).floor() + offsets
         weights = (1 - (positions + 0.5 - centers[:, None]).abs() / reach).clamp(min=0)
         weights = weights.where((positions >= 0) & (positions < length), 0)
         weights = (weights / weights.sum(1, keepdim=True)).float().to(images.device)
@@ -369,7 +388,7 @@ def _resampled(images: Tensor, resize: Resize) -> Tensor:
         images = images.narrow(axis, start, end - start)
     images = to_unit(images)
     for axis, positions, weights in taps:
-        source, images = images, torch.zeros(())
+        source, images = images, images.new_zeros(())
         for position, weight in zip(positions.unbind(1), weights.unbind(1), strict=True):
             images = images + source.index_select(axis, position) * weight
     return images

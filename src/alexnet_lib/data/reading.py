@@ -126,10 +126,14 @@ class RawBatch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageReader:
-    """Reads images of a set one by one, resized if that makes them smaller."""
+    """Reads images of a set one by one, resized if that makes them smaller.
+
+    ``pin_memory``: batches are put into memory from which a GPU copies without being waited for.
+    """
 
     dataset: ImageSet
     preprocess: Preprocess
+    pin_memory: bool = False
 
     def read(self, index: int, seed: int) -> Tensor | Failure:
         """An image, or why it cannot be read; random data sets draw from the seed."""
@@ -168,7 +172,9 @@ class _BatchInProgress:
         # Threads do not inherit the inference mode of the caller, and could not write.
         with memory_explained(task, "lower batch_size or resize"), torch.inference_mode(False):
             if get_worker_info() is None:
-                self._together = torch.empty(shape, dtype=torch.uint8, device="cpu")
+                self._together = torch.empty(
+                    shape, dtype=torch.uint8, device="cpu", pin_memory=reader.pin_memory
+                )
             else:  # shared memory is not copied on the way to the main process
                 storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
                 empty = torch.tensor([], dtype=torch.uint8, device="cpu")
@@ -242,7 +248,7 @@ class Workers:
     all of its processes: the main process ends them, or they end soon after it.
     """
 
-    def __init__(self, reader: ImageReader, number: int, *, pin_memory: bool) -> None:
+    def __init__(self, reader: ImageReader, number: int) -> None:
         self._requests: list[Request] = []
         self._loader = DataLoader(
             _WorkerBatches(reader),
@@ -251,7 +257,7 @@ class Workers:
             num_workers=number,
             collate_fn=_unchanged,
             persistent_workers=True,
-            pin_memory=pin_memory,
+            pin_memory=reader.pin_memory,
             generator=torch.Generator(),  # instead of the global one
             worker_init_fn=_prepare_process,
         )

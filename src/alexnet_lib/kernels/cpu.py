@@ -128,7 +128,7 @@ def _local_response_norm(
 
 def enlarge(
     images: Tensor,
-    corners: Tensor,
+    corners: Tensor | None,
     resize: Resize,
     *,
     crop: int,
@@ -143,9 +143,9 @@ def enlarge(
 
     ``images`` are uint8 or float32 ``(batch, channels, height, width)``, with sides no larger than
     the resized ones; ``corners`` int64 ``(batch, 2)``, in the window of the resize, from 0 to
-    ``window - crop``. The output is ``size`` pixels wide and high: the crop, and zeros to the right
-    of it and below. None where there is no kernel: other dtypes or devices, images that ``takes``
-    refuses, or as long as compiling does not pay.
+    ``window - crop``, or None for the centre. The output is ``size`` pixels wide and high: the
+    crop, and zeros to the right of it and below. None where there is no kernel: other dtypes or
+    devices, images that ``takes`` refuses, or as long as compiling does not pay.
     """
     if images.dtype not in {torch.uint8, torch.float32} or dtype not in _DTYPES:
         return None
@@ -163,7 +163,7 @@ def enlarge(
 def _enlarge(
     kernels: ctypes.CDLL,
     images: Tensor,
-    corners: Tensor,
+    corners: Tensor | None,
     resize: Resize,
     crop: int,
     size: int,
@@ -175,6 +175,8 @@ def _enlarge(
 ) -> Tensor:
     count, channels, height, width = images.shape
     images = images.contiguous()
+    if corners is None:
+        corners = torch.full((count, 2), (resize.window - crop) // 2, device="cpu")
     corners = corners.to("cpu", torch.int32).contiguous()
     shape = (count, channels, size, size)
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format, device="cpu")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from alexnet_lib import interrupts
 from alexnet_lib.data.loaders import Loaders
@@ -71,7 +71,7 @@ class TrainingRun:
         self.plateau = build_plateau(recipe, self.optimizer)
         self.average = None
         if recipe.ema_decay is not None:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+            self.average = AveragedModel(model, self._device)
         self.result: AlexNet = model if self.average is None else self.average.module  # type: ignore[assignment]
         self.image_sizes = recipe.image_sizes(loaders.image_size)
         self.epoch = 0
@@ -139,8 +139,8 @@ class TrainingRun:
         # A step is taken as a whole.
         with interrupts.postponed(), self.model.at_image_size(self.image_size):
             taken = self._step.train_on(batches, self.totals)
-        if self.average is not None and bool(taken):
-            self.average.update_parameters(self.model)
+        if self.average is not None and self.recipe.ema_decay is not None:
+            _update(self.average, self.model, self.recipe.ema_decay, taken)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = self.loaders.train
@@ -257,6 +257,21 @@ class TrainingRun:
             raise ValueError(f"epoch is {self.epoch}, the best one {self.best_epoch}")
         if not 0 <= self.batches_read <= len(self.loaders.train):
             raise ValueError(f"batches_read is {self.batches_read}")
+
+
+@torch.no_grad()
+def _update(average: AveragedModel, model: AlexNet, decay: float, taken: Tensor) -> None:
+    """Moves the average towards the weights of a model, or keeps it if the step was not taken.
+
+    torch's ``update_parameters`` waits for the device, as does a look at ``taken``. As there, the
+    first update copies the weights.
+    """
+    share = torch.where(average.n_averaged == 0, 1.0, 1 - decay) * taken
+    for mean, weight in zip(average.module.parameters(), model.parameters(), strict=True):
+        mean.lerp_(weight, share.to(mean.dtype))
+    for buffer, latest in zip(average.module.buffers(), model.buffers(), strict=True):
+        buffer.copy_(latest)
+    average.n_averaged += taken
 
 
 # The attributes of a run that make up its state, besides totals and history.
