@@ -26,6 +26,7 @@ from alexnet_lib.data.augmentation import (
     Mixup,
     RandomCrop,
     RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.loaders import BatchLoader
@@ -35,14 +36,20 @@ from alexnet_lib.devices import Placement
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network import architecture
 from alexnet_lib.network.architecture import LRN
-from alexnet_lib.training import state
+from alexnet_lib.training import muon, state
 from alexnet_lib.training.loop import evaluate
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import RECIPES, Recipe
 from alexnet_lib.training.state import TrainingRun
 
 RUNS = {
-    "modern": {},
+    # From 40 pixels to 64.
+    "modern": {
+        "optimizer": "muon",
+        "random_shift": 0.1,
+        "image_size": 64,
+        "growth_fraction": 0.5,
+    },
     "paper": {},
     # All that the two do not have, but TrivialAugment.
     "tutorial": {
@@ -59,6 +66,7 @@ any_recipe = pytest.mark.parametrize("name", RUNS)
 
 WITHOUT_WAITING = (
     HorizontalFlip(),
+    RandomShift(),
     RandomCrop(),
     ColorNoise(COMPONENTS),
     RandomErasing(probability=1.0),
@@ -86,6 +94,8 @@ def _small(monkeypatch):
     monkeypatch.setattr(cpu, "load_when_worthwhile", lambda values: None)
     # On the pretended GPU, dropout draws from the generator of the CPU.
     monkeypatch.setattr(state, "seed_generators", lambda seed, device: torch.manual_seed(seed))
+    # What it multiplies cannot be asked of it.
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # which is faster for so few numbers
     yield
