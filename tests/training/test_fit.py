@@ -317,6 +317,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     stored = read_json((tmp_path / "recipe.json").read_text())
     assert stored == {
         "recipe": tiny_recipe(epochs=2).to_dict(),
+        "planned_from": None,
         "data": "shapes",
         "given": {},
         "seed": 3,
