@@ -40,7 +40,10 @@ from alexnet_lib.data import cifar10 as cifar10_module
 from alexnet_lib.data import shapes as shapes_module
 from alexnet_lib.data.shapes import SHAPES_CLASSES
 from alexnet_lib.kernels import cpu
+from alexnet_lib.training import fit as fit_module
 from alexnet_lib.training import recipes
+from alexnet_lib.training.planning import Speed, Writing
+from alexnet_lib.training.run_files import RunFiles
 
 TINY_RUN = ("--architecture", "tiny", "--batch-size", "16", "--epochs", "1", "--device", "cpu")
 COMMANDS = (
@@ -203,6 +206,61 @@ def test_a_stored_recipe_can_be_changed_and_given_another_seed(call, tmp_path):
     )
     assert second["seed"] == 0
     assert second["recipe"] == {**first["recipe"], "dropout": 0.25, "epochs": 2}
+
+
+@pytest.fixture
+def hundred_seconds(monkeypatch):
+    """A step takes that long, as measured, and nothing else takes any time."""
+    speed = Speed(step=100.0, first_steps=0.0, validation_image=0.0, test_image=0.0)
+    monkeypatch.setattr(fit_module, "measure_speed", lambda *_, **__: speed)
+    monkeypatch.setattr(RunFiles, "writing", lambda *_: Writing())
+
+
+# There is time for three epochs of four steps, which take 20 minutes.
+PLANNED = (*TINY_RUN, "--epochs", "9", "--max-minutes", "27")
+
+
+@pytest.mark.usefixtures("hundred_seconds")
+def test_max_minutes_plans_the_run(call, tmp_path):
+    code, out, err = call("train", "shapes", *PLANNED, "--out", "run")
+    assert (code, out.splitlines()[0]) == (0, "trained on shapes: 54 images, 3 epochs")
+    assert "plan for 27 minutes: 3 of 9 epochs" in err
+    stored = json.loads(Path("run", "recipe.json").read_text())
+    assert stored["recipe"]["epochs"] == 3
+    assert stored["planned_from"] == {"max_minutes": 27, "epochs": 9, "train_images": None}
+    assert call("train", "shapes", "--recipe", "run", "--device", "cpu", "--out", "again")[0] == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "again")
+
+
+@pytest.mark.usefixtures("hundred_seconds")
+def test_a_planned_run_that_is_finished_is_told_from_another_one(call):
+    call("train", "shapes", *PLANNED, "--out", "run")
+    auto = ("--out", "run", "--resume", "auto")
+    for options, status in (
+        ((*PLANNED, *auto), 0),
+        (("--resume", "run"), 0),
+        (("--resume", "run", "--max-minutes", "27"), 0),
+        ((*PLANNED, *auto, "--max-minutes", "28"), 2),
+        ((*PLANNED, *auto, "--epochs", "8"), 2),
+        ((*PLANNED[:-2], *auto), 2),
+    ):
+        code, out, err = call("train", "shapes", *options)
+        assert code == status, options
+        words = "the run in run is finished: 3 epochs" if code == 0 else "in 'run' is finished"
+        assert words in out + err
+
+
+@pytest.mark.usefixtures("hundred_seconds")
+def test_auto_finds_the_planned_run_of_the_same_command(call, monkeypatch):
+    call("train", "shapes", *PLANNED)
+    (folder,) = Path("runs").iterdir()
+    (folder / "result.json").unlink()
+    seen = []
+    monkeypatch.setattr(alexnet_lib, "fit", lambda *_, **named: seen.append(named["out"]))
+    monkeypatch.setattr(cli, "_report", lambda *_: None)
+    for options in (PLANNED, (*PLANNED, "--max-minutes", "28"), PLANNED[:-2]):
+        assert call("train", "shapes", *options, "--resume", "auto")[0] == 0
+    assert [out == folder for out in seen] == [True, False, False]
 
 
 TINY_DOCTOR = ("--set", "architecture=tiny", "--set", "batch_size=16", "--device", "cpu")
@@ -511,6 +569,8 @@ def assert_one_line(result: tuple[int, str, str], status: int, *words: str) -> N
         (("--image-size", "0"), "image_size is 0"),
         (("--architecture", "vgg"), "architecture is 'vgg'"),
         (("--train-images", "9"), "train_images is 9"),
+        (("--max-minutes", "0"), "max_minutes is 0.0; expected a finite number above 0"),
+        (("--max-minutes", "nan"), "max_minutes is nan; expected a finite number above 0"),
         (("--set", "rate=1"), "overrides has ['rate']; expected names among"),
         (("--set", "name=mine"), "overrides has ['name']"),
         (("--set", "dropout"), "--set is 'dropout'; expected FIELD=VALUE"),

@@ -138,6 +138,13 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     architecture: Annotated[str | None, typer.Option(help=_ARCHITECTURE_HELP)] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Plan the run to end within so many minutes, by the speed of its first steps: "
+            "with fewer epochs, or with one of fewer images [default: all epochs]."
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for the run [default: runs/ and date and time].")
     ] = None,
@@ -193,7 +200,8 @@ def train(
     seed = stored_seed if seed is None else seed
     wanted = None
     if resume is not None:
-        wanted = _Wanted(resolve_recipe(base, overrides | given), seed, data, _names(classes))
+        whole = resolve_recipe(base, overrides | given)
+        wanted = _Wanted(whole, seed, data, _names(classes), max_minutes)
     folder, is_new = _run_folder(out, resume, wanted)
     if wanted is not None and _report_finished(folder, wanted):
         return
@@ -208,6 +216,7 @@ def train(
             out=folder if out is None else out,
             resume=resume,
             checkpoint_every=checkpoint_every,
+            max_minutes=max_minutes,
             options=lib.RunOptions(
                 device,
                 precision,
@@ -231,14 +240,20 @@ class _Wanted(NamedTuple):
     seed: int
     data: str
     classes: tuple[str, ...] | None
+    max_minutes: float | None
 
     def is_of(self, folder: Path) -> bool:
         """Whether the run in a folder is this one, as far as can be seen without the data."""
+        from alexnet_lib.training.planning import stored_plan
         from alexnet_lib.training.recipes import read_description
 
         try:
-            stored = read_description(folder / "recipe.json")
-            same = lib.stored_recipe(folder) == (self.recipe, self.seed)
+            stored, recipe = read_description(folder / "recipe.json"), self.recipe
+            if self.max_minutes is not None:
+                if stored["planned_from"]["max_minutes"] != self.max_minutes:
+                    return False
+                recipe = stored_plan(recipe, stored)
+            same = lib.stored_recipe(folder) == (recipe, self.seed)
             classes = self.classes is None or [*self.classes] == stored["classes"]
             return same and classes and bool(stored["data"] == self.data)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):

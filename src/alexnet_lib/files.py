@@ -161,7 +161,7 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _clear_unfinished(file)
-        with _scratch(file) as folder:
+        with scratch(file) as folder:
             new = folder / file.name
             new.touch()
             mode = new.stat().st_mode
@@ -179,8 +179,11 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _scratch(file: Path) -> Iterator[Path]:
-    """A hidden folder beside a file, locked as long as this process uses it."""
+def scratch(file: Path) -> Iterator[Path]:
+    """A hidden folder beside a file, locked as long as this process uses it, and then removed.
+
+    What a killed process leaves is removed by ``replacing`` the file.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{file.name}-", suffix=_SUFFIX, dir=file.parent))
         # Another process may take it for a left one in the moment before it is locked.

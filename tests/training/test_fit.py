@@ -317,6 +317,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
     stored = read_json((tmp_path / "recipe.json").read_text())
     assert stored == {
         "recipe": tiny_recipe(epochs=2).to_dict(),
+        "planned_from": None,
         "data": "shapes",
         "given": {},
         "seed": 3,
@@ -686,9 +687,9 @@ def test_ema_decay_keeps_the_moving_average_of_the_weights(tmp_path):
 def test_the_moving_average_is_what_validation_and_test_are_about(monkeypatch):
     seen, real = [], TrainingRun.evaluate
 
-    def witness(run, model, part, *, views=1):
+    def witness(run, model, part, **options):
         seen.append(weights_of(model))
-        return real(run, model, part, views=views)
+        return real(run, model, part, **options)
 
     monkeypatch.setattr(TrainingRun, "evaluate", witness)
     run = quick_fit(overrides={"ema_decay": 0.75}, epochs=1)

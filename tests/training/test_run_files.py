@@ -9,6 +9,7 @@ import warnings
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from processes import PHOTO, assert_same_result
 from tiny import QUIET, TINY, tiny_recipe
 from torch.utils.data import Dataset, TensorDataset
 
-from alexnet_lib import AlexNet, load_checkpoint, prepare_loaders
+from alexnet_lib import AlexNet, load_checkpoint, prepare_loaders, stored_recipe
 from alexnet_lib.files import RunFolder, read_tensors
 from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
+from alexnet_lib.training import fit as fit_module
 from alexnet_lib.training import run_files
 from alexnet_lib.training.fit import fit
+from alexnet_lib.training.planning import Speed, Writing
 from alexnet_lib.training.run_files import RunFiles
 from alexnet_lib.training.state import TrainingRun
 from alexnet_lib.training.step import TrainingStep
@@ -192,6 +195,98 @@ def test_options_that_are_auto_are_those_that_the_run_has_computed_with(tmp_path
     assert (stored["precision"], stored["memory_format"]) == ("bfloat16", "channels_last")
 
 
+# With a plan
+
+MINUTES = 27.0  # three epochs of four steps of 100 s take 20 of them, a fourth is too much
+ASKED = MappingProxyType({"recipe": {"epochs": 9}, "max_minutes": MINUTES})
+
+
+def with_plan(monkeypatch) -> list[dict]:
+    """A step takes 100 seconds; the list fills with what was measured for."""
+    measured: list[dict] = []
+
+    def measure(*arguments, **named) -> Speed:
+        measured.append(named)
+        return Speed(step=100.0, first_steps=0.0, validation_image=0.0, test_image=0.0)
+
+    monkeypatch.setattr(fit_module, "measure_speed", measure)
+    monkeypatch.setattr(RunFiles, "writing", lambda *_: Writing())
+    return measured
+
+
+@pytest.mark.parametrize("after", [1, 4, 7])
+@pytest.mark.parametrize("by", ["auto", "folder"])
+def test_a_planned_run_keeps_its_plan_when_it_goes_on(after, by, whole, tmp_path, monkeypatch):
+    measured = with_plan(monkeypatch)
+    run = stopped(monkeypatch, out=tmp_path / "run", after=after, **ASKED)
+    stored = (run / "recipe.json").read_bytes()
+    where = {"out": run, "resume": "auto"} if by == "auto" else {"out": None, "resume": run}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(**where, **ASKED)
+    assert len(measured) == 1
+    assert (run / "recipe.json").read_bytes() == stored
+    assert_same_result(run, whole)
+
+
+def test_a_run_that_was_planned_with_fewer_images_goes_on_with_them(tmp_path, monkeypatch):
+    measured = with_plan(monkeypatch)
+    asked = {"recipe": {"epochs": 9, "batch_size": 2}, "max_minutes": MINUTES}
+    run = stopped(monkeypatch, out=tmp_path / "run", after=2, **asked)
+    train(out=run, resume="auto", **asked)
+    assert len(measured) == 1
+    stored, _ = stored_recipe(run)
+    assert stored.epochs == 1
+    assert stored.train_images < 40
+    fit("shapes", recipe=stored, out=tmp_path / "whole", options=QUIET)
+    assert_same_result(run, tmp_path / "whole")
+
+
+def test_a_planned_run_goes_on_by_its_own_recipe_too(whole, tmp_path, monkeypatch):
+    measured = with_plan(monkeypatch)
+    run = stopped(monkeypatch, out=tmp_path / "run", after=2, **ASKED)
+    stopped(monkeypatch, out=run, after=2, resume="auto", max_minutes=MINUTES)
+    train(out=run, resume="auto")
+    assert len(measured) == 1
+    assert_same_result(run, whole)
+
+
+def test_a_planned_run_that_was_stopped_before_its_first_state_begins_with_its_plan(
+    whole, tmp_path, monkeypatch
+):
+    measured = with_plan(monkeypatch)
+    run = stopped(monkeypatch, out=tmp_path / "run", after=2, **ASKED)
+    (run / "state.safetensors").unlink()
+    train(out=run, resume="auto", **ASKED)
+    assert len(measured) == 1
+    assert_same_result(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [(ASKED, "planned for 27 minutes"), ({"recipe": {"epochs": 3}}, "begun without it")],
+)
+def test_other_minutes_change_nothing_and_a_warning_says_so(
+    begun, words, whole, tmp_path, monkeypatch
+):
+    with_plan(monkeypatch)
+    run = stopped(monkeypatch, out=tmp_path / "run", after=2, **begun)
+    words = rf"^max_minutes is 7, but the run in '.*run' was {words}; its epochs and images stay"
+    with pytest.warns(UserWarning, match=words):
+        train(out=run, resume="auto", recipe=begun["recipe"], max_minutes=7)
+    assert_same_result(run, whole)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("changes", [{"recipe": {"epochs": 9}}, {**ASKED, "recipe": {"epochs": 8}}])
+def test_a_plan_of_another_recipe_is_not_continued(changes, tmp_path, monkeypatch):
+    with_plan(monkeypatch)
+    run = stopped(monkeypatch, out=tmp_path / "run", after=2, **ASKED)
+    words = r"^the recipe's epochs is [89], but that of the run in .* is 3; expected the same"
+    with pytest.raises(ValueError, match=words):
+        train(out=run, resume="auto", **changes)
+
+
 # When it is written
 
 
@@ -349,6 +444,16 @@ def test_a_damaged_description_is_named(content, tmp_path, monkeypatch):
     (run / "recipe.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
         train(out=run, resume="auto")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", [3, "x", [], {}, {"max_minutes": "x"}, {"max_minutes": 0}])
+def test_a_damaged_plan_is_named(value, tmp_path, monkeypatch):
+    run = stopped(monkeypatch, out=tmp_path / "run")
+    stored = json.loads((run / "recipe.json").read_text()) | {"planned_from": value}
+    (run / "recipe.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged"):
+        train(out=run, resume="auto", max_minutes=3)
 
 
 @pytest.mark.bad_input

@@ -1,6 +1,7 @@
 """fit: trains a network on data with a recipe, and writes its history and its files."""
 
 import itertools
+import math
 import os
 import shlex
 import threading
@@ -14,32 +15,31 @@ from typing import Any
 import torch
 
 from alexnet_lib import interrupts
-from alexnet_lib.checks import AT_LEAST_ZERO, as_integer, check_number, type_name
+from alexnet_lib.checks import ABOVE_ZERO, AT_LEAST_ZERO, as_integer, check_number, type_name
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
-from alexnet_lib.network.architecture import Conv, layer_infos
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, printable, say
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
-from alexnet_lib.training.preparation import prepare_loaders, prepare_model
+from alexnet_lib.training.planning import (
+    MEASURED_STEPS,
+    SETTLING_STEPS,
+    measure_speed,
+    plan_run,
+    planned_from,
+    step_cost,
+)
+from alexnet_lib.training.preparation import open_data, prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import Recipe, resolve_recipe
 from alexnet_lib.training.run_files import RunFiles
 from alexnet_lib.training.state import TrainingRun
 
-# The duration of a run is estimated after this many steps. The first few are slower and are
-# left out.
-_ESTIMATE_STEPS = 20
-_SETTLING_STEPS = 3
 # Evaluating an image takes about this fraction of training on it (a backward pass costs as much as
 # two forward ones).
 _FORWARD_SHARE = 1 / 3
-# Of the time of a step, what does not depend on the size of the images, the update of the weights,
-# is about this fraction of the time of the arithmetic. Batches of 64 on two CPU cores: 78 images/s
-# of 227 pixels, 165 of 131.
-_UPDATE_SHARE = 0.2
 _running = threading.RLock()
 # File names in the line about the images that could not be read.
 _NAMES_SHOWN = 20
@@ -73,6 +73,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
+    max_minutes: float | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes the results.
@@ -109,11 +110,17 @@ def fit(
             options that are ``"auto"`` are what it has computed with. None begins a run.
         checkpoint_every: seconds from one state to the next, at least 0. It is also written at the
             end of an epoch, unless that would take more than 2 % of the time.
+        max_minutes: the run is planned to end well within so many minutes, above 0. Before the
+            first step, its speed is measured; then it has as many of the recipe's ``epochs`` as
+            there is time for, or one epoch of fewer ``train_images``. ``recipe.json`` has the
+            recipe as planned, which repeats the run. A resumed run keeps its plan. A run that
+            becomes slower is not cut. None: all epochs.
         options: device, precision and the like.
 
     Raises:
         TypeError: ``data`` or ``model`` has another type.
-        ValueError: an argument is out of its range, or the model does not fit the data.
+        ValueError: an argument is out of its range, the model does not fit the data, or
+            ``max_minutes`` are too few for this machine.
         FileExistsError: ``out`` holds a run already, or the run to be continued is finished.
         FileNotFoundError: ``resume`` holds no run.
         BlockingIOError: another run is writing to ``out``.
@@ -142,6 +149,8 @@ def fit(
     if not isinstance(options, RunOptions):
         raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
+    if max_minutes is not None:
+        max_minutes = check_number("max_minutes", max_minutes, ABOVE_ZERO)
     _refuse_processes()
     with ExitStack() as stack:
         if not _running.acquire(blocking=False):
@@ -158,19 +167,23 @@ def fit(
             # Compiled now, so that all steps of all runs of a seed are computed by the same code.
             cpu.load()
         stack.enter_context(restored_generators(device))  # from which reading a data set may draw
-        loaders = prepare_loaders(
-            data, recipe, classes=classes, parts=parts, seed=seed, options=options
+        run, source = _prepare(
+            data,
+            files.recipe(recipe, max_minutes),
+            classes=classes,
+            parts=parts,
+            model=model,
+            seed=seed,
+            options=options,
+            files=files,
+            max_minutes=max_minutes,
+            started=started,
         )
-        network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
-        source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
-        if options.progress:
-            say(_headline(source, recipe, loaders, network, options))
-        run = TrainingRun(recipe, loaders, network, seed=seed, options=options)
         started -= files.begin(run, source=source, given=_describe(data, model))
         if options.progress and files.folder is not None:
             say(_beginning(run, files))
         try:
-            _train(run, files)
+            _train(run, files, started)
             test = _test(run)
         except interrupts.Interrupted:
             if not run.finished:  # else the state is written already
@@ -187,7 +200,54 @@ def fit(
     if options.progress and test is not None:
         say(f"test: {test}; {format_duration(result['seconds'])} in all")
     folder = None if files.folder is None else files.folder.path
-    return Run(tuple(run.history), test, network, folder)
+    return Run(tuple(run.history), test, run.model, folder)
+
+
+def _prepare(
+    data: Data | Loaders,
+    recipe: Recipe,
+    *,
+    classes: Iterable[str] | None,
+    parts: Mapping[str, str] | None,
+    model: AlexNet | None,
+    seed: int,
+    options: RunOptions,
+    files: RunFiles,
+    max_minutes: float | None,
+    started: float,
+) -> tuple[TrainingRun, str]:
+    """A run before its first step, planned if it is to be; and the name of its data."""
+    opened = open_data(data, recipe, classes=classes, parts=parts, options=options)
+    began = time.perf_counter()
+    loaders = prepare_loaders(opened, recipe, seed=seed, options=options)
+    network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
+    preparing = time.perf_counter() - began
+    source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
+    if options.progress:
+        say(_headline(source, recipe, loaders, network, options))
+    if max_minutes is not None and not files.holds_run:
+        files.planned_from = planned_from(recipe, max_minutes)
+        speed = measure_speed(
+            recipe, loaders, network, seed=seed, options=options, max_minutes=max_minutes
+        )
+        plan = plan_run(
+            recipe,
+            opened,
+            loaders,
+            network,
+            speed,
+            files.writing(recipe, network),
+            max_minutes=max_minutes,
+            spent=time.perf_counter() - started,
+            preparing=preparing,
+        )
+        if options.progress:
+            say(plan.line)
+        if plan.recipe.train_images != recipe.train_images:
+            loaders = prepare_loaders(opened, plan.recipe, seed=seed, options=options)
+            network = prepare_model(loaders, plan.recipe, model=model, seed=seed, options=options)
+        recipe = plan.recipe
+    return TrainingRun(recipe, loaders, network, seed=seed, options=options), source
 
 
 def _test(run: TrainingRun) -> EvalMetrics | None:
@@ -246,9 +306,10 @@ def _interruption(run: TrainingRun, files: RunFiles) -> str:
     return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
 
 
-def _train(run: TrainingRun, files: RunFiles) -> None:
+def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
     """Trains for the remaining epochs, and writes each of them."""
-    progress = run.options.progress
+    progress, plan = run.options.progress, files.planned_from
+    ends = math.inf if plan is None else started + 60 * plan["max_minutes"]
     with Progress(run.recipe.name, run.steps_in_all, show=progress, done=run.steps_done) as shown:
         first, settled = run.steps_done, time.perf_counter()
         while not run.finished:
@@ -262,12 +323,12 @@ def _train(run: TrainingRun, files: RunFiles) -> None:
                         continue  # the last batches of the epoch have no images
                     shown.advance(run.totals, run.steps_done)
                     steps = run.steps_done - first
-                    if steps == _SETTLING_STEPS:
+                    if steps == SETTLING_STEPS:
                         settled = time.perf_counter()
-                    elif steps == _ESTIMATE_STEPS and progress:
+                    elif steps == MEASURED_STEPS and progress:
                         run.totals.check()  # waits for the device, so that the steps are finished
                         seconds = time.perf_counter() - settled
-                        say(_estimate(run, seconds / (steps - _SETTLING_STEPS)))
+                        say(_estimate(run, seconds / (steps - SETTLING_STEPS)))
                 notes = [run.totals.skipped_note()]
                 record = run.finish_epoch()
             except FloatingPointError as error:
@@ -276,6 +337,14 @@ def _train(run: TrainingRun, files: RunFiles) -> None:
             if progress:
                 say(_epoch_line(record, run.recipe.epochs))
                 notes.append(stuck_note(record, len(run.loaders.classes)))
+                seconds = _seconds_left(
+                    run, record.train.seconds / run.steps_in_epoch, record.image_size
+                )
+                late = time.perf_counter() + seconds - ends
+                if late > 0 and not run.finished:
+                    after = format_duration(late)
+                    notes.append(f"slower than planned: it ends about {after} late, and is not cut")
+                    ends = math.inf  # it is said once
                 for note in filter(None, notes):
                     say(note)
             interrupts.check()
@@ -286,42 +355,31 @@ def _train(run: TrainingRun, files: RunFiles) -> None:
             )
 
 
-def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
-    """How long the rest of the run will take, and what would shorten it."""
+def _seconds_left(run: TrainingRun, seconds_per_step: float, image_size: int) -> float:
+    """How long the rest of the run will take, given the time of a step on images of a size."""
     per_step = run.loaders.train.batch_size * run.recipe.accumulation_steps
     validation, test = (
         0.0 if part is None else _FORWARD_SHARE * len(part.dataset) / per_step
         for part in run.loaders[1:]
     )
-    # In steps of the epoch in progress.
-    costs = [_cost(run, size) / _cost(run, run.image_size) for size in run.image_sizes[run.epoch :]]
-    steps_left = sum(costs) * (run.steps_in_epoch + validation) - run.totals.steps
-    steps_left += (
-        _cost(run, run.loaders.image_size) / _cost(run, run.image_size) * run.recipe.views * test
-    )
+    # In steps on images of full size.
+    sizes = [] if run.finished else run.image_sizes[run.epoch :]
+    costs = [step_cost(run.model, size, run.loaders.image_size) for size in sizes]
+    steps_left = sum(costs) * (run.steps_in_epoch + validation) + run.recipe.views * test
+    steps_left -= sum(costs[:1]) * run.totals.steps
+    return steps_left * seconds_per_step / step_cost(run.model, image_size, run.loaders.image_size)
+
+
+def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
+    """How long the rest of the run will take, and what would shorten it."""
     most = "at most" if run.recipe.early_stopping is not None else "about"
+    per_step = run.loaders.train.batch_size * run.recipe.accumulation_steps
     return (
-        f"{most} {format_duration(steps_left * seconds_per_step)} to go for {run.recipe.epochs} "
-        f"epochs at {per_step / seconds_per_step:.0f} images/s; shorter with fewer images "
-        "(--train-images, or overrides={'train_images': ...}), smaller ones (--image-size, "
-        "'image_size') or fewer epochs (--epochs, 'epochs')"
+        f"{most} {format_duration(_seconds_left(run, seconds_per_step, run.image_size))} to go for "
+        f"{run.recipe.epochs} epochs at {per_step / seconds_per_step:.0f} images/s; shorter with "
+        "fewer images (--train-images, or overrides={'train_images': ...}), smaller ones "
+        "(--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
     )
-
-
-def _cost(run: TrainingRun, image_size: int) -> float:
-    """The time of a step on images of a size, divided by that on images of full size."""
-    smaller, full = (
-        layer_infos(run.model.architecture, size, run.model.num_classes)
-        for size in (image_size, run.loaders.image_size)
-    )
-    products = sum(info.multiply_accumulates for info in full)
-    # The layers after the feature maps take what these are interpolated to.
-    saved = sum(
-        info.multiply_accumulates - other.multiply_accumulates
-        for info, other in zip(full, smaller, strict=True)
-        if isinstance(info.layer, Conv)
-    )
-    return 1 - saved / ((1 + _UPDATE_SHARE) * products)
 
 
 def _describe(data: Data | Loaders, model: AlexNet | None) -> dict[str, Any]:

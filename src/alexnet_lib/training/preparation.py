@@ -6,7 +6,7 @@ from typing import Any
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.loaders import Loaders, assemble_loaders
-from alexnet_lib.data.sources import Data, open_parts
+from alexnet_lib.data.sources import Data, Parts, open_parts
 from alexnet_lib.devices import RunOptions
 from alexnet_lib.interop.torchvision import from_torchvision
 from alexnet_lib.network.model import AlexNet
@@ -41,28 +41,11 @@ def prepare_loaders(
         (256, 227)
     """
     recipe = resolve_recipe(recipe)
-    if isinstance(data, Loaders):
-        for name, value in (("classes", classes), ("parts", parts)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} is given, but data is Loaders, which are opened already; expected "
-                    f"{name}=None, or data that is still to be opened"
-                )
-        loaders = data
+    opened = open_data(data, recipe, classes=classes, parts=parts, options=options)
+    if isinstance(opened, Loaders):
+        loaders = opened
     else:
         options = options.resolved()
-        bad_images: Any = {
-            "on_bad_image": options.on_bad_image,
-            "bad_image_limit": options.bad_image_limit,
-        }
-        opened = open_parts(
-            data,
-            classes=classes,
-            parts=parts,
-            channels=recipe.channels,
-            background=recipe.background,
-            **bad_images,
-        )
         loaders = assemble_loaders(
             opened,
             functools.partial(recipe.treatment, channels=opened.train.channels),
@@ -75,7 +58,7 @@ def prepare_loaders(
             drop_last=recipe.drop_last,
             balanced=recipe.balance == "sampler",
             stats_images=recipe.stats_images,
-            **bad_images,
+            **_bad_images(options),
         )
     if recipe.needs_validation and loaders.validation is None:
         raise ValueError(
@@ -89,6 +72,37 @@ def prepare_loaders(
             "expected a larger resize, or overrides={'views': 1}"
         )
     return loaders
+
+
+def open_data(
+    data: Data | Loaders,
+    recipe: Recipe,
+    *,
+    classes: Iterable[str] | None,
+    parts: Mapping[str, str] | None,
+    options: RunOptions,
+) -> Parts | Loaders:
+    """The first step of ``prepare_loaders``, which takes its result in place of ``data``."""
+    if not isinstance(data, Loaders):
+        return open_parts(
+            data,
+            classes=classes,
+            parts=parts,
+            channels=recipe.channels,
+            background=recipe.background,
+            **_bad_images(options),
+        )
+    for name, value in (("classes", classes), ("parts", parts)):
+        if value is not None:
+            raise ValueError(
+                f"{name} is given, but data is Loaders, which are opened already; expected "
+                f"{name}=None, or data that is still to be opened"
+            )
+    return data
+
+
+def _bad_images(options: RunOptions) -> dict[str, Any]:
+    return {"on_bad_image": options.on_bad_image, "bad_image_limit": options.bad_image_limit}
 
 
 def prepare_model(

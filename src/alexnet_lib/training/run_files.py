@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from alexnet_lib.checks import ABOVE_ZERO, check_number
 from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, WrappedDataset
 from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions, versions
@@ -25,14 +26,17 @@ from alexnet_lib.files import (
     RunFolder,
     as_path,
     read_tensors,
+    scratch,
     write_json,
     write_json_lines,
     write_tensors,
 )
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.checkpoints import check_can_be_saved, save_checkpoint
+from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.metrics import nonfinite_weight
-from alexnet_lib.training.recipes import read_description
+from alexnet_lib.training.planning import Writing, stored_plan
+from alexnet_lib.training.recipes import Recipe, read_description
 from alexnet_lib.training.state import TrainingRun
 
 # At the end of an epoch the state is written unless that would take more than this share of the
@@ -55,12 +59,17 @@ class RunFiles:
         out: as in ``fit``, with its errors.
         resume: as in ``fit``.
         every: seconds from one state to the next.
+
+    Attributes:
+        planned_from: what the run was planned from (``planning.planned_from``), or None. It is that
+            of the stored run, or set before ``begin``.
     """
 
     def __init__(self, out: Any, resume: Any, *, every: float) -> None:
         self.folder = _folder(out, resume)
         self._resume, self._every = resume is not None, every
         self._stored: dict[str, Any] | None = None
+        self.planned_from: dict[str, Any] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> "RunFiles":
@@ -69,6 +78,7 @@ class RunFiles:
                 stack.enter_context(self.folder)
                 if self._resume and self.folder.holds_run:
                     self._stored = _unfinished(self.folder)
+                    self.planned_from = self._stored.get("planned_from")
                 self._stack = stack.pop_all()
         return self
 
@@ -83,18 +93,56 @@ class RunFiles:
         automatic = (name for name in _ARITHMETIC if getattr(options, name) == "auto")
         return replace(options, **{name: former[name] for name in automatic if name in former})
 
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is a run to be continued."""
+        return self._stored is not None
+
+    def recipe(self, recipe: Recipe, max_minutes: float | None) -> Recipe:
+        """The recipe; where a stored run has planned what there is time for, that.
+
+        If it did so for other minutes, a warning says that its plan stays.
+        """
+        if self.folder is None or self._stored is None or max_minutes is None:
+            return recipe
+        former = (self.planned_from or {}).get("max_minutes")
+        if former != max_minutes:
+            plan = "begun without it" if former is None else f"planned for {former:g} minutes"
+            warnings.warn(
+                f"max_minutes is {max_minutes:g}, but the run in {str(self.folder.path)!r} was "
+                f"{plan}; its epochs and images stay as they are",
+                stacklevel=3,
+            )
+        return stored_plan(recipe, self._stored)
+
+    def writing(self, recipe: Recipe, model: AlexNet) -> Writing:
+        """How long writing takes, measured with a file of weights that is removed again."""
+        if self.folder is None:
+            return Writing()
+        self._check_can_write(recipe, model)
+        with scratch(self.folder.last) as folder:
+            began = time.perf_counter()
+            save_checkpoint(folder / self.folder.last.name, model)
+            seconds = time.perf_counter() - began
+        return Writing(seconds, seconds * _weights_in_state(recipe), self._every)
+
+    def _check_can_write(self, recipe: Recipe, model: AlexNet) -> None:
+        assert self.folder is not None
+        check_can_be_saved(model)  # now, not after an epoch
+        files = self.folder.state.parent.glob("*.safetensors")
+        there = sum(file.stat().st_size for file in files)
+        self.folder.check_space(max(0, _most_bytes(recipe, model) - there))
+
     def begin(self, run: TrainingRun, *, source: str, given: Mapping[str, Any]) -> float:
         """Sets the run to the stored state, if there is one; the seconds that it has taken."""
         self._run, self._began = run, time.perf_counter()
         self._written, self._cost = self._began, 0.0
         if (folder := self.folder) is None:
             return 0.0
-        check_can_be_saved(run.model)  # now, not after an epoch
-        own = _description(run, source, given)
+        own = _description(run, source, given) | {"planned_from": self.planned_from}
         if self._stored is not None:
             _check_same_run(folder, self._stored, own)
-        there = sum(file.stat().st_size for file in folder.state.parent.glob("*.safetensors"))
-        folder.check_space(max(0, self.most_bytes - there))
+        self._check_can_write(run.recipe, run.model)
         if self._stored is None or not folder.state.exists():
             if left := [f.name for f in (folder.history, folder.best, folder.last) if f.exists()]:
                 raise FileNotFoundError(
@@ -111,12 +159,7 @@ class RunFiles:
     @property
     def most_bytes(self) -> int:
         """What the files take at most: two states while one is written, best and last weights."""
-        recipe = self._run.recipe
-        weights: int = sum(t.nbytes for t in self._run.model.state_dict().values())
-        slots = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
-        # A state has the weights, the best ones, their average, and what the optimiser keeps.
-        state = 2 + (recipe.ema_decay is not None) + slots
-        return weights * (2 * state + 2)
+        return _most_bytes(self._run.recipe, self._run.model)
 
     def write_state_when_due(self, *, epoch_ended: bool = False) -> None:
         """Writes the state if it is time."""
@@ -184,6 +227,17 @@ class RunFiles:
         self._write_history()
 
 
+def _most_bytes(recipe: Recipe, model: AlexNet) -> int:
+    weights: int = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return weights * (2 * _weights_in_state(recipe) + 2)
+
+
+def _weights_in_state(recipe: Recipe) -> int:
+    """A state has the weights, the best ones, their average, and what the optimiser keeps."""
+    slots = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
+    return 2 + (recipe.ema_decay is not None) + slots
+
+
 def _folder(out: Any, resume: Any) -> RunFolder | None:
     """The folder of the run that is to be begun or continued."""
     if resume is None:
@@ -222,6 +276,8 @@ def _unfinished(folder: RunFolder) -> dict[str, Any]:
         stored = read_description(folder.recipe)
         if not all(isinstance(stored[name], dict) for name in ("recipe", "options", "versions")):
             raise ValueError("it describes no run")
+        if (former := stored.get("planned_from")) is not None:
+            check_number("max_minutes", former["max_minutes"], ABOVE_ZERO)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder.recipe} is damaged: {error!r}") from error
     return dict(stored)
