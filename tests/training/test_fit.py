@@ -642,6 +642,7 @@ def test_a_run_of_what_fit_was_given_is_not_repeated_from_its_folder(given, tmp_
 
 def train_by_hand(recipe: Recipe, after_step) -> AlexNet:
     """What ``fit`` does, without dropout and without validation."""
+    cpu.load()  # compiled from the first step on, as in fit
     loaders = prepare_loaders("shapes", recipe, options=QUIET)
     model = model_of(recipe, loaders).train()
     optimizer = build_optimizer(recipe, model)
