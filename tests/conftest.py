@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 
 import pytest
@@ -16,6 +17,10 @@ settings.load_profile("alexnet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell makes what it starts in the background ignore Ctrl-C, and so would the processes that
+    # tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Kernels are compiled once in a session, into a folder that ends with it; the processes that
     # tests start use it too. The user's own cache is neither read nor written.
     folder = tempfile.TemporaryDirectory(prefix="alexnet-lib-tests-")
