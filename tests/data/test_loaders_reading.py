@@ -34,6 +34,7 @@ from helpers import (
 )
 from PIL import Image
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from alexnet_lib import interrupts
 from alexnet_lib.data import decoding, reading
@@ -853,6 +854,21 @@ def test_the_error_of_a_process_that_dies_is_one_line(tmp_path):
     assert len(shown.splitlines()) == 1
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+@needs_signals
+@pytest.mark.bad_input
+def test_a_process_that_takes_its_time_to_end_is_spoken_of_too(tmp_path, monkeypatch):
+    def closed(batches):
+        raise EOFError  # the connection through which a batch comes is closed first
+
+    batches = iter(deadly(tmp_path / "none"))
+    next(batches)
+    process = processes_of_pass(batches)[0]
+    monkeypatch.setattr(_BaseDataLoaderIter, "__next__", closed)
+    threading.Timer(1.5, process.kill).start()
+    with pytest.raises(RuntimeError, match="1 of the 2 processes that read images ended in th"):
+        next(batches)
 
 
 @needs_signals

@@ -309,7 +309,12 @@ class Workers:
                     return batch.result()  # type: ignore[no-any-return]
                 late = error is None or str(error).startswith("DataLoader timed out")
                 if not late:  # perhaps in the middle of a process's end
-                    connection.wait([process.sentinel for process in self._processes], 1)
+                    # A connection that is closed can have no other reason.
+                    closed = isinstance(error, EOFError | ConnectionError)
+                    seconds = _END_SECONDS if closed else _CHECK_SECONDS
+                    ended = {process.sentinel: process for process in self._processes}
+                    for sentinel in connection.wait([*ended], seconds):
+                        ended[sentinel].join(_END_SECONDS)  # it is closed before the end
                 if not self._stopped():
                     running = time.monotonic()
                 # A disk may be slow; but nobody waits for a process that does not run.
@@ -366,6 +371,8 @@ class Workers:
 _CHECK_SECONDS = 1
 # More than it takes to stop and continue a job in a shell, or to look at it with a debugger.
 _STOPPED_SECONDS = 10
+# More than a process takes to end, on a busy machine, after its connections are closed.
+_END_SECONDS = 10
 
 _living: "weakref.WeakSet[Workers]" = weakref.WeakSet()
 
