@@ -1147,3 +1147,12 @@ def test_what_is_no_augmentation_is_refused_and_named(augmentation, name):
     text = f"augmentation has a {name}; expected HorizontalFlip(), RandomCrop() or another of"
     with pytest.raises(TypeError, match=re.escape(text)):
         dataset_loaders(augmentation=augmentation)
+
+
+def test_another_preprocessing_normalises_by_its_own_mean_and_deviation(implementation):
+    other = Preprocess(12, 9, mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)
+    images = in_memory(random_batch(9, 8, 8))
+    loader = BatchLoader(images, Preprocess(16, 16, mean=(0.5,) * 3), 4)
+    expected = BatchLoader(images, other, 4)
+    for (found, _), (wanted, _) in zip(loader.batches(0, 0, other), expected, strict=True):
+        assert torch.equal(found, wanted)

@@ -350,7 +350,7 @@ def test_the_number_of_threads_changes_nothing(photos, augmentation, threads):
     loader = loader_of(photos, augmentation=augmentation)
 
     def as_read() -> list[torch.Tensor]:
-        plan = loader._plan(1)
+        plan = loader._plan(1, loader.preprocess)
         wanted = torch.arange(len(SIZES)).split(3)
         return [image for raw in loader._raw_batches(plan, [*wanted]) for image in raw.images]
 
@@ -583,7 +583,7 @@ def test_bad_photos_are_left_out_and_the_others_stay_as_they_were(
     loader = loader_of(photos, image_fit, num_workers=num_workers, **options)
     intact = per_image(replace(loader, batch_size=1, num_workers=0))
     labels = [label for _, labels in loader.batches(0) for label in labels.tolist()]
-    order = loader._plan(0).order.tolist()
+    order = loader._plan(0, loader.preprocess).order.tolist()
     for bad in (0, 3, 8):
         photos.files[bad].write_bytes(b"no image")
     kept = [position for position, index in enumerate(order) if index not in {0, 3, 8}]
@@ -628,7 +628,7 @@ def test_an_image_is_mixed_with_the_next_that_can_be_read(
         num_workers=num_workers,
         **SKIPPING,
     )
-    plan = loader._plan(0)
+    plan = loader._plan(0, loader.preprocess)
     order = plan.order.tolist()[:-1]  # without the first, which follows the last
     kept = [p for p, index in enumerate(order) if index not in bad]
     batches = [*loader]

@@ -132,7 +132,7 @@ class RandomShift:
 
     With 1/8 of 32 pixels, that is the usual crop of CIFAR-10's images out of 40 x 40 pixels, of
     which 4 on each side are padding (He et al., arXiv 1512.03385, section 4.2), here of reflected
-    pixels. Other than ``RandomCrop``, it leaves the whole image visible in a test.
+    pixels. Unlike ``RandomCrop``, it leaves the whole image visible in a test.
 
     Args:
         share: the largest shift in each direction, as a fraction of the side; above 0, at most 1/2.

@@ -301,7 +301,7 @@ class BatchLoader:
         for _, (images, labels) in self._numbered_batches(self.epoch, 0, whole):
             yield self.preprocess.views(images, number), labels
 
-    def _plan(self, epoch: int) -> _Plan:
+    def _plan(self, epoch: int, preprocess: Preprocess) -> _Plan:
         generator = generator_for(self.seed, epoch)
         count = len(self.dataset)
         if self.balanced:
@@ -322,14 +322,14 @@ class BatchLoader:
             seeds,
             data.labels[order.to(data.labels.device)].to(device),
             [drawn.to(device) for drawn in draws],
-            self.preprocess.mean_and_std(device),
+            preprocess.mean_and_std(device),
         )
 
     def _numbered_batches(
         self, epoch: int, start: int, preprocess: Preprocess
     ) -> Generator[tuple[int, Batch], None, None]:
         """Preprocessed and augmented batches with their numbers in the epoch."""
-        plan, count, size = self._plan(epoch), len(self.dataset), self.batch_size
+        plan, count, size = self._plan(epoch, preprocess), len(self.dataset), self.batch_size
         # An image is mixed with the next one of the epoch, which may be in the next batch.
         wanted = [
             slice(first, min(first + size, count) + self._mixes)

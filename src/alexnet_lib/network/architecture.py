@@ -11,7 +11,6 @@ References:
     networks", arXiv 1404.5997, 2014.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
@@ -251,8 +250,7 @@ class Architecture:
     @property
     def stride(self) -> int:
         """Pixels of the image from one place of the last feature maps to the next."""
-        strides = [layer.stride for layer in self.layers if isinstance(layer, Conv | MaxPool)]
-        return math.prod(strides)
+        return prod(layer.stride for layer in self.layers if isinstance(layer, Conv | MaxPool))
 
     @property
     def takes_any_size(self) -> bool:

@@ -363,8 +363,8 @@ def _seconds_left(run: TrainingRun, seconds_per_step: float, image_size: int) ->
         for part in run.loaders[1:]
     )
     # In steps on images of full size.
-    sizes = [] if run.finished else run.image_sizes[run.epoch :]
-    costs = [step_cost(run.model, size, run.loaders.image_size) for size in sizes]
+    left = run.image_sizes[run.epoch :]
+    costs = [step_cost(run.model, size, run.loaders.image_size) for size in left]
     steps_left = sum(costs) * (run.steps_in_epoch + validation) + run.recipe.views * test
     steps_left -= sum(costs[:1]) * run.totals.steps
     return steps_left * seconds_per_step / step_cost(run.model, image_size, run.loaders.image_size)

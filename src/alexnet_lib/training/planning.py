@@ -1,6 +1,7 @@
 """Plans a run that is to end within some minutes: measures its speed, and shortens its recipe."""
 
 import copy
+import functools
 import gc
 import itertools
 import math
@@ -82,6 +83,8 @@ class Plan(NamedTuple):
 
 def step_cost(model: AlexNet, image_size: int, full_size: int) -> float:
     """The time of a step on images of a size, divided by that on images of full size."""
+    if image_size == full_size:
+        return 1.0
     smaller, full = (
         layer_infos(model.architecture, size, model.num_classes) for size in (image_size, full_size)
     )
@@ -224,12 +227,9 @@ def plan_run(
         whole = math.floor(batches) if loaders.train.drop_last else math.ceil(batches)
         return math.ceil(whole / recipe.accumulation_steps)
 
-    costs: dict[int, float] = {}
-
+    @functools.cache
     def cost(image_size: int) -> float:
-        if image_size not in costs:
-            costs[image_size] = step_cost(model, image_size, loaders.image_size)
-        return costs[image_size]
+        return step_cost(model, image_size, loaders.image_size)
 
     def seconds(epochs: int, images: int) -> float:
         """Of a run from the beginning of ``fit`` to its end."""

@@ -104,8 +104,7 @@ class TrainingRun:
     @property
     def image_size(self) -> int:
         """Side of the images of the epoch in progress, in pixels."""
-        size = self.loaders.image_size
-        return size if self.finished else self.image_sizes[self.epoch]
+        return self.image_sizes[self.epoch]
 
     @property
     def epoch_read(self) -> bool:
