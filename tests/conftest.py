@@ -3,6 +3,7 @@ import signal
 import tempfile
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # Machines differ in speed: no deadlines, and the same examples on every one of them.
@@ -15,6 +16,12 @@ settings.register_profile(
 )
 settings.load_profile("alexnet")
 
+DEVICES = [
+    "cpu",
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell makes what it starts in the background ignore Ctrl-C, and so would the processes that
@@ -26,6 +33,16 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = tempfile.TemporaryDirectory(prefix="alexnet-lib-tests-")
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+# Of modules, for their fixtures that hold models.
+@pytest.fixture(scope="module", params=DEVICES, ids="device-{}".format)
+def device(request):
+    """Each device of this machine; `pytest -k device-cuda` runs what computes on CUDA."""
+    # cuDNN would multiply float32 in TF32, which keeps 10 bits of a fraction's 23, and may add in
+    # another order each time.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield torch.zeros(1, device=request.param).device  # with its number, as tensors have it
 
 
 @pytest.fixture(params=["compiled", "torch's operations"])

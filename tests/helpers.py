@@ -27,6 +27,33 @@ COMPONENTS = ColorComponents(
     (0.4, 0.1, 0.05), ((0.6, 0.8, 0.0), (0.0, 0.0, 1.0), (0.8, -0.6, 0.0)), 10
 )
 
+# Relative and absolute, for a few additions and one power.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def network_tolerance(device: torch.device, on_cpu: float = 1e-5) -> dict[str, float]:
+    """For logits and gradients of the order of 1, of a whole network in float32.
+
+    A GPU chooses how it multiplies by the sizes of a batch, also by transforms (Winograd's) that
+    lose two digits.
+    """
+    tolerance = on_cpu if device.type == "cpu" else max(on_cpu, 1e-3)
+    return {"rtol": tolerance, "atol": tolerance}
+
+
+def repeated(device: torch.device) -> dict[str, float]:
+    """For what is computed twice by the same steps: on the CPU to the bit.
+
+    On a GPU, atomic additions come in another order each time.
+    """
+    return {"rtol": 0, "atol": 0} if device.type == "cpu" else {"rtol": 1e-3, "atol": 1e-4}
+
+
+def needs(dtype: torch.dtype, device: torch.device) -> None:
+    """Skips a test where a device has no such numbers."""
+    if device.type == "mps" and dtype == torch.float64:
+        pytest.skip("MPS has no float64")
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
