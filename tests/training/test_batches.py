@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import in_memory, random_batch
+from helpers import in_memory, needs, random_batch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
@@ -20,10 +20,10 @@ from alexnet_lib.training.step import TrainingStep
 CPU = torch.device("cpu")
 
 
-def linear_model(classes: int = 3, seed: int = 0) -> nn.Module:
+def linear_model(classes: int = 3, seed: int = 0, device: torch.device = CPU) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).to(device)
 
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
@@ -34,9 +34,9 @@ def images_of(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 2, 2, generator=torch.Generator().manual_seed(1))
 
 
-def both(loader, model=None, **options):
+def both(loader, model=None, device: torch.device = CPU, **options):
     """The two functions, to be called; the first keeps the weights."""
-    model = linear_model() if model is None else model
+    model = linear_model(device=device) if model is None else model
     optimizer = sgd(model, lr=0.0)
     return (
         lambda: train_one_epoch(model, loader, optimizer, progress=False, **options),
@@ -60,10 +60,10 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, tor
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
-def test_labels_of_every_integer_dtype_are_as_those_of_int64(dtype):
+def test_labels_of_every_integer_dtype_are_as_those_of_int64(device, dtype):
     # With 20 classes, the numbers of the confusion matrix's cells do not fit into 8 bits.
     labels = torch.arange(60) % 20
-    model = linear_model(20)
+    model = linear_model(20, device=device)
     pairs = zip(
         both([(images_of(60), labels.to(dtype))], model),
         both([(images_of(60), labels)], model),
@@ -75,11 +75,11 @@ def test_labels_of_every_integer_dtype_are_as_those_of_int64(dtype):
     assert found.confusion.sum() == 60
 
 
-def test_labels_that_are_true_or_false_are_one_and_zero():
+def test_labels_that_are_true_or_false_are_one_and_zero(device):
     labels = torch.arange(8) % 2
     for run, expected in zip(
-        both([(images_of(8), labels == 1)], linear_model(2)),
-        both([(images_of(8), labels)], linear_model(2)),
+        both([(images_of(8), labels == 1)], linear_model(2, device=device)),
+        both([(images_of(8), labels)], linear_model(2, device=device)),
         strict=True,
     ):
         assert_same_metrics(run(), expected())
@@ -104,9 +104,9 @@ def forms(images: torch.Tensor, labels: torch.Tensor) -> dict:
 
 
 @pytest.mark.parametrize("form", forms(images_of(1), torch.zeros(1, dtype=torch.int64)))
-def test_batches_may_be_lists_arrays_tensors_or_mappings(form):
+def test_batches_may_be_lists_arrays_tensors_or_mappings(device, form):
     images, labels = images_of(6), torch.arange(6) % 3
-    model, plain = linear_model(), both([(images, labels)])
+    model, plain = linear_model(device=device), both([(images, labels)], device=device)
     for run, expected in zip(both([forms(images, labels)[form]], model), plain, strict=True):
         assert_same_metrics(run(), expected())
 
@@ -154,11 +154,13 @@ def test_labels_that_are_no_classes_are_refused_in_every_dtype(dtype, label):
             run()
 
 
-def test_batches_without_images_are_passed_over():
+def test_batches_without_images_are_passed_over(device):
     images, labels = images_of(6), torch.arange(6) % 3
     empty = (images[:0], labels[:0])
     for run, expected in zip(
-        both([empty, (images, labels), empty]), both([(images, labels)]), strict=True
+        both([empty, (images, labels), empty], device=device),
+        both([(images, labels)], device=device),
+        strict=True,
     ):
         assert_same_metrics(run(), expected())
 
@@ -176,10 +178,10 @@ class Stream(IterableDataset):
         yield from zip(images_of(6), (torch.arange(6) % 3).tolist(), strict=True)
 
 
-def test_a_loader_over_an_iterable_data_set_has_no_length(capsys):
-    for run in both(DataLoader(Stream(), 4)):
+def test_a_loader_over_an_iterable_data_set_has_no_length(device, capsys):
+    for run in both(DataLoader(Stream(), 4), device=device):
         assert run().images == 6
-    model = linear_model()
+    model = linear_model(device=device)
     train_one_epoch(model, DataLoader(Stream(), 4), sgd(model))
     assert "training: loss" in capsys.readouterr().err
 
@@ -227,13 +229,13 @@ def targets_and_criteria() -> dict:
 
 @pytest.mark.parametrize("case", targets_and_criteria())
 @pytest.mark.parametrize("looked", [True, False], ids=["on the CPU", "on a device"])
-def test_no_accuracy_is_shown_where_it_has_no_meaning(case, looked, monkeypatch):
+def test_no_accuracy_is_shown_where_it_has_no_meaning(device, case, looked, monkeypatch):
     if not looked:  # as labels that come on a device
         monkeypatch.setattr(batches_module, "_look", lambda labels: (None, None))
     outputs, labels, criterion = targets_and_criteria()[case]
-    model = linear_model(outputs)
+    model = linear_model(outputs, device=device)
     with torch.no_grad():
-        expected = criterion(model(images_of(8)), labels).item()
+        expected = criterion(model(images_of(8).to(device)).cpu(), labels).item()
     batches = [(images_of(8)[:5], labels[:5]), (images_of(8)[5:], labels[5:])]
     for run in both(batches, model, criterion=criterion):
         metrics = run()
@@ -241,24 +243,26 @@ def test_no_accuracy_is_shown_where_it_has_no_meaning(case, looked, monkeypatch)
         assert metrics.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_pixel_of_a_segmentation_is_trained_on_without_an_accuracy():
-    model = nn.Conv2d(3, 4, 1)
+def test_each_pixel_of_a_segmentation_is_trained_on_without_an_accuracy(device):
+    model = nn.Conv2d(3, 4, 1).to(device)
     labels = torch.arange(16).view(4, 2, 2) % 4
     for run in both([(images_of(4), labels.to(torch.uint8))], model):
         metrics = run()
         assert_no_accuracy(metrics)
         with torch.no_grad():
             assert metrics.loss == pytest.approx(
-                F.cross_entropy(model(images_of(4)), labels).item()
+                F.cross_entropy(model(images_of(4).to(device)).cpu(), labels).item()
             )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_shares_of_the_classes_have_an_accuracy_in_training_and_evaluation(dtype):
+def test_shares_of_the_classes_have_an_accuracy_in_training_and_evaluation(device, dtype):
+    needs(dtype, device)
     shares = torch.randn(30, 3, generator=torch.Generator().manual_seed(3)).softmax(1).to(dtype)
-    model = linear_model()
+    model = linear_model(device=device)
     with torch.no_grad():
-        expected = (model(images_of(30)).argmax(1) == shares.argmax(1)).sum().item() / 30
+        predicted = model(images_of(30).to(device)).argmax(1).cpu()
+    expected = (predicted == shares.argmax(1)).sum().item() / 30
     criterion = lambda logits, labels: F.cross_entropy(logits, labels.float())
     for run in both([(images_of(30), shares)], model, criterion=criterion):
         assert run().accuracy == expected
@@ -269,10 +273,10 @@ def test_shares_of_the_classes_have_an_accuracy_in_training_and_evaluation(dtype
 @pytest.mark.bad_input
 @pytest.mark.parametrize("looked", [True, False], ids=["on the CPU", "on a device"])
 @pytest.mark.parametrize("labels", [torch.ones(4, 3), torch.randn(4, 3), torch.zeros(4, 3)])
-def test_cross_entropy_refuses_rows_that_are_no_shares(labels, looked, monkeypatch):
+def test_cross_entropy_refuses_rows_that_are_no_shares(device, labels, looked, monkeypatch):
     if not looked:
         monkeypatch.setattr(batches_module, "_look", lambda labels: (None, None))
-    for run in both([(images_of(4), labels)]):
+    for run in both([(images_of(4), labels)], device=device):
         with pytest.raises(ValueError, match="not all rows are shares of the classes"):
             run()
 
@@ -416,7 +420,7 @@ def test_an_optimiser_of_a_layer_that_takes_no_part_is_refused():
         train_one_epoch(model, [(images_of(2), [0, 1])], optimizer, progress=False)
 
 
-def test_an_optimiser_of_some_layers_trains_these_and_clips_by_their_gradients_alone():
+def test_an_optimiser_of_some_layers_trains_these_and_clips_by_their_gradients_alone(device):
     steps = []
     for others_trained in (True, False):
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 3))
@@ -424,11 +428,12 @@ def test_an_optimiser_of_some_layers_trains_these_and_clips_by_their_gradients_a
             generator = torch.Generator().manual_seed(seed)
             nn.init.normal_(parameter, std=0.5, generator=generator)
         model[1].requires_grad_(others_trained)
+        model.to(device)
         optimizer = torch.optim.SGD(model[2].parameters(), 1.0)
         batches = [(images_of(4), [0, 1, 2, 0])] * 3
         train_one_epoch(model, batches, optimizer, max_grad_norm=0.1, progress=False)
         steps.append(model[2].weight.detach())
-    torch.testing.assert_close(*steps, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-7)
 
 
 def test_a_compiled_models_parameters_are_the_models():
@@ -510,9 +515,9 @@ class Perfect(nn.Identity):
     [lambda data: data, lambda data: Subset(data, range(1, 7)), lambda d: ConcatDataset([d, d])],
     ids=["all", "subset", "concatenated"],
 )
-def test_a_perfect_network_has_all_right_whatever_the_order_of_the_data(classes, part):
+def test_a_perfect_network_has_all_right_whatever_the_order_of_the_data(device, classes, part):
     data = part(Named(classes))
-    metrics = evaluate(Perfect(), DataLoader(data, 5), progress=False)
+    metrics = evaluate(Perfect(), DataLoader(data, 5), progress=False, device=device)
     assert metrics.accuracy == 1.0
     assert metrics.classes == ANIMALS
     assert metrics.confusion.shape == (4, 4)
@@ -524,7 +529,7 @@ def test_a_perfect_network_has_all_right_whatever_the_order_of_the_data(classes,
     assert present == {*classes}
 
 
-def test_the_library_loader_of_fewer_classes_is_mapped_by_name():
+def test_the_library_loader_of_fewer_classes_is_mapped_by_name(device):
     images = random_batch(8, 4, 4)
     data = in_memory(images)
     data = type(data)(data.images, data.labels, ("cat", "ape"))
@@ -533,26 +538,31 @@ def test_the_library_loader_of_fewer_classes_is_mapped_by_name():
         classes = ANIMALS
 
         def forward(self, images):
-            return F.one_hot(torch.tensor([2, 0] * (len(images) // 2)), 4).float()
+            classes = torch.tensor([2, 0] * (len(images) // 2), device=images.device)
+            return F.one_hot(classes, 4).float()
 
     loader = BatchLoader(data, Preprocess(4, 4), batch_size=4)
     for views in (1, 2):
-        metrics = evaluate(Guess(), loader, views=views, progress=False)
+        metrics = evaluate(Guess(), loader, views=views, progress=False, device=device)
         assert metrics.accuracy == 1.0
         assert metrics.confusion.diagonal().tolist() == [4, 0, 4, 0]
 
 
-def test_shares_are_mapped_by_name_too():
+def test_shares_are_mapped_by_name_too(device):
     class Shares(Named):
         def __getitem__(self, index):
             image, label = super().__getitem__(index)
             return image, F.one_hot(torch.tensor(label), len(self.classes)).float()
 
-    metrics = evaluate(Perfect(), DataLoader(Shares(("dog", "bee")), 5), progress=False)
+    metrics = evaluate(
+        Perfect(), DataLoader(Shares(("dog", "bee")), 5), progress=False, device=device
+    )
     assert metrics.accuracy == 1.0
     assert metrics.confusion.diagonal().tolist() == [0, 6, 0, 6]
     assert metrics.loss == pytest.approx(
-        evaluate(Perfect(), DataLoader(Named(("dog", "bee")), 5), progress=False).loss
+        evaluate(
+            Perfect(), DataLoader(Named(("dog", "bee")), 5), progress=False, device=device
+        ).loss
     )
 
 
@@ -645,10 +655,10 @@ def test_a_name_that_stands_twice_cannot_be_mapped():
 
 
 @pytest.mark.bad_input
-def test_data_sets_of_different_classes_cannot_be_evaluated_together():
+def test_data_sets_of_different_classes_cannot_be_evaluated_together(device):
     data = ConcatDataset([Named(("ape", "bee")), Named(("bee", "ape"))])
     with pytest.raises(ValueError, match="the data sets of a ConcatDataset have the classes"):
-        evaluate(Perfect(), DataLoader(data, 5), progress=False)
+        evaluate(Perfect(), DataLoader(data, 5), progress=False, device=device)
 
 
 @pytest.mark.bad_input
@@ -666,9 +676,15 @@ def test_a_model_is_not_trained_on_its_classes_in_another_order():
 # Several batches in a step
 
 
-def steps_of(sizes: list[int], accumulation_steps: int, precision: str = "float32", **options):
+def steps_of(
+    device: torch.device,
+    sizes: list[int],
+    accumulation_steps: int,
+    precision: str = "float32",
+    **options,
+):
     """The weights after an epoch over batches of these sizes."""
-    model = linear_model()
+    model = linear_model(device=device)
     optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9, fused=True)
     images, labels = images_of(sum(sizes)), torch.arange(sum(sizes)) % 3
     batches = [*zip(images.split(sizes), labels.split(sizes), strict=True)]
@@ -690,16 +706,18 @@ def steps_of(sizes: list[int], accumulation_steps: int, precision: str = "float3
     [([4, 4, 4, 4], [8, 8]), ([4, 4, 4], [8, 4]), ([4, 4, 4, 1], [8, 5]), ([1, 7, 3], [8, 3])],
     ids=str,
 )
-def test_a_step_on_several_batches_is_that_on_one_of_all_their_images(sizes, whole, max_grad_norm):
-    found, metrics = steps_of(sizes, 2, max_grad_norm=max_grad_norm)
-    expected, whole_metrics = steps_of(whole, 1, max_grad_norm=max_grad_norm)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+def test_a_step_on_several_batches_is_that_on_one_of_all_their_images(
+    device, sizes, whole, max_grad_norm
+):
+    found, metrics = steps_of(device, sizes, 2, max_grad_norm=max_grad_norm)
+    expected, whole_metrics = steps_of(device, whole, 1, max_grad_norm=max_grad_norm)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert metrics.images == whole_metrics.images == sum(sizes)
     assert metrics.loss == pytest.approx(whole_metrics.loss, rel=1e-5)
 
 
-def test_batches_without_images_do_not_count_for_a_step():
-    model, plain = linear_model(), linear_model()
+def test_batches_without_images_do_not_count_for_a_step(device):
+    model, plain = linear_model(device=device), linear_model(device=device)
     images, labels = images_of(8), torch.arange(8) % 3
     batches = [(images[:4], labels[:4]), (images[:0], labels[:0]), (images[4:], labels[4:])]
     train_one_epoch(model, batches, sgd(model), accumulation_steps=2, progress=False)
@@ -707,8 +725,8 @@ def test_batches_without_images_do_not_count_for_a_step():
     torch.testing.assert_close(model[1].weight, plain[1].weight)
 
 
-def test_a_scheduler_is_stepped_after_each_step_of_several_batches():
-    model = linear_model()
+def test_a_scheduler_is_stepped_after_each_step_of_several_batches(device):
+    model = linear_model(device=device)
     optimizer = sgd(model, lr=1.0)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     batches = [(images_of(2), [0, 1])] * 5
@@ -724,8 +742,8 @@ def test_a_scheduler_is_stepped_after_each_step_of_several_batches():
 
 
 @pytest.mark.bad_input
-def test_a_loss_that_is_not_finite_names_the_step_of_several_batches():
-    model = linear_model()
+def test_a_loss_that_is_not_finite_names_the_step_of_several_batches(device):
+    model = linear_model(device=device)
     batches = [(images_of(2), [0, 1]) for _ in range(6)]
     batches[3][0][0] = float("nan")
     with pytest.raises(FloatingPointError, match="the loss of step 2 is not finite"):
@@ -749,20 +767,22 @@ def test_an_argument_out_of_its_range_is_named(options, message):
 
 
 @pytest.mark.bad_input  # for the annotations
-def test_numpys_numbers_are_numbers():
-    _, metrics = steps_of([2, 2], np.int64(2), max_grad_norm=np.float32(1.0))
+def test_numpys_numbers_are_numbers(device):
+    _, metrics = steps_of(device, [2, 2], np.int64(2), max_grad_norm=np.float32(1.0))
     assert metrics.images == 4
     evaluated = evaluate(
-        linear_model(), [(images_of(2), [0, 1])], topk=np.array([1, 2]), progress=False
+        linear_model(device=device), [(images_of(2), [0, 1])], topk=np.array([1, 2]), progress=False
     )
     assert [*evaluated.topk_accuracy] == [1, 2]
     assert {type(k) for k in evaluated.topk_accuracy} == {int}
 
 
-def test_a_loader_of_the_library_that_mixes_images_is_trained_with_in_steps_of_several_batches():
+def test_a_loader_of_the_library_that_mixes_images_is_trained_with_in_steps_of_several_batches(
+    device,
+):
     data = in_memory(random_batch(10, 2, 2), classes=3)
     loader = BatchLoader(data, Preprocess(2, 2), batch_size=4, augmentation=(Mixup(),))
-    model = linear_model()
+    model = linear_model(device=device)
     metrics = train_one_epoch(model, loader, sgd(model), accumulation_steps=2, progress=False)
     assert metrics.images == 10
     assert metrics.accuracy is not None
@@ -772,22 +792,22 @@ def test_a_loader_of_the_library_that_mixes_images_is_trained_with_in_steps_of_s
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_float16_has_the_gradients_of_float32_nearly(max_grad_norm):
-    found, metrics = steps_of([4, 4, 4], 1, "float16", max_grad_norm=max_grad_norm)
-    expected, exact = steps_of([4, 4, 4], 1, max_grad_norm=max_grad_norm)
+def test_float16_has_the_gradients_of_float32_nearly(device, max_grad_norm):
+    found, metrics = steps_of(device, [4, 4, 4], 1, "float16", max_grad_norm=max_grad_norm)
+    expected, exact = steps_of(device, [4, 4, 4], 1, max_grad_norm=max_grad_norm)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
     assert metrics.loss == pytest.approx(exact.loss, rel=0.01)
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
-def test_float16_in_steps_of_several_batches_is_that_on_one(max_grad_norm):
-    found, _ = steps_of([4, 4, 4, 1], 2, "float16", max_grad_norm=max_grad_norm)
-    expected, _ = steps_of([8, 5], 1, "float16", max_grad_norm=max_grad_norm)
+def test_float16_in_steps_of_several_batches_is_that_on_one(device, max_grad_norm):
+    found, _ = steps_of(device, [4, 4, 4, 1], 2, "float16", max_grad_norm=max_grad_norm)
+    expected, _ = steps_of(device, [8, 5], 1, "float16", max_grad_norm=max_grad_norm)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
 
 
 def half_step(model, optimizer, **options) -> TrainingStep:
-    return TrainingStep(model, optimizer, CPU, "float16", **options)
+    return TrainingStep(model, optimizer, model[1].weight.device, "float16", **options)
 
 
 OPTIMIZERS = {
@@ -799,14 +819,14 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_steps_that_overflow_in_float16_change_only_the_scale(optimizer, max_grad_norm):
-    model, fresh = linear_model(), linear_model()
+def test_steps_that_overflow_in_float16_change_only_the_scale(device, optimizer, max_grad_norm):
+    model, fresh = linear_model(device=device), linear_model(device=device)
     built = OPTIMIZERS[optimizer](model.parameters())
     schedule = torch.optim.lr_scheduler.ExponentialLR(built, 1.0)
     step = half_step(model, built, max_grad_norm=max_grad_norm, batch_scheduler=schedule)
     step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": 2.0**40})
-    images, labels = images_of(8), torch.arange(8) % 3
-    totals = Totals(CPU)
+    images, labels = images_of(8).to(device), torch.arange(8, device=device) % 3
+    totals = Totals(device)
     step(images, labels, totals)  # without a warning of the schedule
     assert torch.equal(model[1].weight, fresh[1].weight)
     assert step.scaler.get_scale() == 2.0**39
@@ -826,8 +846,8 @@ def test_steps_that_overflow_in_float16_change_only_the_scale(optimizer, max_gra
     assert F.cross_entropy(model(images), labels).item() < before
 
 
-def test_small_gradients_are_not_lost_in_float16():
-    model = linear_model()
+def test_small_gradients_are_not_lost_in_float16(device):
+    model = linear_model(device=device)
     with torch.no_grad():
         model[1].weight.zero_()
     small = lambda logits, labels: 1e-7 * logits.float().sum()

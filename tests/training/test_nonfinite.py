@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import repeated
 from torch import Tensor, nn
 
 from alexnet_lib import RunOptions
@@ -30,17 +31,16 @@ def where(request, monkeypatch) -> str:
     return request.param
 
 
-def network() -> nn.Module:
+def network(device: torch.device = CPU) -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3)
-    return nn.Sequential(nn.Flatten(), *layers)
+    return nn.Sequential(nn.Flatten(), *layers).to(device)
 
 
-def batches_of(count: int) -> list[tuple[Tensor, Tensor]]:
+def batches_of(count: int, device: torch.device = CPU) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(4, 3, 2, 2, generator=generator), torch.arange(4) % 3) for _ in range(count)
-    ]
+    images = [torch.randn(4, 3, 2, 2, generator=generator) for _ in range(count)]
+    return [(batch.to(device), torch.arange(4, device=device) % 3) for batch in images]
 
 
 OPTIMIZERS = {
@@ -72,9 +72,9 @@ class Poison:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
 @pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
-def test_a_skipped_step_changes_nothing(optimizer, max_grad_norm, kind, where):
+def test_a_skipped_step_changes_nothing(device, optimizer, max_grad_norm, kind, where):
     batches, bad = batches_of(6), {1, 3, 4}
-    model, plain = network(), network()
+    model, plain = network(device), network(device)
     optimizers = [OPTIMIZERS[optimizer](m.parameters()) for m in (model, plain)]
     options = {"max_grad_norm": max_grad_norm, "progress": False}
     with pytest.warns(UserWarning, match="^3 of 6 steps were skipped, .*: first step 1, the "):
@@ -88,16 +88,16 @@ def test_a_skipped_step_changes_nothing(optimizer, max_grad_norm, kind, where):
         )
     good = [batch for number, batch in enumerate(batches, 1) if number not in bad]
     expected = train_one_epoch(plain, good, optimizers[1], **options)
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
     states = [[*o.state_dict()["state"].values()] for o in optimizers]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
+    torch.testing.assert_close(*states, **repeated(device))
     assert (metrics.loss, metrics.accuracy) == (expected.loss, expected.accuracy)
     assert (metrics.images, metrics.skipped_steps) == (12, 3)
 
 
 @pytest.mark.parametrize("kind", ["nan", "gradient"])
-def test_a_step_that_stops_the_run_leaves_the_weights_of_the_step_before(kind):
-    model, plain = network(), network()
+def test_a_step_that_stops_the_run_leaves_the_weights_of_the_step_before(device, kind):
+    model, plain = network(device), network(device)
     with pytest.raises(FloatingPointError, match=r"(of|in) step 3 is not finite"):
         train_one_epoch(
             model,
@@ -107,11 +107,11 @@ def test_a_step_that_stops_the_run_leaves_the_weights_of_the_step_before(kind):
             progress=False,
         )
     train_one_epoch(plain, batches_of(2), OPTIMIZERS["sgd"](plain.parameters()), progress=False)
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
 
 
-def test_the_layer_where_the_backward_pass_failed_is_named(where):
-    model = network()
+def test_the_layer_where_the_backward_pass_failed_is_named(device, where):
+    model = network(device)
     # The backward pass comes to 5, which is finite, then to 3, and hands its NaN on to 1.
     model[3].register_forward_hook(
         lambda module, arguments, output: output.register_hook(lambda g: g * NAN) and None
@@ -122,8 +122,8 @@ def test_the_layer_where_the_backward_pass_failed_is_named(where):
         )
 
 
-def test_weights_that_were_spoiled_before_are_named(where):
-    model = network()
+def test_weights_that_were_spoiled_before_are_named(device, where):
+    model = network(device)
     nn.init.constant_(model[3].weight[0], NAN)
     with pytest.raises(FloatingPointError, match=r"loss of step 1 .* the weight 3\.weight is NaN"):
         train_one_epoch(
@@ -132,8 +132,8 @@ def test_weights_that_were_spoiled_before_are_named(where):
 
 
 @pytest.mark.parametrize(("bad", "raises"), [(NONFINITE_LIMIT, False), (NONFINITE_LIMIT + 1, True)])
-def test_at_most_ten_steps_of_an_epoch_are_skipped(bad, raises, where):
-    model = network()
+def test_at_most_ten_steps_of_an_epoch_are_skipped(device, bad, raises, where):
+    model = network(device)
     run = lambda: train_one_epoch(
         model,
         batches_of(bad + 2),
@@ -150,9 +150,9 @@ def test_at_most_ten_steps_of_an_epoch_are_skipped(bad, raises, where):
             assert run().skipped_steps == 10
 
 
-def test_a_first_step_that_is_skipped_can_be_shown(monkeypatch):
+def test_a_first_step_that_is_skipped_can_be_shown(device, monkeypatch):
     monkeypatch.setattr(loop, "_REFRESH_SECONDS", -1.0)
-    model = network()
+    model = network(device)
     with pytest.warns(UserWarning, match="^1 of 2 steps"):
         train_one_epoch(
             model,
@@ -163,11 +163,11 @@ def test_a_first_step_that_is_skipped_can_be_shown(monkeypatch):
         )
 
 
-def test_one_batch_spoils_the_whole_step_that_it_is_accumulated_in(where):
+def test_one_batch_spoils_the_whole_step_that_it_is_accumulated_in(device, where):
     batches, good = batches_of(6), batches_of(6)
     batches[3][0][0] = NAN
     del good[2:4]
-    model, plain = network(), network()
+    model, plain = network(device), network(device)
     build = OPTIMIZERS["fused sgd"]
     options = {"accumulation_steps": 2, "progress": False}
     with pytest.warns(UserWarning, match="^1 of 3 steps were skipped, .*: first step 2, the loss"):
@@ -175,18 +175,18 @@ def test_one_batch_spoils_the_whole_step_that_it_is_accumulated_in(where):
             model, batches, build(model.parameters()), on_nonfinite="skip", **options
         )
     expected = train_one_epoch(plain, good, build(plain.parameters()), **options)
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
     assert (metrics.loss, metrics.images) == (expected.loss, 16)
 
 
-def test_a_skipped_step_advances_the_schedule_without_a_warning(where):
-    model = network()
+def test_a_skipped_step_advances_the_schedule_without_a_warning(device, where):
+    model = network(device)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     step = TrainingStep(
         model,
         optimizer,
-        CPU,
+        device,
         criterion=Poison({1}, "nan"),
         batch_scheduler=schedule,
         on_nonfinite="skip",
@@ -194,27 +194,27 @@ def test_a_skipped_step_advances_the_schedule_without_a_warning(where):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for batch in batches_of(2):
-            step(*batch, Totals(CPU))
+            step(*batch, Totals(device))
     assert optimizer.param_groups[0]["lr"] == 0.1 * 0.5**2
 
 
-def test_whether_a_step_was_taken_is_said(where):
-    model = network()
+def test_whether_a_step_was_taken_is_said(device, where):
+    model = network(device)
     step = TrainingStep(
         model,
         OPTIMIZERS["fused sgd"](model.parameters()),
-        CPU,
+        device,
         criterion=Poison({2}, "gradient"),
         on_nonfinite="skip",
     )
-    totals = Totals(CPU)
+    totals = Totals(device)
     assert [bool(step(*batch, totals)) for batch in batches_of(3)] == [True, False, True]
     assert not step.train_on([], totals)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 0.5, 100.0])
-def test_clipping_is_that_of_torch_to_the_bit(max_grad_norm, where):
-    model, plain = network(), network()
+def test_clipping_is_that_of_torch_to_the_bit(device, max_grad_norm, where):
+    model, plain = network(device), network(device)
     model[1].weight.requires_grad_(False)
     plain[1].weight.requires_grad_(False)
     build = OPTIMIZERS["sgd"]
@@ -226,30 +226,30 @@ def test_clipping_is_that_of_torch_to_the_bit(max_grad_norm, where):
         progress=False,
     )
     optimizer = build(plain.parameters())
-    for images, labels in batches_of(3):
+    for images, labels in batches_of(3, device):
         optimizer.zero_grad()
         F.cross_entropy(plain(images), labels).backward()
         nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
         optimizer.step()
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
 
 
-def test_large_finite_gradients_are_no_fault_where_nothing_is_clipped(where):
+def test_large_finite_gradients_are_no_fault_where_nothing_is_clipped(device, where):
     # The sum of their squares is infinite in float32.
-    model, plain = network(), network()
+    model, plain = network(device), network(device)
     large = lambda logits, labels: F.cross_entropy(logits, labels) * 1e25
     for each in (model, plain):
         optimizer = torch.optim.SGD(each.parameters(), 1e-26, fused=True)
         if each is model:
             train_one_epoch(each, batches_of(1), optimizer, criterion=large, progress=False)
         else:
-            large(each(batches_of(1)[0][0]), batches_of(1)[0][1]).backward()
+            large(each(batches_of(1, device)[0][0]), batches_of(1, device)[0][1]).backward()
             optimizer.step()
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
 
 
-def test_a_norm_that_overflows_is_named_instead_of_clipped_to_nothing(where):
-    model = network()
+def test_a_norm_that_overflows_is_named_instead_of_clipped_to_nothing(device, where):
+    model = network(device)
     with pytest.raises(FloatingPointError, match=r"^the gradient of 5\.bias in step 1"):
         train_one_epoch(
             model,
@@ -275,9 +275,9 @@ class Words(nn.Module):
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.1])
-def test_sparse_gradients_and_parameters_without_any_are_right(max_grad_norm, where):
+def test_sparse_gradients_and_parameters_without_any_are_right(device, max_grad_norm, where):
     words = [(torch.tensor([[1, 1], [2, 3]]), torch.tensor([0, 2])) for _ in range(3)]
-    model, plain = Words(), Words()
+    model, plain = Words().to(device), Words().to(device)
     with pytest.warns(UserWarning, match="first step 2, the gradient of table.weight"):
         train_one_epoch(
             model,
@@ -291,7 +291,7 @@ def test_sparse_gradients_and_parameters_without_any_are_right(max_grad_norm, wh
     optimizer = torch.optim.SGD(plain.parameters(), 0.1)
     for inputs, labels in words[1:]:
         optimizer.zero_grad()
-        F.cross_entropy(plain(inputs), labels).backward()
+        F.cross_entropy(plain(inputs.to(device)), labels.to(device)).backward()
         if max_grad_norm is not None:
             plain.table.weight.grad = plain.table.weight.grad.coalesce()
             nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
@@ -299,8 +299,8 @@ def test_sparse_gradients_and_parameters_without_any_are_right(max_grad_norm, wh
     torch.testing.assert_close(model.state_dict(), plain.state_dict())
 
 
-def test_a_parameter_of_the_criterion_is_looked_at_too(where):
-    model, scale = network(), nn.Parameter(torch.ones(()))
+def test_a_parameter_of_the_criterion_is_looked_at_too(device, where):
+    model, scale = network(device), nn.Parameter(torch.ones((), device=device))
     optimizer = torch.optim.SGD([*model.parameters(), scale], 0.1, fused=True)
     scale.register_hook(lambda gradient: gradient * NAN)
     criterion = lambda logits, labels: F.cross_entropy(logits, labels) * scale
@@ -310,9 +310,9 @@ def test_a_parameter_of_the_criterion_is_looked_at_too(where):
     assert scale == 1
 
 
-def test_running_statistics_are_those_before_a_skipped_step(where):
+def test_running_statistics_are_those_before_a_skipped_step(device, where):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3))
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).to(device)
     plain = copy.deepcopy(model)
     batches = batches_of(3)
     batches[1][0][0, 0] = NAN
@@ -322,7 +322,7 @@ def test_running_statistics_are_those_before_a_skipped_step(where):
             model, batches, build(model.parameters()), on_nonfinite="skip", progress=False
         )
     train_one_epoch(plain, batches[::2], build(plain.parameters()), progress=False)
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), **repeated(device))
 
 
 # Waiting
@@ -340,28 +340,28 @@ def test_on_mps_and_with_optimizers_that_are_not_fused_each_step_is_waited_for()
 
 
 def take(step: TrainingStep, count: int) -> None:
-    totals = Totals(CPU)
+    totals = Totals(step.device)
     for batch in batches_of(count):
         step(*batch, totals)
         totals.check()
 
 
-def test_in_float16_a_loss_that_is_not_finite_is_named(where):
-    model = network()
+def test_in_float16_a_loss_that_is_not_finite_is_named(device, where):
+    model = network(device)
     step = TrainingStep(
-        model, OPTIMIZERS["fused sgd"](model.parameters()), CPU, "float16", Poison({1}, "nan")
+        model, OPTIMIZERS["fused sgd"](model.parameters()), device, "float16", Poison({1}, "nan")
     )
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(FloatingPointError, match="the loss of step 1 is not finite"):
         take(step, 1)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    step(*batches_of(1)[0], Totals(CPU))  # the scaler is ready for the next
+    torch.testing.assert_close(model.state_dict(), before, **repeated(device))
+    step(*batches_of(1)[0], Totals(device))  # the scaler is ready for the next
 
 
-def test_in_float16_gradients_that_overflow_at_every_scale_are_named(where):
-    model, always = network(), Poison({*range(99)}, "gradient")
+def test_in_float16_gradients_that_overflow_at_every_scale_are_named(device, where):
+    model, always = network(device), Poison({*range(99)}, "gradient")
     optimizer = OPTIMIZERS["fused sgd"](model.parameters())
-    step = TrainingStep(model, optimizer, CPU, "float16", always)
+    step = TrainingStep(model, optimizer, device, "float16", always)
     # The scale is halved from 65536 to 1 without an error.
     with pytest.raises(FloatingPointError, match=r"^the gradient of 5\.bias in step 17 is not"):
         take(step, 20)
@@ -382,14 +382,14 @@ def test_an_optimizer_that_needs_a_closure_is_refused_in_words():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("norm", [0, -1, 0.0, NAN, float("inf"), "1", True])
-def test_a_norm_that_gradients_cannot_be_clipped_to_is_refused_at_every_door(norm):
+def test_a_norm_that_gradients_cannot_be_clipped_to_is_refused_at_every_door(device, norm):
     model = network()
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     message = "^max_grad_norm is .*; expected a (finite )?number above 0"
     with pytest.raises(ValueError, match=message):
         train_one_epoch(model, batches_of(1), optimizer, max_grad_norm=norm, progress=False)
     with pytest.raises(ValueError, match=message):
-        TrainingStep(model, optimizer, CPU, max_grad_norm=norm)
+        TrainingStep(model, optimizer, device, max_grad_norm=norm)
     with pytest.raises(ValueError, match=message):
         Recipe("r", max_grad_norm=norm)
 
@@ -406,16 +406,16 @@ def test_another_choice_than_stop_and_skip_is_refused(choice):
         RunOptions(on_nonfinite=choice)
 
 
-def test_the_step_of_a_run_has_the_choice_of_its_options():
-    options = RunOptions("cpu", "float32", on_nonfinite="skip").resolved()
-    step = build_step(Recipe("r"), network(), options)
+def test_the_step_of_a_run_has_the_choice_of_its_options(device):
+    options = RunOptions(str(device), "float32", on_nonfinite="skip").resolved()
+    step = build_step(Recipe("r"), network(device), options)
     assert step.on_nonfinite == "skip"
-    assert step.train_on([labelled(*batches_of(1)[0], CPU)], Totals(CPU))
+    assert step.train_on([labelled(*batches_of(1)[0], device)], Totals(device))
 
 
 @pytest.mark.bad_input
-def test_weights_that_are_huge_are_the_reason_for_outputs_that_are_not_finite():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+def test_weights_that_are_huge_are_the_reason_for_outputs_that_are_not_finite(device):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)).to(device)
     for parameter in model.parameters():
         parameter.data.fill_(3e38)
     loader = [(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))]
