@@ -1,5 +1,6 @@
 """A network and data so small that a whole run takes a fraction of a second."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -53,6 +54,11 @@ def use_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # How it is trained where a test is about something else.
 QUIET = RunOptions(device="cpu", precision="float32", progress=False)
+
+
+def quiet(device: torch.device) -> RunOptions:
+    """The same on another device."""
+    return replace(QUIET, device=str(device))
 
 
 def tiny_recipe(**changes) -> Recipe:

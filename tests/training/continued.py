@@ -1,6 +1,6 @@
 """Runs that are stopped and continued; as a script, from files, in a process of its own.
 
-    python continued.py FOLDER
+    python continued.py FOLDER THREADS DEVICE
 
 continues each run whose state is in the folder to its end, and writes the state that it then has.
 """
@@ -8,6 +8,7 @@ continues each run whose state is in the folder to its end, and writes the state
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -84,10 +85,11 @@ OPTIONS = MappingProxyType(
 RUNS = tuple(f"{recipe} {options}" for recipe in RECIPES for options in OPTIONS)
 
 
-def begin(name: str, *, seed: int = 3) -> TrainingRun:
+def begin(name: str, device: torch.device | str, *, seed: int = 3) -> TrainingRun:
     """The run of this name, before its first step."""
     recipe_name, options_name = name.split()
-    recipe, options = tiny_recipe(**RECIPES[recipe_name]), OPTIONS[options_name]
+    recipe = tiny_recipe(**RECIPES[recipe_name])
+    options = replace(OPTIONS[options_name], device=str(device))
     cpu.load()  # as in fit: compiled from the first step on, whatever ran before
     loaders = prepare_loaders("shapes", recipe, seed=seed, options=options)
     model = prepare_model(loaders, recipe, seed=seed, options=options)
@@ -124,16 +126,16 @@ def read(folder: Path, name: str) -> State:
     return json.loads(metadata["state"]), tensors
 
 
-def main(folder: Path, threads: int) -> None:
+def main(folder: Path, threads: int, device: str) -> None:
     """Continues what is in the folder."""
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
         use_tiny(patch)
         for name in RUNS:
-            run = begin(name)
+            run = begin(name, device)
             run.set_state(*read(folder, f"stopped {name}"))
             write(go_on(run), folder, f"ended {name}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

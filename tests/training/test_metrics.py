@@ -9,8 +9,6 @@ import torch
 
 from alexnet_lib.training.metrics import EpochMetrics, EpochRecord, EvalMetrics, Totals, stuck_note
 
-CPU = torch.device("cpu")
-
 
 def evaluated(**changes) -> EvalMetrics:
     fields = {
@@ -28,37 +26,41 @@ def evaluated(**changes) -> EvalMetrics:
 # Sums
 
 
-def test_the_means_are_over_images_not_over_batches():
-    totals = Totals(CPU)
-    totals.add(torch.tensor(1.0), torch.tensor([True, False, False]), 3)
-    totals.add(torch.tensor(5.0), torch.tensor([True]), 1)
+def test_the_means_are_over_images_not_over_batches(device):
+    totals = Totals(device)
+    totals.add(
+        torch.tensor(1.0, device=device), torch.tensor([True, False, False], device=device), 3
+    )
+    totals.add(torch.tensor(5.0, device=device), torch.tensor([True], device=device), 1)
     metrics = totals.compute()
     assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 0.5, 4)
     assert totals.steps == 2
 
 
-def test_images_a_second_are_images_over_seconds(clock):
-    totals = Totals(CPU)
+def test_images_a_second_are_images_over_seconds(device, clock):
+    totals = Totals(device)
     for _ in range(3):
         clock.now += 2.0
-        totals.add(torch.tensor(1.0), torch.ones(10, dtype=torch.bool), 10)
+        totals.add(
+            torch.tensor(1.0, device=device), torch.ones(10, dtype=torch.bool, device=device), 10
+        )
     clock.now += 6.0
     metrics = totals.compute()
     assert metrics.seconds == 12.0
     assert metrics.images_per_second == 2.5
 
 
-def test_sums_continue_from_their_state(clock):
-    first, whole = Totals(CPU), Totals(CPU)
+def test_sums_continue_from_their_state(device, clock):
+    first, whole = Totals(device), Totals(device)
     for totals in (first, whole):
-        totals.add(torch.tensor(0.1), torch.tensor([True, False]), 2)
+        totals.add(torch.tensor(0.1, device=device), torch.tensor([True, False], device=device), 2)
     clock.now += 3.0
     state = first.state()
     clock.now += 100.0  # between the two, nobody trains
-    second = Totals(CPU)
+    second = Totals(device)
     second.set_state(state)
     for totals in (second, whole):
-        totals.add(torch.tensor(0.7), torch.tensor([True]), 1)
+        totals.add(torch.tensor(0.7, device=device), torch.tensor([True], device=device), 1)
     clock.now += 5.0
     assert second.compute() == EpochMetrics(
         loss=whole.compute().loss, accuracy=2 / 3, images=3, seconds=8.0, images_per_second=3 / 8
@@ -69,10 +71,10 @@ def test_sums_continue_from_their_state(clock):
 def add_steps(totals: Totals, faults: list[int], loss: float = 1.0) -> None:
     """A step of one image, a hit, for each fault; the loss of the first kind is NaN."""
     for fault in faults:
-        mark = totals.mark()
+        mark, device = totals.mark(), totals.loss.device
         number = float("nan") if fault == 1 else loss
-        totals.add(torch.tensor(number), torch.tensor([True]), 1)
-        totals.end_step(mark, torch.tensor(fault))
+        totals.add(torch.tensor(number, device=device), torch.tensor([True], device=device), 1)
+        totals.end_step(mark, torch.tensor(fault, device=device))
 
 
 @pytest.mark.parametrize(
@@ -82,16 +84,16 @@ def add_steps(totals: Totals, faults: list[int], loss: float = 1.0) -> None:
         ([0, 0, 3, 1], "^the gradient of fc.weight in step 3 is not finite"),
     ],
 )
-def test_the_first_step_that_is_not_finite_is_named(faults, message):
-    totals = Totals(CPU)
+def test_the_first_step_that_is_not_finite_is_named(device, faults, message):
+    totals = Totals(device)
     totals.trained = ("conv.weight", "fc.weight")
     add_steps(totals, faults)
     with pytest.raises(FloatingPointError, match=message):
         totals.compute()
 
 
-def test_a_step_that_was_not_finite_stays_named_after_the_state_was_set():
-    totals, other = Totals(CPU), Totals(CPU)
+def test_a_step_that_was_not_finite_stays_named_after_the_state_was_set(device):
+    totals, other = Totals(device), Totals(device)
     add_steps(totals, [0, 3])
     other.set_state(totals.state())
     other.trained = ("conv.weight", "fc.weight")
@@ -99,11 +101,11 @@ def test_a_step_that_was_not_finite_stays_named_after_the_state_was_set():
         other.compute()
 
 
-def test_skipped_steps_count_in_no_mean():
-    totals = Totals(CPU)
+def test_skipped_steps_count_in_no_mean(device):
+    totals = Totals(device)
     totals.allowed, totals.trained = 2, ("conv.weight",)
     add_steps(totals, [0, 1, 2], loss=3.0)
-    totals.add(torch.tensor(1.0), torch.tensor([False]), 1)
+    totals.add(torch.tensor(1.0, device=device), torch.tensor([False], device=device), 1)
     metrics = totals.compute()
     assert (metrics.loss, metrics.accuracy, metrics.images) == (2.0, 0.5, 2)
     assert (metrics.skipped_steps, totals.steps) == (2, 4)
@@ -114,12 +116,17 @@ def test_skipped_steps_count_in_no_mean():
     )
 
 
-def test_every_sum_is_in_the_state_and_comes_back():
-    totals, other = Totals(CPU), Totals(CPU)
+def test_every_sum_is_in_the_state_and_comes_back(device):
+    totals, other = Totals(device), Totals(device)
     totals.allowed = other.allowed = 2
     totals.trained = other.trained = ("conv.weight",)
     add_steps(totals, [0, 2, 1, 0])
-    totals.add(torch.tensor(1.0), torch.tensor([False]), 1, torch.tensor([True]))
+    totals.add(
+        torch.tensor(1.0, device=device),
+        torch.tensor([False], device=device),
+        1,
+        torch.tensor([True], device=device),
+    )
     sums = {name for name, value in vars(totals).items() if isinstance(value, torch.Tensor)}
     assert sums < set(totals.state())
     assert all(bool(totals.state()[name]) for name in sums)
@@ -130,16 +137,16 @@ def test_every_sum_is_in_the_state_and_comes_back():
     assert other.skipped_note() == totals.skipped_note()
 
 
-def test_more_skipped_steps_than_allowed_are_an_error_that_names_the_first():
-    totals = Totals(CPU)
+def test_more_skipped_steps_than_allowed_are_an_error_that_names_the_first(device):
+    totals = Totals(device)
     totals.allowed = 2
     add_steps(totals, [0, 1, 1, 1])
     with pytest.raises(FloatingPointError, match=r"^3 steps were skipped, at most 2 .* of step 2"):
         totals.check()
 
 
-def test_an_epoch_without_a_step_that_counts_has_no_mean():
-    totals = Totals(CPU)
+def test_an_epoch_without_a_step_that_counts_has_no_mean(device):
+    totals = Totals(device)
     totals.allowed = 2
     add_steps(totals, [1, 1])
     with pytest.raises(FloatingPointError, match=r"no step could be taken: 2 of 2 steps were"):
@@ -276,33 +283,41 @@ def test_metrics_without_an_accuracy_say_none():
 
 
 @pytest.mark.parametrize("hits", [None, torch.ones(2, dtype=torch.bool)])
-def test_one_batch_without_classes_is_enough_for_no_accuracy(hits):
-    totals = Totals(CPU)
-    totals.add(torch.tensor(1.0), torch.ones(2, dtype=torch.bool), 2)
-    unfit = None if hits is None else torch.tensor([False, True])
-    totals.add(torch.tensor(1.0), hits, 2, unfit)
+def test_one_batch_without_classes_is_enough_for_no_accuracy(device, hits):
+    totals = Totals(device)
+    totals.add(torch.tensor(1.0, device=device), torch.ones(2, dtype=torch.bool, device=device), 2)
+    hits = None if hits is None else hits.to(device)
+    unfit = None if hits is None else torch.tensor([False, True], device=device)
+    totals.add(torch.tensor(1.0, device=device), hits, 2, unfit)
     assert totals.compute().accuracy is None
-    other = Totals(CPU)
+    other = Totals(device)
     other.set_state(totals.state())
     assert other.compute().accuracy is None
 
 
 @pytest.mark.bad_input
-def test_with_cross_entropy_labels_that_are_no_shares_are_an_error():
-    totals = Totals(CPU, cross_entropy=True)
-    totals.add(torch.tensor(1.0), torch.ones(1, dtype=torch.bool), 1, torch.tensor([True]))
+def test_with_cross_entropy_labels_that_are_no_shares_are_an_error(device):
+    totals = Totals(device, cross_entropy=True)
+    totals.add(
+        torch.tensor(1.0, device=device),
+        torch.ones(1, dtype=torch.bool, device=device),
+        1,
+        torch.tensor([True], device=device),
+    )
     with pytest.raises(ValueError, match="not all rows are shares of the classes"):
         totals.compute()
 
 
 @pytest.mark.bad_input
-def test_no_images_have_no_mean():
+def test_no_images_have_no_mean(device):
     with pytest.raises(ValueError, match="the epoch has no images; expected at least one"):
-        Totals(CPU).compute()
+        Totals(device).compute()
 
 
-def test_batches_of_one_step_are_counted_once():
-    totals = Totals(CPU)
-    totals.add(torch.tensor(1.0), torch.tensor([True]), 1)
-    totals.add(torch.tensor(1.0), torch.tensor([True]), 1, begins=False)
+def test_batches_of_one_step_are_counted_once(device):
+    totals = Totals(device)
+    totals.add(torch.tensor(1.0, device=device), torch.tensor([True], device=device), 1)
+    totals.add(
+        torch.tensor(1.0, device=device), torch.tensor([True], device=device), 1, begins=False
+    )
     assert (totals.steps, totals.images) == (1, 2)

@@ -21,8 +21,11 @@ def in_bfloat16(request, monkeypatch):
     return request.param
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+CPU = torch.device("cpu")
+
+
+def random(*shape: int, seed: int = 0, device: torch.device = CPU) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -37,11 +40,11 @@ def with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch
     scale=st.floats(1e-6, 1e6),
 )
 def test_the_singular_values_become_about_one_and_the_directions_stay(
-    in_bfloat16, size, smallest, scale
+    device, in_bfloat16, size, smallest, scale
 ):
     values = torch.linspace(smallest, 1, min(size)) * scale
     matrix = with_singular_values(values, *size)
-    result = orthogonalised(matrix[None])[0]
+    result = orthogonalised(matrix[None].to(device))[0].cpu()
     found = torch.linalg.svdvals(result)
     assert found.min() > 0.6
     assert found.max() < 1.3
@@ -50,27 +53,29 @@ def test_the_singular_values_become_about_one_and_the_directions_stay(
     torch.testing.assert_close(product, product.T, rtol=0, atol=0.02)
 
 
-def test_each_matrix_of_a_batch_is_orthogonalised_alone(in_bfloat16):
-    matrices = random(3, 8, 12) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+def test_each_matrix_of_a_batch_is_orthogonalised_alone(device, in_bfloat16):
+    scales = torch.tensor([1e-3, 1.0, 1e3], device=device)
+    matrices = random(3, 8, 12, device=device) * scales[:, None, None]
     alone = torch.cat([orthogonalised(matrix[None]) for matrix in matrices])
     torch.testing.assert_close(orthogonalised(matrices), alone, rtol=0, atol=0.01)
 
 
-def test_zeros_stay_zeros(in_bfloat16):
-    assert not orthogonalised(torch.zeros(2, 3, 4)).any()
+def test_zeros_stay_zeros(device, in_bfloat16):
+    assert not orthogonalised(torch.zeros(2, 3, 4, device=device)).any()
 
 
 @pytest.mark.parametrize("shape", [(24, 12), (12, 24)], ids=["tall", "wide"])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_the_steps_are_those_of_torchs_muon_for_matrices(shape, nesterov, monkeypatch):
+def test_the_steps_are_those_of_torchs_muon_for_matrices(device, shape, nesterov, monkeypatch):
     monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: True)  # as torch's
-    layer, matrix = nn.Conv2d(shape[1], shape[0], 1, bias=False), nn.Parameter(torch.empty(shape))
+    layer = nn.Conv2d(shape[1], shape[0], 1, bias=False).to(device)
+    matrix = nn.Parameter(torch.empty(shape, device=device))
     with torch.no_grad():
         matrix.copy_(start := layer.weight.detach().flatten(1).clone())
     ours = build_optimizer(replace(RECIPE, momentum=0.8, nesterov=nesterov), layer)
     torchs = torch.optim.Muon([matrix], lr=0.02, momentum=0.8, nesterov=nesterov, weight_decay=0)
     for step in range(4):
-        gradient = random(*shape, seed=step)
+        gradient = random(*shape, seed=step, device=device)
         layer.weight.grad, matrix.grad = gradient[:, :, None, None].clone(), gradient.clone()
         ours.step()
         torchs.step()
@@ -78,10 +83,11 @@ def test_the_steps_are_those_of_torchs_muon_for_matrices(shape, nesterov, monkey
     assert difference.norm() < 0.05 * moved.norm()  # the iterations multiply bfloat16's rounding
 
 
-def test_the_groups_of_a_convolution_are_orthogonalised_apart(in_bfloat16):
-    both = nn.Conv2d(8, 12, 3, groups=2, bias=False)
-    halves = [nn.Conv2d(4, 6, 3, bias=False) for _ in range(2)]
-    gradient = random(12, 4, 3, 3) * torch.tensor([1.0] * 6 + [100.0] * 6)[:, None, None, None]
+def test_the_groups_of_a_convolution_are_orthogonalised_apart(device, in_bfloat16):
+    both = nn.Conv2d(8, 12, 3, groups=2, bias=False).to(device)
+    halves = [nn.Conv2d(4, 6, 3, bias=False).to(device) for _ in range(2)]
+    scales = torch.tensor([1.0] * 6 + [100.0] * 6, device=device)
+    gradient = random(12, 4, 3, 3, device=device) * scales[:, None, None, None]
     with torch.no_grad():
         both.weight.zero_()
     both.weight.grad = gradient.clone()
@@ -92,11 +98,11 @@ def test_the_groups_of_a_convolution_are_orthogonalised_apart(in_bfloat16):
         half.weight.grad = part.clone()
         build_optimizer(RECIPE, half).step()
         torch.testing.assert_close(weight, half.weight, rtol=0, atol=0.02 / 64)
-        assert torch.linalg.svdvals(weight.flatten(1)).min() > 0.6 * 0.02
+        assert torch.linalg.svdvals(weight.detach().flatten(1).cpu()).min() > 0.6 * 0.02
 
 
-def test_only_filters_are_orthogonalised_and_the_rest_is_sgd():
-    model = AlexNet(10, image_size=67, seed=0)
+def test_only_filters_are_orthogonalised_and_the_rest_is_sgd(device):
+    model = AlexNet(10, image_size=67, seed=0).to(device)
     plain = copy.deepcopy(model)
     optimizer = build_optimizer(RECIPE, model)
     reference = build_optimizer(replace(RECIPE, optimizer="sgd"), plain)
@@ -104,7 +110,7 @@ def test_only_filters_are_orthogonalised_and_the_rest_is_sgd():
     filters = {f"features.conv{i}.weight" for i in range(1, 6)}
     for _ in range(2):
         for (name, p), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-            p.grad, other.grad = (random(*p.shape, seed=len(name)) for _ in range(2))
+            p.grad, other.grad = (random(*p.shape, seed=len(name)).to(p.device) for _ in range(2))
         optimizer.step()
         reference.step()
     parameters = zip(model.named_parameters(), plain.parameters(), strict=True)
@@ -125,27 +131,30 @@ def test_frozen_filters_are_left_out():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_step_that_is_found_not_finite_changes_nothing(momentum):
-    layer = nn.Conv2d(3, 4, 3)
+def test_a_step_that_is_found_not_finite_changes_nothing(device, momentum):
+    layer = nn.Conv2d(3, 4, 3).to(device)
     optimizer = build_optimizer(replace(RECIPE, momentum=momentum), layer)
     layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
     optimizer.step()
     before = copy.deepcopy((layer.state_dict(), optimizer.state_dict()["state"]))
     layer.weight.grad = torch.full_like(layer.weight, torch.nan)
     layer.bias.grad = torch.ones_like(layer.bias)
-    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())  # as GradScaler does it
+    optimizer.grad_scale, optimizer.found_inf = (
+        None,
+        torch.ones((), device=device),
+    )  # as GradScaler does it
     optimizer.step()
     after = layer.state_dict(), optimizer.state_dict()["state"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def test_a_closure_is_called_with_gradients():
-    layer = nn.Conv2d(1, 2, 3, bias=False)
+def test_a_closure_is_called_with_gradients(device):
+    layer = nn.Conv2d(1, 2, 3, bias=False).to(device)
     optimizer = build_optimizer(RECIPE, layer)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = layer(torch.ones(1, 1, 3, 3)).sum()
+        loss = layer(torch.ones(1, 1, 3, 3, device=device)).sum()
         loss.backward()
         return loss
 
@@ -154,18 +163,18 @@ def test_a_closure_is_called_with_gradients():
     assert (layer.weight < before).all()
 
 
-def test_a_copy_goes_on_from_the_state():
-    first, second = (nn.Conv2d(3, 4, 3) for _ in range(2))
+def test_a_copy_goes_on_from_the_state(device):
+    first, second = (nn.Conv2d(3, 4, 3).to(device) for _ in range(2))
     one = build_optimizer(RECIPE, first)
     for p in first.parameters():
-        p.grad = random(*p.shape)
+        p.grad = random(*p.shape, device=device)
     one.step()
     second.load_state_dict(first.state_dict())
     two = build_optimizer(RECIPE, second)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for layer, optimizer in ((first, one), (second, two)):
         for p in layer.parameters():
-            p.grad = random(*p.shape, seed=1)
+            p.grad = random(*p.shape, seed=1, device=device)
         optimizer.step()
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 

@@ -13,9 +13,9 @@ import continued
 import pytest
 import torch
 from continued import OPTIONS, RUNS, State, begin, go_on, state_of
-from helpers import random_pixels
+from helpers import network_tolerance, random_pixels, repeated
 from PIL import Image
-from tiny import QUIET, Noisy, tiny_recipe, use_tiny, weights_of
+from tiny import Noisy, quiet, tiny_recipe, use_tiny, weights_of
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -27,29 +27,47 @@ from alexnet_lib.training.state import TrainingRun
 STOP = 5
 
 
-def run_of(data="shapes", *, seed: int = 0, **changes) -> TrainingRun:
-    recipe = tiny_recipe(**{"epochs": 2, **changes})
-    options = QUIET.resolved()
-    loaders = prepare_loaders(data, recipe, seed=seed, options=options)
-    model = prepare_model(loaders, recipe, seed=seed, options=options)
-    return TrainingRun(recipe, loaders, model, seed=seed, options=options)
+@pytest.fixture
+def run_of(device):
+    """Builds runs on the device, before their first step."""
+
+    def build(data="shapes", *, seed: int = 0, **changes) -> TrainingRun:
+        recipe = tiny_recipe(**{"epochs": 2, **changes})
+        options = quiet(device).resolved()
+        loaders = prepare_loaders(data, recipe, seed=seed, options=options)
+        model = prepare_model(loaders, recipe, seed=seed, options=options)
+        return TrainingRun(recipe, loaders, model, seed=seed, options=options)
+
+    return build
 
 
-def without_times(data: Any) -> Any:
-    """A state's plain data but for what the clock says."""
+def comparable(data: Any, *, to_the_bit: bool) -> Any:
+    """A state's plain data but for what the clock says, and measures that are not the same bits."""
     if isinstance(data, dict):
         times = {"seconds", "images_per_second"}
-        return {name: without_times(value) for name, value in data.items() if name not in times}
-    return [*map(without_times, data)] if isinstance(data, list | tuple) else data
+        return {
+            name: comparable(value, to_the_bit=to_the_bit)
+            for name, value in data.items()
+            if name not in times
+        }
+    if isinstance(data, list | tuple):
+        return [comparable(value, to_the_bit=to_the_bit) for value in data]
+    return None if isinstance(data, float) and not to_the_bit else data
 
 
 def assert_same(found: State, expected: State) -> None:
-    """Two states agree, bit for bit, but for the times."""
-    assert without_times(found[0]) == without_times(expected[0])
+    """Two states agree but for the times: on the CPU bit for bit."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in expected[1].values())
+    plain, same = (comparable(state[0], to_the_bit=on_cpu) for state in (found, expected))
+    assert plain == same
     assert found[1].keys() == expected[1].keys()
     for name, tensor in expected[1].items():
         assert found[1][name].dtype == tensor.dtype, name
-        assert torch.equal(found[1][name], tensor), name
+        one, other = found[1][name].cpu(), tensor.cpu()
+        if on_cpu:
+            assert torch.equal(one, other), name
+        else:
+            assert torch.allclose(one.double(), other.double(), **repeated(tensor.device)), name
 
 
 def tensors_of(state: State, part: str) -> dict[str, Tensor]:
@@ -60,7 +78,7 @@ def tensors_of(state: State, part: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first taken", "first skipped"])
-def test_the_average_is_torchs_over_the_steps_that_were_taken(first):
+def test_the_average_is_torchs_over_the_steps_that_were_taken(device, run_of, first):
     run = run_of(ema_decay=0.9)
     model, average = run.model, run.average
     expected = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -68,7 +86,7 @@ def test_the_average_is_torchs_over_the_steps_that_were_taken(first):
         with torch.no_grad():
             for parameter in model.parameters() if taken else ():
                 parameter += torch.randn_like(parameter)
-        state_module._update(average, model, 0.9, torch.tensor(taken))
+        state_module._update(average, model, 0.9, torch.tensor(taken, device=device))
         if taken:
             expected.update_parameters(model)
         torch.testing.assert_close(average.state_dict(), expected.state_dict(), rtol=0, atol=0)
@@ -78,23 +96,24 @@ def test_the_average_is_torchs_over_the_steps_that_were_taken(first):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory) -> Path:
+def elsewhere(device, tmp_path_factory) -> Path:
     """A folder with the states of runs that were stopped here and ended in another process."""
     folder = tmp_path_factory.mktemp("states")
     with pytest.MonkeyPatch.context() as patch:
         use_tiny(patch)
         for name in RUNS:
-            continued.write(go_on(begin(name), STOP), folder, f"stopped {name}")
+            continued.write(go_on(begin(name, device), STOP), folder, f"stopped {name}")
     tests = Path(continued.__file__).parent
-    command = [sys.executable, continued.__file__, str(folder), str(torch.get_num_threads())]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, continued.__file__, str(folder), threads, str(device)]
     path = os.pathsep.join([str(tests), str(tests.parent), *filter(None, sys.path)])
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     return folder
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_goes_on_in_another_process_bit_for_bit(name, elsewhere):
-    whole = go_on(begin(name))
+def test_a_run_goes_on_in_another_process_bit_for_bit(device, name, elsewhere):
+    whole = go_on(begin(name, device))
     ended = continued.read(elsewhere, f"ended {name}")
     assert_same(ended, state_of(whole))
     # Not all of it is the same anyway: the part that was trained elsewhere has changed something.
@@ -129,9 +148,11 @@ def test_a_plateau_and_the_best_epoch_are_remembered_elsewhere(options, elsewher
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "adamw"])
-def test_what_the_optimiser_keeps_of_a_weight_is_in_the_weights_memory_format(recipe, elsewhere):
+def test_what_the_optimiser_keeps_of_a_weight_is_in_the_weights_memory_format(
+    device, recipe, elsewhere
+):
     name = f"{recipe} bfloat16"
-    run = begin(name)
+    run = begin(name, device)
     run.set_state(*continued.read(elsewhere, f"stopped {name}"))
     weight = run.model.features.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -147,7 +168,7 @@ def test_what_the_optimiser_keeps_of_a_weight_is_in_the_weights_memory_format(re
 @pytest.mark.parametrize("steps", [0, 1, 3, 4, 5, 7, 8], ids="after {} steps".format)
 @pytest.mark.parametrize("finished", [False, True], ids=["", "epoch finished"])
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "ema_decay": 0.5}], ids=str)
-def test_a_run_goes_on_from_its_state_wherever_it_was_taken(steps, finished, changes):
+def test_a_run_goes_on_from_its_state_wherever_it_was_taken(run_of, steps, finished, changes):
     whole = go_on(run_of(**changes))
     stopped = go_on(run_of(**changes), steps)
     if finished and stopped.totals.steps == stopped.steps_in_epoch:
@@ -158,7 +179,7 @@ def test_a_run_goes_on_from_its_state_wherever_it_was_taken(steps, finished, cha
     assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
-def test_a_run_without_validation_goes_on_from_its_state():
+def test_a_run_without_validation_goes_on_from_its_state(run_of):
     changes = {"validation_fraction": 0.0}
     fresh, whole = run_of(**changes), go_on(run_of(**changes))
     fresh.set_state(*state_of(go_on(run_of(**changes), STOP)))
@@ -166,13 +187,13 @@ def test_a_run_without_validation_goes_on_from_its_state():
     assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
-def test_a_run_of_a_random_data_set_goes_on_from_its_state():
+def test_a_run_of_a_random_data_set_goes_on_from_its_state(run_of):
     fresh, whole = run_of(Noisy()), go_on(run_of(Noisy()))
     fresh.set_state(*state_of(go_on(run_of(Noisy()), STOP)))
     assert_same(state_of(go_on(fresh)), state_of(whole))
 
 
-def test_a_run_that_is_under_way_is_set_back_to_a_state():
+def test_a_run_that_is_under_way_is_set_back_to_a_state(run_of):
     run = run_of()
     state = state_of(go_on(run, 2))
     end = state_of(go_on(run))
@@ -182,12 +203,12 @@ def test_a_run_that_is_under_way_is_set_back_to_a_state():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_state_that_was_set_is_not_changed_by_training_on(name):
-    state = state_of(go_on(begin(name), STOP))
+def test_a_state_that_was_set_is_not_changed_by_training_on(device, name):
+    state = state_of(go_on(begin(name, device), STOP))
     before = copy.deepcopy(state)
     ends = []
     for _ in range(2):
-        run = begin(name)
+        run = begin(name, device)
         run.set_state(*state)
         ends.append(state_of(go_on(run)))
     assert_same(state, before)
@@ -195,18 +216,18 @@ def test_a_state_that_was_set_is_not_changed_by_training_on(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_taking_the_state_does_not_disturb_the_run(name):
-    watched = begin(name)
+def test_taking_the_state_does_not_disturb_the_run(device, name):
+    watched = begin(name, device)
     while not watched.finished:
         watched.state()
         go_on(watched, 1)
         watched.state()
         if watched.totals.steps == watched.steps_in_epoch:
             watched.finish_epoch()
-    assert_same(state_of(watched), state_of(go_on(begin(name))))
+    assert_same(state_of(watched), state_of(go_on(begin(name, device))))
 
 
-def test_of_a_state_plain_data_and_tensors_belong_together():
+def test_of_a_state_plain_data_and_tensors_belong_together(run_of):
     data, tensors = state_of(go_on(run_of(), STOP))
 
     def names(value) -> list[str]:
@@ -224,13 +245,15 @@ def test_of_a_state_plain_data_and_tensors_belong_together():
 
 
 @pytest.mark.parametrize("draws", [1, 7])
-def test_what_a_step_draws_does_not_depend_on_what_others_drew_before(draws):
+def test_what_a_step_draws_does_not_depend_on_what_others_drew_before(device, run_of, draws):
     alone, disturbed = run_of(dropout=0.5), run_of(dropout=0.5)
     for _ in range(3):
         alone.take_step()
         torch.rand(draws)
         disturbed.take_step()
-        assert torch.equal(weights_of(alone.model), weights_of(disturbed.model))
+        torch.testing.assert_close(
+            weights_of(alone.model), weights_of(disturbed.model), **repeated(device)
+        )
 
 
 def masks_of_steps(run: TrainingRun, steps: int) -> list[list[bool]]:
@@ -247,7 +270,7 @@ def masks_of_steps(run: TrainingRun, steps: int) -> list[list[bool]]:
     return masks
 
 
-def test_dropout_is_drawn_by_the_seed_the_epoch_and_the_step():
+def test_dropout_is_drawn_by_the_seed_the_epoch_and_the_step(run_of):
     run, same, other = (run_of(seed=seed, epochs=2, learning_rate=1e-9) for seed in (1, 1, 2))
     first = masks_of_steps(run, 4)
     run.finish_epoch()
@@ -258,7 +281,7 @@ def test_dropout_is_drawn_by_the_seed_the_epoch_and_the_step():
     assert not any(mask in drawn for mask in masks_of_steps(other, 4))
 
 
-def test_steps_and_epochs_are_counted():
+def test_steps_and_epochs_are_counted(run_of):
     run = run_of()
     seen = []
     while not run.finished:
@@ -270,7 +293,7 @@ def test_steps_and_epochs_are_counted():
     assert (run.steps_in_epoch, run.steps_in_all, run.epoch) == (4, 8, 2)
 
 
-def test_the_best_weights_are_not_changed_by_training_on():
+def test_the_best_weights_are_not_changed_by_training_on(run_of):
     run = go_on(run_of(epochs=3), 4)
     run.finish_epoch()
     before = {name: tensor.clone() for name, tensor in run.best_weights.items()}
@@ -279,10 +302,10 @@ def test_the_best_weights_are_not_changed_by_training_on():
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
 
 
-def test_a_float16_run_keeps_its_scale():
-    run = go_on(begin("sgd float16"), STOP)
+def test_a_float16_run_keeps_its_scale(device):
+    run = go_on(begin("sgd float16", device), STOP)
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 512.0})
-    fresh = begin("sgd float16")
+    fresh = begin("sgd float16", device)
     fresh.set_state(*state_of(run))
     assert fresh.scaler.get_scale() == 512.0
     assert_same(state_of(go_on(fresh)), state_of(go_on(run)))
@@ -291,7 +314,7 @@ def test_a_float16_run_keeps_its_scale():
 # Steps of several batches
 
 
-def test_steps_of_several_batches_are_steps_of_the_optimiser():
+def test_steps_of_several_batches_are_steps_of_the_optimiser(run_of):
     run = run_of(batch_size=5, accumulation_steps=3)
     assert (run.steps_in_epoch, run.steps_in_all) == (4, 8)
     rates = []
@@ -303,12 +326,14 @@ def test_steps_of_several_batches_are_steps_of_the_optimiser():
     assert run.finish_epoch().train.images == 54
 
 
-def test_steps_of_several_batches_are_those_of_one_larger_batch():
+def test_steps_of_several_batches_are_those_of_one_larger_batch(device, run_of):
     several, one = (
         go_on(run_of(dropout=0.0, flip=False, epochs=1, **changes))
         for changes in ({"batch_size": 6, "accumulation_steps": 2}, {"batch_size": 12})
     )
-    torch.testing.assert_close(weights_of(several.model), weights_of(one.model))
+    torch.testing.assert_close(
+        weights_of(several.model), weights_of(one.model), **network_tolerance(device)
+    )
 
 
 # The end before the last epoch
@@ -324,25 +349,25 @@ def with_accuracies(monkeypatch, *accuracies: float) -> None:
     monkeypatch.setattr(TrainingRun, "evaluate", evaluate)
 
 
-def test_a_run_ends_after_some_epochs_without_a_better_accuracy(monkeypatch):
+def test_a_run_ends_after_some_epochs_without_a_better_accuracy(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.1, 0.3, 0.3, 0.2, 0.9)
     run = go_on(run_of(epochs=5, early_stopping=2))
     assert (run.epoch, run.best_epoch, run.finished, run.stopped_early) == (4, 2, True, True)
 
 
-def test_a_run_that_gets_better_is_not_ended(monkeypatch):
+def test_a_run_that_gets_better_is_not_ended(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.1, 0.1, 0.2)
     run = go_on(run_of(epochs=3, early_stopping=2))
     assert (run.epoch, run.finished, run.stopped_early) == (3, True, False)
 
 
-def test_a_run_that_would_end_with_its_last_epoch_is_not_stopped_early(monkeypatch):
+def test_a_run_that_would_end_with_its_last_epoch_is_not_stopped_early(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.2, 0.1)
     run = go_on(run_of(epochs=2, early_stopping=1))
     assert (run.epoch, run.stopped_early) == (2, False)
 
 
-def test_a_state_knows_how_long_no_epoch_was_better(monkeypatch):
+def test_a_state_knows_how_long_no_epoch_was_better(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.3, 0.2, 0.2)
     run = run_of(epochs=5, early_stopping=2)
     while run.epoch < 2:
@@ -361,7 +386,7 @@ def test_a_state_knows_how_long_no_epoch_was_better(monkeypatch):
 GROWING: dict[str, Any] = {"image_size": 20, "growth_fraction": 0.4, "start_size": 0.6}
 
 
-def test_the_first_epochs_train_and_are_evaluated_on_smaller_images():
+def test_the_first_epochs_train_and_are_evaluated_on_smaller_images(run_of):
     run = run_of(epochs=5, **GROWING)
     seen: list[tuple[int, bool]] = []
     run.model.features.conv1.register_forward_pre_hook(
@@ -376,12 +401,12 @@ def test_the_first_epochs_train_and_are_evaluated_on_smaller_images():
     assert run.model.image_size == 20
 
 
-def test_smaller_images_are_what_a_loader_of_their_size_yields(monkeypatch):
+def test_smaller_images_are_what_a_loader_of_their_size_yields(device, run_of, monkeypatch):
     run = run_of(epochs=2, random_crop=True, resize_ratio=1.5, flip=True, **GROWING)
     small = prepare_loaders(
         "shapes",
         tiny_recipe(random_crop=True, resize_ratio=1.5, flip=True, image_size=12),
-        options=QUIET,
+        options=quiet(device),
     )
     seen: list[Tensor] = []
     run.model.features.conv1.register_forward_pre_hook(
@@ -392,7 +417,7 @@ def test_smaller_images_are_what_a_loader_of_their_size_yields(monkeypatch):
         assert torch.equal(images, expected)
 
 
-def test_the_best_epoch_is_one_on_images_of_full_size(monkeypatch):
+def test_the_best_epoch_is_one_on_images_of_full_size(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.8, 0.9, 0.2, 0.3, 0.1)
     run = run_of(epochs=5, **GROWING)
     best = []
@@ -404,7 +429,7 @@ def test_the_best_epoch_is_one_on_images_of_full_size(monkeypatch):
     assert best == [1, 2, 3, 4, 4]
 
 
-def test_early_stopping_does_not_count_epochs_on_smaller_images(monkeypatch):
+def test_early_stopping_does_not_count_epochs_on_smaller_images(run_of, monkeypatch):
     with_accuracies(monkeypatch, 0.9, 0.1, 0.1, 0.1, 0.1, 0.3, 0.2, 0.2, 0.9, 0.9)
     changes = {**GROWING, "growth_fraction": 0.5, "epochs": 10}
     run = run_of(early_stopping=2, **changes)
@@ -413,7 +438,7 @@ def test_early_stopping_does_not_count_epochs_on_smaller_images(monkeypatch):
     assert (run.epoch, run.best_epoch, run.stopped_early) == (8, 6, True)
 
 
-def test_a_network_is_as_it_was_where_a_step_on_smaller_images_fails(monkeypatch):
+def test_a_network_is_as_it_was_where_a_step_on_smaller_images_fails(run_of, monkeypatch):
     run = run_of(epochs=2, **GROWING)
     with monkeypatch.context() as patch:
         patch.setattr(run.model.classifier, "forward", lambda x: 1 / 0)
@@ -436,12 +461,9 @@ def photos(folder: Path, bad: Iterable[int] = ()) -> Path:
     return folder
 
 
-SKIPPING = replace(QUIET, on_bad_image="skip", bad_image_limit=0.5)
-
-
-def run_of_photos(folder: Path, **changes) -> TrainingRun:
+def run_of_photos(folder: Path, device: torch.device, **changes) -> TrainingRun:
     recipe = tiny_recipe(**{"epochs": 2, "dropout": 0.5, "image_size": 12, **changes})
-    options = SKIPPING.resolved()
+    options = replace(quiet(device), on_bad_image="skip", bad_image_limit=0.5).resolved()
     loaders = prepare_loaders(folder, recipe, options=options)
     model = prepare_model(loaders, recipe, options=options)
     return TrainingRun(recipe, loaders, model, seed=0, options=options)
@@ -451,11 +473,11 @@ def run_of_photos(folder: Path, **changes) -> TrainingRun:
 @pytest.mark.parametrize("batch_size", [1, 5])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_an_epoch_without_its_bad_images_ends_and_goes_on_from_its_state(
-    batch_size, accumulation_steps, tmp_path
+    device, batch_size, accumulation_steps, tmp_path
 ):
     folder = photos(tmp_path, bad=(0, 3, 4, 9, 16))
     changes = {"batch_size": batch_size, "accumulation_steps": accumulation_steps}
-    whole = run_of_photos(folder, **changes)
+    whole = run_of_photos(folder, device, **changes)
     files = whole.loaders.train.dataset.files
     good = [file for file in files if int(file.stem) not in {0, 3, 4, 9, 16}]
     assert len(good) < len(files)
@@ -469,6 +491,6 @@ def test_an_epoch_without_its_bad_images_ends_and_goes_on_from_its_state(
             whole.take_step()
     assert {*whole.loaders.train.bad_images} == {str(f) for f in files if f not in good}
     for state in states[1 :: max(1, len(states) // 3)]:
-        fresh = run_of_photos(folder, **changes)
+        fresh = run_of_photos(folder, device, **changes)
         fresh.set_state(*state)
         assert_same(state_of(go_on(fresh)), state_of(whole))
