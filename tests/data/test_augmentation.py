@@ -85,9 +85,9 @@ def test_draws_leave_the_global_generators_alone(augmentation):
 
 @any_change
 @given(part=st.integers(0, 12), seed=seeds)
-def test_a_batchs_result_is_that_of_its_parts(augmentation, part, seed):
-    images = suited(augmentation, random_batch(12, 7, 5, seed))
-    draws = augmentation.draw(12, seeded(seed))
+def test_a_batchs_result_is_that_of_its_parts(device, augmentation, part, seed):
+    images = suited(augmentation, random_batch(12, 7, 5, seed).to(device))
+    draws = augmentation.draw(12, seeded(seed)).to(device)
     parts = [
         augmentation.apply(images[:part], draws[:part]),
         augmentation.apply(images[part:], draws[part:]),
@@ -97,9 +97,9 @@ def test_a_batchs_result_is_that_of_its_parts(augmentation, part, seed):
 
 @any_mixture
 @given(part=st.integers(1, 11), seed=seeds)
-def test_a_mixtures_result_is_that_of_its_parts(augmentation, part, seed):
-    images = random_batch(13, 7, 5, seed)
-    draws = augmentation.draw(12, seeded(seed))
+def test_a_mixtures_result_is_that_of_its_parts(device, augmentation, part, seed):
+    images = random_batch(13, 7, 5, seed).to(device)
+    draws = augmentation.draw(12, seeded(seed)).to(device)
     mixed, kept = augmentation.mix(images, draws)
     one = augmentation.mix(images[: part + 1], draws[:part])
     other = augmentation.mix(images[part:], draws[part:])
@@ -108,18 +108,18 @@ def test_a_mixtures_result_is_that_of_its_parts(augmentation, part, seed):
 
 
 @any_change
-def test_an_augmentation_leaves_the_images_it_is_given_as_they_were(augmentation):
-    images = suited(augmentation, random_batch(12, 7, 5))
+def test_an_augmentation_leaves_the_images_it_is_given_as_they_were(device, augmentation):
+    images = suited(augmentation, random_batch(12, 7, 5).to(device))
     before = images.clone()
-    augmentation.apply(images, augmentation.draw(12, seeded()))
+    augmentation.apply(images, augmentation.draw(12, seeded()).to(device))
     assert torch.equal(images, before)
 
 
 @any_mixture
-def test_a_mixture_leaves_the_images_it_is_given_as_they_were(augmentation):
-    images = random_batch(13, 7, 5)
+def test_a_mixture_leaves_the_images_it_is_given_as_they_were(device, augmentation):
+    images = random_batch(13, 7, 5).to(device)
     before = images.clone()
-    augmentation.mix(images, augmentation.draw(12, seeded()))
+    augmentation.mix(images, augmentation.draw(12, seeded()).to(device))
     assert torch.equal(images, before)
 
 
@@ -169,18 +169,18 @@ images_to_flip = torch.rand(500, 3, 2, 4, generator=torch.Generator().manual_see
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_flip_is_its_own_inverse(seed):
+def test_a_flip_is_its_own_inverse(device, seed):
     flip = HorizontalFlip()
-    draws = flip.draw(500, torch.Generator().manual_seed(seed))
-    once = flip.apply(images_to_flip, draws)
-    assert torch.equal(flip.apply(once, draws), images_to_flip)
+    images, draws = images_to_flip.to(device), flip.draw(500, seeded(seed)).to(device)
+    once = flip.apply(images, draws)
+    assert torch.equal(flip.apply(once, draws), images)
 
 
-def test_a_flip_mirrors_left_to_right_the_images_drawn_and_no_others():
-    draws = torch.tensor([True, False])
-    flipped = HorizontalFlip().apply(images_to_flip[:2], draws)
-    assert torch.equal(flipped[0], images_to_flip[0].flip(-1))
-    assert torch.equal(flipped[1], images_to_flip[1])
+def test_a_flip_mirrors_left_to_right_the_images_drawn_and_no_others(device):
+    images, draws = images_to_flip[:2].to(device), torch.tensor([True, False], device=device)
+    flipped = HorizontalFlip().apply(images, draws)
+    assert torch.equal(flipped[0], images[0].flip(-1))
+    assert torch.equal(flipped[1], images[1])
 
 
 def test_about_half_the_images_are_flipped():
@@ -207,37 +207,37 @@ def test_a_certain_flip_is_certain(probability):
     dtype=st.sampled_from([torch.uint8, torch.float32]),
 )
 def test_a_shift_is_a_crop_out_of_the_image_with_a_reflected_border(
-    seed, height, width, share, dtype
+    device, seed, height, width, share, dtype
 ):
-    images = of_dtype(random_batch(9, height, width, seed=seed), dtype)
+    images = of_dtype(random_batch(9, height, width, seed=seed).to(device), dtype)
     shift = RandomShift(share)
-    draws = shift.draw(9, seeded(seed))
+    draws = shift.draw(9, seeded(seed)).to(device)
     most = [min(round(share * side), side - 1) for side in (height, width)]
-    padded = np.pad(images.numpy(), ((0, 0), (0, 0), *((m, m) for m in most)), mode="reflect")
+    padded = np.pad(images.cpu().numpy(), ((0, 0), (0, 0), *((m, m) for m in most)), mode="reflect")
     for image, whole, draw in zip(shift.apply(images, draws), padded, draws.tolist(), strict=True):
         top, left = (int(u * (2 * m + 1)) for u, m in zip(draw, most, strict=True))
-        assert np.array_equal(image, whole[:, top : top + height, left : left + width])
+        assert np.array_equal(image.cpu(), whole[:, top : top + height, left : left + width])
 
 
-def test_all_shifts_up_to_an_eighth_occur_about_equally_often():
-    row = torch.arange(16, dtype=torch.uint8).expand(1, 1, 16, 16)
+def test_all_shifts_up_to_an_eighth_occur_about_equally_often(device):
+    row = torch.arange(16, dtype=torch.uint8, device=device).expand(1, 1, 16, 16)
     shift = RandomShift()
-    images = shift.apply(row.expand(5000, -1, -1, -1), shift.draw(5000, seeded(0)))
+    images = shift.apply(row.expand(5000, -1, -1, -1), shift.draw(5000, seeded(0)).to(device))
     found = torch.bincount(images[:, 0, 8, 8].int(), minlength=16)
     assert found.nonzero()[:, 0].tolist() == [6, 7, 8, 9, 10]
     assert found[6:11].min() > 900
 
 
-def test_an_image_of_one_pixel_stays():
-    image = torch.ones(2, 3, 1, 1, dtype=torch.uint8)
-    assert torch.equal(RandomShift(0.5).apply(image, torch.rand(2, 2)), image)
+def test_an_image_of_one_pixel_stays(device):
+    image = torch.ones(2, 3, 1, 1, dtype=torch.uint8, device=device)
+    assert torch.equal(RandomShift(0.5).apply(image, torch.rand(2, 2, device=device)), image)
 
 
 @given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
-def test_color_noise_adds_one_colour_to_all_pixels_of_an_image(seed, dtype):
+def test_color_noise_adds_one_colour_to_all_pixels_of_an_image(device, seed, dtype):
     noise = ColorNoise(COMPONENTS)
-    images = of_dtype(random_batch(5, 4, 6, seed), dtype)
-    draws = noise.draw(5, seeded(seed))
+    images = of_dtype(random_batch(5, 4, 6, seed).to(device), dtype)
+    draws = noise.draw(5, seeded(seed)).to(device)
     result = noise.apply(images, draws)
     assert result.dtype == torch.float32
     added = result - (images / 255 if dtype == torch.uint8 else images)
@@ -245,10 +245,10 @@ def test_color_noise_adds_one_colour_to_all_pixels_of_an_image(seed, dtype):
     torch.testing.assert_close(added, expected, rtol=0, atol=1e-6)
 
 
-def test_color_noise_of_strength_0_changes_nothing():
-    images = random_batch(5, 4, 6)
+def test_color_noise_of_strength_0_changes_nothing(device):
+    images = random_batch(5, 4, 6).to(device)
     noise = ColorNoise(COMPONENTS, strength=0.0)
-    assert torch.equal(noise.apply(images, noise.draw(5, seeded())), images / 255)
+    assert torch.equal(noise.apply(images, noise.draw(5, seeded()).to(device)), images / 255)
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5])
@@ -269,19 +269,19 @@ def test_the_noise_along_each_component_has_its_own_deviation():
     torch.testing.assert_close(along.std(0), expected, rtol=0.02, atol=0)
 
 
-def test_color_noise_may_leave_the_range_from_0_to_1():
-    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    result = ColorNoise(COMPONENTS).apply(images, torch.tensor([[0.5, -1.5, 0.0]]))
+def test_color_noise_may_leave_the_range_from_0_to_1(device):
+    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8, device=device)
+    result = ColorNoise(COMPONENTS).apply(images, torch.tensor([[0.5, -1.5, 0.0]], device=device))
     assert result[0, :, 0, 0].tolist() == [1.5, -0.5, 1.0]
 
 
 # TrivialAugment
 
 
-def test_trivial_augment_is_torchvisions_image_by_image():
-    images = random_batch(60, 12, 10)
+def test_trivial_augment_is_torchvisions_image_by_image(device):
+    images = random_batch(60, 12, 10).to(device)
     augment = TrivialAugment()
-    draws = augment.draw(60, seeded())
+    draws = augment.draw(60, seeded()).to(device)
     expected = []
     for image, seed in zip(images, draws.tolist(), strict=True):
         with torch.random.fork_rng(devices=[]):
@@ -293,10 +293,10 @@ def test_trivial_augment_is_torchvisions_image_by_image():
     assert not torch.equal(result, images)
 
 
-def test_trivial_augment_takes_floating_images_as_bytes():
-    images = random_batch(20, 8, 8)
+def test_trivial_augment_takes_floating_images_as_bytes(device):
+    images = random_batch(20, 8, 8).to(device)
     augment = TrivialAugment()
-    draws = augment.draw(20, seeded())
+    draws = augment.draw(20, seeded()).to(device)
     # To the nearest one.
     for apart in (-0.4, 0.0, 0.4):
         result = augment.apply((images + apart) / 255, draws)
@@ -304,10 +304,10 @@ def test_trivial_augment_takes_floating_images_as_bytes():
         assert torch.equal(result, augment.apply(images, draws))
 
 
-def test_trivial_augment_cuts_off_what_lies_outside_0_to_1():
-    images = torch.where(random_batch(20, 8, 8) < 128, -0.5, 1.5)
+def test_trivial_augment_cuts_off_what_lies_outside_0_to_1(device):
+    images = torch.where(random_batch(20, 8, 8).to(device) < 128, -0.5, 1.5)
     augment = TrivialAugment()
-    draws = augment.draw(20, seeded())
+    draws = augment.draw(20, seeded()).to(device)
     cut = (255 * images.clamp(0, 1)).byte()
     assert torch.equal(augment.apply(images, draws), augment.apply(cut, draws))
 
@@ -334,10 +334,12 @@ def positive_images(count: int, height: int, width: int, seed: int = 0) -> torch
 
 
 @given(seed=seeds, height=st.integers(1, 20), width=st.integers(1, 20))
-def test_what_is_erased_is_one_rectangle_of_zeros_and_nothing_else_changes(seed, height, width):
+def test_what_is_erased_is_one_rectangle_of_zeros_and_nothing_else_changes(
+    device, seed, height, width
+):
     erasing = RandomErasing(probability=1.0)
-    images = positive_images(6, height, width, seed)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(6, seeded(seed))))
+    images = positive_images(6, height, width, seed).to(device)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(6, seeded(seed)).to(device)))
     for pixels in gone:
         rows, columns = pixels.any(1), pixels.any(0)
         assert torch.equal(pixels, rows[:, None] & columns)
@@ -348,27 +350,27 @@ def test_what_is_erased_is_one_rectangle_of_zeros_and_nothing_else_changes(seed,
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_erasing_keeps_dtype_and_memory_format(dtype, memory_format):
+def test_erasing_keeps_dtype_and_memory_format(device, dtype, memory_format):
     erasing = RandomErasing(probability=1.0)
-    images = positive_images(6, 8, 8).to(dtype, memory_format=memory_format)
-    result = erasing.apply(images, erasing.draw(6, seeded()))
+    images = positive_images(6, 8, 8).to(device).to(dtype, memory_format=memory_format)
+    result = erasing.apply(images, erasing.draw(6, seeded()).to(device))
     assert result.dtype == dtype
     assert result.is_contiguous(memory_format=memory_format)
     assert erased_pixels(images, result).any()
 
 
-def test_about_half_the_images_are_erased():
+def test_about_half_the_images_are_erased(device):
     erasing = RandomErasing()
-    images = torch.ones(10_000, 3, 8, 8)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(10_000, seeded())))
+    images = torch.ones(10_000, 3, 8, 8, device=device)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(10_000, seeded()).to(device)))
     assert abs(gone.any(2).any(1).sum().item() - 5_000) < 250
 
 
-def test_erasing_is_as_certain_as_its_probability():
-    images = positive_images(1000, 20, 20)
+def test_erasing_is_as_certain_as_its_probability(device):
+    images = positive_images(1000, 20, 20).to(device)
     for probability in (0.0, 1.0):
         erasing = RandomErasing(probability)
-        gone = erased_pixels(images, erasing.apply(images, erasing.draw(1000, seeded())))
+        gone = erased_pixels(images, erasing.apply(images, erasing.draw(1000, seeded()).to(device)))
         assert (gone.any(2).any(1) == bool(probability)).all()
 
 
@@ -403,10 +405,10 @@ def test_a_side_longer_than_the_images_is_cut():
     assert set(width.tolist()) == {7}
 
 
-def test_rectangles_reach_every_pixel():
+def test_rectangles_reach_every_pixel(device):
     erasing = RandomErasing(probability=1.0)
-    images = torch.ones(5000, 3, 16, 24)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(5000, seeded())))
+    images = torch.ones(5000, 3, 16, 24, device=device)
+    gone = erased_pixels(images, erasing.apply(images, erasing.draw(5000, seeded()).to(device)))
     assert gone.any(0).all()
 
 
@@ -414,10 +416,10 @@ def test_rectangles_reach_every_pixel():
 
 
 @given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
-def test_mixup_is_the_share_of_an_image_and_the_rest_of_the_next(seed, dtype):
+def test_mixup_is_the_share_of_an_image_and_the_rest_of_the_next(device, seed, dtype):
     mixup = Mixup(alpha=1.0)
-    images = of_dtype(random_batch(7, 4, 5, seed), dtype)
-    draws = mixup.draw(6, seeded(seed))
+    images = of_dtype(random_batch(7, 4, 5, seed).to(device), dtype)
+    draws = mixup.draw(6, seeded(seed)).to(device)
     mixed, kept = mixup.mix(images, draws)
     unit = images / 255 if dtype == torch.uint8 else images
     share = kept[:, None, None, None]
@@ -427,9 +429,9 @@ def test_mixup_is_the_share_of_an_image_and_the_rest_of_the_next(seed, dtype):
 
 
 @pytest.mark.parametrize(("kept", "place"), [(1.0, 0), (0.0, 1)])
-def test_mixup_of_all_or_nothing_is_one_of_the_two_images(kept, place):
-    images = random_batch(2, 4, 5)
-    mixed, _ = Mixup().mix(images, torch.tensor([kept]))
+def test_mixup_of_all_or_nothing_is_one_of_the_two_images(device, kept, place):
+    images = random_batch(2, 4, 5).to(device)
+    mixed, _ = Mixup().mix(images, torch.tensor([kept], device=device))
     assert torch.equal(mixed[0], images[place] / 255)
 
 
@@ -448,13 +450,13 @@ def test_the_shares_have_the_beta_distributions_moments(alpha):
     width=st.integers(1, 12),
 )
 def test_cutmix_pastes_one_rectangle_and_returns_the_share_of_the_pixels_kept(
-    seed, dtype, height, width
+    device, seed, dtype, height, width
 ):
     # All pixels of image i are 10 i, so that a pixel says where it is from.
-    numbers = 10 * torch.arange(7, dtype=torch.uint8)
+    numbers = 10 * torch.arange(7, dtype=torch.uint8, device=device)
     images = of_dtype(numbers[:, None, None, None].expand(7, 3, height, width), dtype)
     cutmix = CutMix()
-    mixed, kept = cutmix.mix(images, cutmix.draw(6, seeded(seed)))
+    mixed, kept = cutmix.mix(images, cutmix.draw(6, seeded(seed)).to(device))
     assert mixed.dtype == dtype
     pasted = (mixed == images[1:]).all(1)
     assert torch.equal(mixed, torch.where(pasted[:, None], images[1:], images[:-1]))
@@ -464,18 +466,19 @@ def test_cutmix_pastes_one_rectangle_and_returns_the_share_of_the_pixels_kept(
         assert share == pytest.approx(1 - pixels.float().mean().item(), abs=1e-6)
 
 
-def test_cutmix_pastes_the_next_images_pixels_at_their_own_places():
-    images = random_batch(2, 8, 8)
+def test_cutmix_pastes_the_next_images_pixels_at_their_own_places(device):
+    images = random_batch(2, 8, 8).to(device)
     # A square of half the side, in the middle.
-    mixed, kept = CutMix().mix(images, torch.tensor([[0.5, 0.5, 0.5]]))
+    mixed, kept = CutMix().mix(images, torch.tensor([[0.5, 0.5, 0.5]], device=device))
     expected = images[0].clone()
     expected[:, 2:6, 2:6] = images[1, :, 2:6, 2:6]
     assert torch.equal(mixed[0], expected)
     assert kept.tolist() == [0.75]
 
 
-def test_a_rectangle_over_the_edge_is_cut_and_the_share_is_that_of_the_pixels_kept():
-    mixed, kept = CutMix().mix(random_batch(2, 8, 8), torch.tensor([[0.0, 0.5, 0.5]]))
+def test_a_rectangle_over_the_edge_is_cut_and_the_share_is_that_of_the_pixels_kept(device):
+    images = random_batch(2, 8, 8).to(device)
+    mixed, kept = CutMix().mix(images, torch.tensor([[0.0, 0.5, 0.5]], device=device))
     assert kept.tolist() == [1 - 2 * 4 / 64]
     assert len(mixed) == 1
 
@@ -502,11 +505,11 @@ def noise(channels: int) -> ColorNoise:
 @pytest.mark.parametrize(
     "kind", [HorizontalFlip, RandomShift, ColorNoise, RandomErasing, TrivialAugment]
 )
-def test_changes_take_any_number_of_channels(kind, channels):
+def test_changes_take_any_number_of_channels(device, kind, channels):
     augmentation = noise(channels) if kind is ColorNoise else kind()
-    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte()
+    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte().to(device)
     images = images if augmentation.on != "input" else images / 255 + 1
-    draws = augmentation.draw(6, seeded(1))
+    draws = augmentation.draw(6, seeded(1)).to(device)
     if kind is TrivialAugment and channels not in {1, 3}:
         with pytest.raises(ValueError, match=f"images have {channels} channels; expected 1 or 3"):
             augmentation.apply(images, draws)
@@ -522,9 +525,9 @@ def test_changes_take_any_number_of_channels(kind, channels):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 7])
 @any_mixture
-def test_mixtures_take_any_number_of_channels(augmentation, channels):
-    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte()
-    draws = augmentation.draw(5, seeded(1))
+def test_mixtures_take_any_number_of_channels(device, augmentation, channels):
+    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte().to(device)
+    draws = augmentation.draw(5, seeded(1)).to(device)
     mixed, kept = augmentation.mix(images, draws)
     for i in range(channels):
         alone, same = augmentation.mix(images[:, i : i + 1], draws)
