@@ -31,14 +31,16 @@ COMPONENTS = ColorComponents(
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
-def network_tolerance(device: torch.device, on_cpu: float = 1e-5) -> dict[str, float]:
+def network_tolerance(
+    device: torch.device, rtol: float = 1e-5, atol: float = 1e-5
+) -> dict[str, float]:
     """For logits and gradients of the order of 1, of a whole network in float32.
 
     A GPU chooses how it multiplies by the sizes of a batch, also by transforms (Winograd's) that
     lose two digits.
     """
-    tolerance = on_cpu if device.type == "cpu" else max(on_cpu, 1e-3)
-    return {"rtol": tolerance, "atol": tolerance}
+    least = 0.0 if device.type == "cpu" else 1e-3
+    return {"rtol": max(rtol, least), "atol": max(atol, least)}
 
 
 def repeated(device: torch.device) -> dict[str, float]:

@@ -22,10 +22,10 @@ PREPROCESS = Preprocess(14, 12, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CLASSES = ("ant", "bee", "cat", "dog")
 
 
-def tiny_model() -> AlexNet:
+def tiny_model(device: torch.device | str = "cpu") -> AlexNet:
     model = AlexNet(4, architecture=TINY, initialization="torch", seed=0)
     model.classes, model.preprocess = CLASSES, PREPROCESS
-    return model
+    return model.to(device)
 
 
 def by_class(prediction: Prediction) -> dict[str, float]:
@@ -34,20 +34,21 @@ def by_class(prediction: Prediction) -> dict[str, float]:
 
 def expected_shares(model: nn.Module, pixels: np.ndarray = PIXELS) -> dict[str, float]:
     with torch.no_grad():
-        logits = model.eval()(PREPROCESS(pixels)[None])
+        device = next(model.parameters()).device
+        logits = model.eval()(PREPROCESS(pixels)[None].to(device))
     return dict(zip(CLASSES, logits.softmax(1)[0].tolist(), strict=True))
 
 
-def test_probabilities_are_the_softmax_of_the_model_on_the_preprocessed_photo():
-    (prediction,) = predict(tiny_model(), PIXELS)
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()))
+def test_probabilities_are_the_softmax_of_the_model_on_the_preprocessed_photo(device):
+    (prediction,) = predict(tiny_model(device), PIXELS)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=1e-5)
     assert sum(prediction.probabilities) == pytest.approx(1)
 
 
-def test_the_likeliest_class_comes_first():
-    (prediction,) = predict(tiny_model(), PIXELS)
+def test_the_likeliest_class_comes_first(device):
+    (prediction,) = predict(tiny_model(device), PIXELS)
     assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
-    shares = expected_shares(tiny_model())
+    shares = expected_shares(tiny_model(device))
     assert prediction.classes == tuple(sorted(shares, key=shares.get, reverse=True))
 
 
@@ -59,14 +60,15 @@ FORMS = {
     "tensor": TENSOR,
     "batch of tensors": TENSOR[None],
     "list": [PIXELS],
-    "generator": (image for image in [PIXELS]),
+    "generator": lambda: iter([PIXELS]),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_photo_has_the_same_probabilities_in_every_form(form):
-    (prediction,) = predict(tiny_model(), FORMS[form])
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=1e-6)
+def test_a_photo_has_the_same_probabilities_in_every_form(device, form):
+    images = FORMS[form]
+    (prediction,) = predict(tiny_model(device), images() if callable(images) else images)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=1e-5)
 
 
 FLOATING = {
@@ -77,34 +79,36 @@ FLOATING = {
 
 
 @pytest.mark.parametrize("form", FLOATING)
-def test_floats_have_the_probabilities_of_the_8_bit_photo_where_it_grows(form):
+def test_floats_have_the_probabilities_of_the_8_bit_photo_where_it_grows(device, form):
     small = smooth_pixels(12, 10)
-    (prediction,) = predict(tiny_model(), FLOATING[form](small))
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(), small), abs=1e-6)
+    (prediction,) = predict(tiny_model(device), FLOATING[form](small))
+    assert by_class(prediction) == pytest.approx(
+        expected_shares(tiny_model(device), small), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", FLOATING)
-def test_floats_that_shrink_keep_what_8_bits_round(form):
-    (prediction,) = predict(tiny_model(), FLOATING[form](PIXELS))
-    shares = expected_shares(tiny_model(), PIXELS / 255)
-    assert by_class(prediction) == pytest.approx(shares, abs=1e-6)
+def test_floats_that_shrink_keep_what_8_bits_round(device, form):
+    (prediction,) = predict(tiny_model(device), FLOATING[form](PIXELS))
+    shares = expected_shares(tiny_model(device), PIXELS / 255)
+    assert by_class(prediction) == pytest.approx(shares, abs=1e-5)
     rounded = PREPROCESS(PIXELS) - PREPROCESS(PIXELS / 255)
     # Rows and columns are resized one after the other, and rounded after each.
     assert 0 < rounded.abs().max() < 1 / 255 / min(PREPROCESS.std)
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_a_path_has_the_same_probabilities_as_its_pixels(kind, tmp_path):
+def test_a_path_has_the_same_probabilities_as_its_pixels(device, kind, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "photo.png")
-    (prediction,) = predict(tiny_model(), kind(tmp_path / "photo.png"))
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()))
+    (prediction,) = predict(tiny_model(device), kind(tmp_path / "photo.png"))
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=1e-5)
 
 
-def test_a_list_may_mix_forms_and_sizes_and_keeps_its_order(tmp_path):
+def test_a_list_may_mix_forms_and_sizes_and_keeps_its_order(device, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "photo.png")
     other = smooth_pixels(25, 60)[::-1]
     images = [tmp_path / "photo.png", other, Image.fromarray(PIXELS), TENSOR]
-    predictions = predict(tiny_model(), images)
+    predictions = predict(tiny_model(device), images)
     assert [prediction.source for prediction in predictions] == [
         str(tmp_path / "photo.png"),
         "1",
@@ -112,35 +116,35 @@ def test_a_list_may_mix_forms_and_sizes_and_keeps_its_order(tmp_path):
         "3",
     ]
     for place, pixels in enumerate([PIXELS, other, PIXELS, PIXELS]):
-        shares = expected_shares(tiny_model(), pixels)
-        assert by_class(predictions[place]) == pytest.approx(shares, abs=1e-6)
+        shares = expected_shares(tiny_model(device), pixels)
+        assert by_class(predictions[place]) == pytest.approx(shares, abs=1e-5)
 
 
-def test_more_images_than_are_shown_at_a_time_keep_their_order_and_numbers():
+def test_more_images_than_are_shown_at_a_time_keep_their_order_and_numbers(device):
     images = [np.full((12, 12, 3), i, dtype=np.uint8) for i in range(70)]
-    predictions = predict(tiny_model(), images)
+    predictions = predict(tiny_model(device), images)
     assert [prediction.source for prediction in predictions] == [str(i) for i in range(70)]
     for place in (0, 31, 32, 69):
-        shares = expected_shares(tiny_model(), images[place])
-        assert by_class(predictions[place]) == pytest.approx(shares, abs=1e-6)
+        shares = expected_shares(tiny_model(device), images[place])
+        assert by_class(predictions[place]) == pytest.approx(shares, abs=1e-5)
 
 
-def test_a_loader_of_the_library_gives_an_answer_for_each_image():
+def test_a_loader_of_the_library_gives_an_answer_for_each_image(device):
     images = torch.rand(7, 3, 12, 12)
     data = TensorDataset(images, torch.arange(7) % 4)
-    model = tiny_model()
+    model = tiny_model(device)
     loaders = build_loaders((data, data), image_size=12, batch_size=3, validation_fraction=0.0)
     predictions = predict(model, loaders.test)
     model.preprocess = loaders.preprocess
     assert [prediction.source for prediction in predictions] == [str(i) for i in range(7)]
     for one, other in zip(predictions, predict(model, images), strict=True):
-        assert by_class(one) == pytest.approx(by_class(other), abs=1e-6)
+        assert by_class(one) == pytest.approx(by_class(other), abs=1e-5)
 
 
 @pytest.mark.parametrize("image_fit", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(12, 12), (10, 8), (14, 30), (150, 200)])
 def test_a_photo_has_the_same_probabilities_from_a_loader_as_from_its_path(
-    size, image_fit, tmp_path
+    device, size, image_fit, tmp_path
 ):
     for name in CLASSES:
         (tmp_path / name).mkdir()
@@ -150,7 +154,7 @@ def test_a_photo_has_the_same_probabilities_from_a_loader_as_from_its_path(
     loaders = build_loaders(
         tmp_path, image_size=12, resize=14, image_fit=image_fit, batch_size=3, test_fraction=0.25
     )
-    model = tiny_model()
+    model = tiny_model(device)
     model.preprocess = loaders.preprocess
     files = sorted(tmp_path.rglob("*.png"))
     by_path = [by_class(prediction) for prediction in predict(model, files)]
@@ -158,36 +162,36 @@ def test_a_photo_has_the_same_probabilities_from_a_loader_as_from_its_path(
     tested = loaders.test.dataset
     assert len(tested) == 2
     for shares, label in zip(by_loader, tested.labels.tolist(), strict=True):
-        assert any(shares == pytest.approx(by_path[2 * label + i], abs=1e-6) for i in range(2))
+        assert any(shares == pytest.approx(by_path[2 * label + i], abs=1e-5) for i in range(2))
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: TensorDataset(x, torch.zeros(len(x)))])
-def test_a_loader_of_torch_with_or_without_labels_is_taken_as_preprocessed(wrap: Callable):
+def test_a_loader_of_torch_with_or_without_labels_is_taken_as_preprocessed(device, wrap: Callable):
     inputs = PREPROCESS(np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]]))
-    predictions = predict(tiny_model(), DataLoader(wrap(inputs), batch_size=2))
+    predictions = predict(tiny_model(device), DataLoader(wrap(inputs), batch_size=2))
     assert len(predictions) == 3
-    shares = expected_shares(tiny_model(), PIXELS[::-1])
-    assert by_class(predictions[1]) == pytest.approx(shares, abs=1e-6)
+    shares = expected_shares(tiny_model(device), PIXELS[::-1])
+    assert by_class(predictions[1]) == pytest.approx(shares, abs=1e-5)
 
 
-def test_a_photo_that_exif_turns_equals_its_upright_twin(tmp_path):
+def test_a_photo_that_exif_turns_equals_its_upright_twin(device, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "upright.png")
     turned = Image.fromarray(np.rot90(PIXELS).copy())
     turned.save(tmp_path / "turned.png", exif=exif(6))
-    one, other = predict(tiny_model(), [tmp_path / "upright.png", tmp_path / "turned.png"])
+    one, other = predict(tiny_model(device), [tmp_path / "upright.png", tmp_path / "turned.png"])
     assert by_class(one) == by_class(other)
 
 
 @pytest.mark.parametrize(("top", "named"), [(1, 1), (3, 3), (4, 4), (9, 4)])
-def test_top_classes_are_named_and_at_most_all(top, named):
-    (all_of_them,) = predict(tiny_model(), PIXELS)
-    (prediction,) = predict(tiny_model(), PIXELS, top=top)
+def test_top_classes_are_named_and_at_most_all(device, top, named):
+    (all_of_them,) = predict(tiny_model(device), PIXELS)
+    (prediction,) = predict(tiny_model(device), PIXELS, top=top)
     assert prediction.classes == all_of_them.classes[:named]
     assert prediction.probabilities == all_of_them.probabilities[:named]
 
 
-def test_every_module_gets_its_mode_back():
-    model = tiny_model()
+def test_every_module_gets_its_mode_back(device):
+    model = tiny_model(device)
     model.classifier.eval()
     predict(model, PIXELS)
     assert model.training
@@ -195,13 +199,13 @@ def test_every_module_gets_its_mode_back():
     assert not model.classifier.training
 
 
-def test_dropout_does_not_act():
-    model = tiny_model().train()
+def test_dropout_does_not_act(device):
+    model = tiny_model(device).train()
     assert predict(model, PIXELS) == predict(model, PIXELS)
 
 
-def test_classes_and_preprocess_that_are_given_come_before_the_models_own():
-    model = tiny_model()
+def test_classes_and_preprocess_that_are_given_come_before_the_models_own(device):
+    model = tiny_model(device)
     other = Preprocess(12, 12)
     (prediction,) = predict(model, PIXELS, preprocess=other, classes=[*"wxyz"])
     model.preprocess = other
@@ -210,15 +214,15 @@ def test_classes_and_preprocess_that_are_given_come_before_the_models_own():
     assert prediction.classes == tuple("wxyz"[CLASSES.index(name)] for name in expected.classes)
 
 
-def test_classes_without_names_are_numbered():
-    model = tiny_model()
+def test_classes_without_names_are_numbered(device):
+    model = tiny_model(device)
     model.classes = None
     assert set(predict(model, PIXELS)[0].classes) == {"0", "1", "2", "3"}
 
 
-def test_a_model_of_another_dtype_is_used_as_it_is():
-    (prediction,) = predict(tiny_model().to(torch.bfloat16), PIXELS)
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=0.02)
+def test_a_model_of_another_dtype_is_used_as_it_is(device):
+    (prediction,) = predict(tiny_model(device).to(torch.bfloat16), PIXELS)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=0.02)
 
 
 def test_any_module_will_do():
@@ -227,8 +231,8 @@ def test_any_module_will_do():
     assert set(prediction.classes) == {"r", "g", "b"}
 
 
-def test_no_images_have_no_predictions():
-    assert predict(tiny_model(), []) == []
+def test_no_images_have_no_predictions(device):
+    assert predict(tiny_model(device), []) == []
 
 
 def test_a_prediction_reads_as_a_line():
@@ -381,12 +385,12 @@ def test_class_names_of_a_replaced_layer_are_named():
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, Image.fromarray])
-def test_a_grey_image_is_repeated_for_a_network_of_colours(convert):
+def test_a_grey_image_is_repeated_for_a_network_of_colours(device, convert):
     grey = np.ascontiguousarray(PIXELS[..., 0])
-    shares = expected_shares(tiny_model(), np.stack([grey] * 3, axis=-1))
+    shares = expected_shares(tiny_model(device), np.stack([grey] * 3, axis=-1))
     for images in (convert(grey), [convert(grey)]):
-        (prediction,) = predict(tiny_model(), images)
-        assert by_class(prediction) == pytest.approx(shares, abs=1e-6)
+        (prediction,) = predict(tiny_model(device), images)
+        assert by_class(prediction) == pytest.approx(shares, abs=1e-5)
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, Image.fromarray])
@@ -398,7 +402,7 @@ def test_a_network_of_grey_images_takes_grey_and_colours(convert, tmp_path):
     images = [convert(grey), PIXELS, Image.fromarray(PIXELS), tmp_path / "colour.png", TENSOR]
     first, *others = predict(model, images)
     for prediction in others:
-        assert by_class(prediction) == pytest.approx(by_class(first), abs=1e-6)
+        assert by_class(prediction) == pytest.approx(by_class(first), abs=1e-5)
 
 
 def test_images_of_five_channels_are_taken_by_a_network_of_five():
@@ -424,16 +428,16 @@ def write_photos(folder: Path, *names: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])
-def test_a_file_that_cannot_be_read_can_be_left_out(batch, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_can_be_left_out(device, batch, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "_BATCH", batch)
     names = ("0.png", "bad.jpg", "1.png", "none.jpg", "2.png", "bad2.jpg", "bad3.jpg")
     files = [*write_photos(tmp_path, *names), PIXELS]
     with pytest.warns(UserWarning, match="cannot be read as an image") as warned:
-        predictions = predict(tiny_model(), files, on_bad_image="skip")
+        predictions = predict(tiny_model(device), files, on_bad_image="skip")
     good = [str(file) for file in files[:-1] if file.stem in "012"]
     assert [prediction.source for prediction in predictions] == [*good, "7"]
     for prediction in predictions:
-        assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=1e-6)
+        assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=1e-5)
     texts = [str(warning.message) for warning in warned]
     left_out = [file for file in files[:-1] if file.stem not in "012"]
     for file, text in zip(left_out, texts, strict=True):
@@ -442,15 +446,15 @@ def test_a_file_that_cannot_be_read_can_be_left_out(batch, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("path", ["bad.jpg", "none.jpg", "~nobody-of-this-name/x.png", "a\0b.png"])
-def test_any_path_that_gives_no_image_can_be_left_out(path, tmp_path, monkeypatch):
+def test_any_path_that_gives_no_image_can_be_left_out(device, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path, "bad.jpg", "good.png")
     named = re.escape(path.replace("\0", r"\x00"))
     with pytest.warns(UserWarning, match=named):
-        (prediction,) = predict(tiny_model(), [path, "good.png"], on_bad_image="skip")
+        (prediction,) = predict(tiny_model(device), [path, "good.png"], on_bad_image="skip")
     assert prediction.source == "good.png"
     with pytest.warns(UserWarning, match=named):
-        assert predict(tiny_model(), path, on_bad_image="skip") == []
+        assert predict(tiny_model(device), path, on_bad_image="skip") == []
 
 
 @pytest.mark.bad_input
@@ -462,22 +466,22 @@ def test_what_is_no_file_is_not_left_out():
         predict(tiny_model(), PIXELS, on_bad_image="ignore")
 
 
-def test_a_folder_stands_for_its_images_also_below_it(tmp_path):
+def test_a_folder_stands_for_its_images_also_below_it(device, tmp_path):
     photos = write_class_folders(tmp_path / "photos", ("b", "a"))
     write_photos(photos, "0.png")
     (photos / "Thumbs.db").write_text("litter")
-    predictions = predict(tiny_model(), [PIXELS, photos])
+    predictions = predict(tiny_model(device), [PIXELS, photos])
     names = ["0.png", "a/0.png", "a/1.png", "b/0.png", "b/1.png"]
     expected = ["0", *(str(photos / name) for name in names)]
     assert [prediction.source for prediction in predictions] == expected
-    assert predictions[1:] == predict(tiny_model(), str(photos))
+    assert predictions[1:] == predict(tiny_model(device), str(photos))
 
 
-def test_what_else_lies_in_a_folder_is_named(tmp_path):
+def test_what_else_lies_in_a_folder_is_named(device, tmp_path):
     write_photos(tmp_path, "0.png")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.warns(UserWarning, match=r"notes\.txt is ignored"):
-        assert len(predict(tiny_model(), tmp_path)) == 1
+        assert len(predict(tiny_model(device), tmp_path)) == 1
 
 
 @pytest.mark.bad_input
@@ -486,18 +490,18 @@ def test_a_folder_without_images_is_named(tmp_path):
         predict(tiny_model(), tmp_path)
 
 
-def test_a_path_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+def test_a_path_may_begin_at_the_home_folder(device, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_photos(tmp_path, "photo.png")
-    predictions = predict(tiny_model(), ["~/photo.png", Path("~/photo.png")])
+    predictions = predict(tiny_model(device), ["~/photo.png", Path("~/photo.png")])
     assert [prediction.source for prediction in predictions] == ["~/photo.png"] * 2
 
 
 # Work while it comes
 
 
-def test_images_are_asked_for_while_answers_are_given(monkeypatch):
+def test_images_are_asked_for_while_answers_are_given(device, monkeypatch):
     monkeypatch.setattr(inference, "_BATCH", 2)
     asked = 0
 
@@ -507,13 +511,13 @@ def test_images_are_asked_for_while_answers_are_given(monkeypatch):
             asked += 1
             yield PIXELS
 
-    stream = answers(tiny_model(), photos())
+    stream = answers(tiny_model(device), photos())
     assert next(stream).source == "0"
     assert asked <= 4
     stream.close()
 
 
-def test_files_are_read_in_threads_ahead_of_the_network(tmp_path, monkeypatch):
+def test_files_are_read_in_threads_ahead_of_the_network(device, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "_BATCH", 2)
     files = write_photos(tmp_path, *(f"{i}.png" for i in range(6)))
     readers, read = set(), Preprocess.read
@@ -526,7 +530,7 @@ def test_files_are_read_in_threads_ahead_of_the_network(tmp_path, monkeypatch):
         return read(preprocess, file)
 
     monkeypatch.setattr(Preprocess, "read", noted)
-    stream = answers(tiny_model(), files)
+    stream = answers(tiny_model(device), files)
     assert next(stream).source == str(files[0])
     assert ahead.wait(10)
     assert threading.main_thread() not in readers
@@ -534,8 +538,8 @@ def test_files_are_read_in_threads_ahead_of_the_network(tmp_path, monkeypatch):
     assert not any(thread.is_alive() for thread in readers)
 
 
-def test_a_stream_that_is_closed_gives_the_model_its_modes_back():
-    model = tiny_model().train()
+def test_a_stream_that_is_closed_gives_the_model_its_modes_back(device):
+    model = tiny_model(device).train()
     stream = answers(model, [PIXELS] * 70)
     next(stream)
     assert not model.training
@@ -580,13 +584,13 @@ class Collated:
         Collated(lambda x: (x.numpy().astype(np.float64), [0] * len(x))),
     ],
 )
-def test_a_loader_of_any_kind_has_an_answer_for_each_image(loader):
-    predictions = predict(tiny_model(), loader)
+def test_a_loader_of_any_kind_has_an_answer_for_each_image(device, loader):
+    predictions = predict(tiny_model(device), loader)
     assert [prediction.source for prediction in predictions] == ["0", "1", "2"]
-    shares = tiny_model().eval()(INPUTS).softmax(1).tolist()
+    shares = tiny_model(device).eval()(INPUTS).softmax(1).tolist()
     for prediction, expected in zip(predictions, shares, strict=True):
         expected = dict(zip(CLASSES, expected, strict=True))
-        assert by_class(prediction) == pytest.approx(expected, abs=1e-6)
+        assert by_class(prediction) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.bad_input
@@ -605,10 +609,10 @@ def test_a_data_set_is_not_taken_for_a_loader():
         predict(tiny_model(), data)
 
 
-def test_a_wrapped_model_has_the_classes_and_the_preprocessing_of_its_own():
-    wrapped = nn.DataParallel(tiny_model())
+def test_a_wrapped_model_has_the_classes_and_the_preprocessing_of_its_own(device):
+    wrapped = nn.DataParallel(tiny_model(device))
     (prediction,) = predict(wrapped, PIXELS)
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()))
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=1e-5)
 
 
 def test_a_model_of_torchvision_has_numbers_for_classes():
@@ -636,19 +640,19 @@ def test_names_may_be_an_array():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_model_with_integer_buffers_first_keeps_its_dtype(dtype):
-    model = tiny_model().to(dtype)
+def test_a_model_with_integer_buffers_first_keeps_its_dtype(device, dtype):
+    model = tiny_model(device).to(dtype)
     wrapped = nn.Sequential(model)
     wrapped.register_buffer("steps", torch.zeros((), dtype=torch.int64))
     (prediction,) = predict(wrapped, PIXELS, preprocess=PREPROCESS, classes=CLASSES)
-    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model()), abs=0.02)
+    assert by_class(prediction) == pytest.approx(expected_shares(tiny_model(device)), abs=0.02)
 
 
 # Outputs that are not finite, memory, signals
 
 
-def test_weights_that_are_nan_are_named_with_the_first_image(tmp_path):
-    model = tiny_model()
+def test_weights_that_are_nan_are_named_with_the_first_image(device, tmp_path):
+    model = tiny_model(device)
     nn.init.constant_(model.features.conv1.weight, float("nan"))
     file = write_class_folders(tmp_path, ("ant",), count=1) / "ant" / "0.png"
     message = "are NaN or infinite: the weight features.conv1.weight is NaN or infinite"
@@ -656,10 +660,10 @@ def test_weights_that_are_nan_are_named_with_the_first_image(tmp_path):
         predict(model, [file, PIXELS])
 
 
-def test_the_image_without_finite_outputs_is_named_after_the_answers_of_those_before():
+def test_the_image_without_finite_outputs_is_named_after_the_answers_of_those_before(device):
     batch = torch.zeros(4, 3, 12, 12)
     batch[2, 0, 0, 0] = float("inf")
-    stream = answers(tiny_model(), DataLoader(TensorDataset(batch), 4))
+    stream = answers(tiny_model(device), DataLoader(TensorDataset(batch), 4))
     assert [next(stream).source for _ in range(2)] == ["0", "1"]
     with pytest.raises(FloatingPointError, match=r"for image 2 .* expected images without NaN"):
         next(stream)
@@ -679,7 +683,7 @@ def test_where_memory_does_not_suffice_the_batch_is_said():
         predict(model, PIXELS, preprocess=PREPROCESS)
 
 
-def test_a_signal_ends_a_prediction_between_two_batches(monkeypatch):
+def test_a_signal_ends_a_prediction_between_two_batches(device, monkeypatch):
     seen = []
 
     def check():
@@ -688,7 +692,7 @@ def test_a_signal_ends_a_prediction_between_two_batches(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(interrupts, "check", check)
-    model = tiny_model()
+    model = tiny_model(device)
     with pytest.raises(KeyboardInterrupt):
         predict(model, [PIXELS] * 40)
     assert model.training

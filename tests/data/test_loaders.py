@@ -116,7 +116,11 @@ def augmenting(kind=in_memory, **options) -> BatchLoader:
 
 def numbers(loader: BatchLoader) -> list[int]:
     """The numbers of the images of a pass, in their order."""
-    return [number for images, _ in loader for number in (255 * images[:, 0, 0, 0]).int().tolist()]
+    return [
+        number
+        for images, _ in loader
+        for number in (255 * images[:, 0, 0, 0]).round().int().tolist()
+    ]
 
 
 def all_labels(loader: BatchLoader) -> torch.Tensor:
@@ -140,16 +144,16 @@ def positions(loader: BatchLoader) -> set[int]:
 # A batch
 
 
-def test_a_batch_is_the_tutorials_to_tensor_resize_and_normalize_of_each_image():
+def test_a_batch_is_the_tutorials_to_tensor_resize_and_normalize_of_each_image(device):
     photos = np.stack([random_pixels(32, 32, seed) for seed in range(2)])
     data = in_memory(torch.from_numpy(photos).movedim(-1, 1))
     preprocess = Preprocess(227, 227, "squash", mean=STATS.mean, std=STATS.std)
-    ((images, _),) = BatchLoader(data, preprocess)
+    ((images, _),) = BatchLoader(data, preprocess, placement=Placement(device))
     tutorial = tv.Compose(
         [tv.ToTensor(), tv.Resize((227, 227)), tv.Normalize(STATS.mean, STATS.std)]
     )
     expected = torch.stack([tutorial(photo) for photo in photos])
-    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_float32_images_and_int64_labels():
@@ -165,10 +169,14 @@ def test_a_saved_batch_does_not_hold_the_labels_of_the_whole_epoch(kind):
 
 
 @any_kind
-def test_each_image_comes_with_its_own_label(kind):
-    loader = BatchLoader(kind(numbered_images(50), classes=7), AS_IT_IS, shuffle=True)
+def test_each_image_comes_with_its_own_label(device, kind):
+    loader = BatchLoader(
+        kind(numbered_images(50), classes=7), AS_IT_IS, shuffle=True, placement=Placement(device)
+    )
     images, labels = next(iter(loader))
-    assert labels.tolist() == [number % 7 for number in (255 * images[:, 0, 0, 0]).int().tolist()]
+    assert labels.tolist() == [
+        number % 7 for number in (255 * images[:, 0, 0, 0]).round().int().tolist()
+    ]
 
 
 def test_without_shuffle_the_order_is_that_of_the_data_set():
@@ -493,16 +501,18 @@ def test_transparent_pixels_get_the_background_in_every_part_and_in_the_statisti
         assert compute_channel_stats(loaders.train.dataset).mean == pytest.approx(colour)
 
 
-def test_set_epoch_repeats_an_epoch_exactly():
-    loader = flipping()
+def test_set_epoch_repeats_an_epoch_exactly(device):
+    loader = flipping(placement=Placement(device))
     passes = [whole_pass(loader) for _ in range(3)]
     loader.set_epoch(1)
     assert torch.equal(whole_pass(loader), passes[1])
     assert torch.equal(whole_pass(loader), passes[2])
 
 
-def test_different_seeds_give_different_orders():
-    assert numbers(shuffling(seed=0)) != numbers(shuffling(seed=1))
+def test_different_seeds_give_different_orders(device):
+    assert numbers(shuffling(seed=0, placement=Placement(device))) != numbers(
+        shuffling(seed=1, placement=Placement(device))
+    )
 
 
 def test_an_epoch_of_one_seed_is_no_epoch_of_the_next_seed():
@@ -511,14 +521,14 @@ def test_an_epoch_of_one_seed_is_no_epoch_of_the_next_seed():
     assert numbers(later) != numbers(shuffling(seed=1))
 
 
-def test_augmentation_differs_between_epochs():
-    loader = flipping(shuffle=False)
+def test_augmentation_differs_between_epochs(device):
+    loader = flipping(shuffle=False, placement=Placement(device))
     assert not torch.equal(whole_pass(loader), whole_pass(loader))
 
 
 @given(seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
-def test_every_image_comes_exactly_once_in_an_epoch(seed, epoch):
-    loader = shuffling(seed=seed)
+def test_every_image_comes_exactly_once_in_an_epoch(device, seed, epoch):
+    loader = shuffling(seed=seed, placement=Placement(device))
     loader.set_epoch(epoch)
     assert sorted(numbers(loader)) == list(range(50))
 
@@ -526,20 +536,23 @@ def test_every_image_comes_exactly_once_in_an_epoch(seed, epoch):
 @any_augmentation
 @settings(max_examples=10)
 @given(batch_size=st.integers(1, 25))
-def test_order_and_augmentation_do_not_depend_on_the_batch_size(augmentation, batch_size):
-    loader = augmenting(augmentation=augmentation)
+def test_order_and_augmentation_do_not_depend_on_the_batch_size(device, augmentation, batch_size):
+    loader = augmenting(augmentation=augmentation, placement=Placement(device))
     assert_same_pass(replace(loader, batch_size=batch_size), loader)
 
 
 @any_augmentation
-def test_order_and_augmentation_do_not_depend_on_where_the_images_are_held(augmentation):
-    loaders = [augmenting(kind, augmentation=augmentation) for kind in (in_memory, read_lazily)]
+def test_order_and_augmentation_do_not_depend_on_where_the_images_are_held(device, augmentation):
+    loaders = [
+        augmenting(kind, augmentation=augmentation, placement=Placement(device))
+        for kind in (in_memory, read_lazily)
+    ]
     assert_same_pass(*loaders)
 
 
 @any_augmentation
-def test_an_augmentation_changes_images_and_is_another_one_in_each_epoch(augmentation):
-    loader = augmenting(augmentation=augmentation, shuffle=False)
+def test_an_augmentation_changes_images_and_is_another_one_in_each_epoch(device, augmentation):
+    loader = augmenting(augmentation=augmentation, shuffle=False, placement=Placement(device))
     plain = whole_pass(replace(loader, augmentation=()))
     first, second = whole_pass(loader), whole_pass(loader)
     assert not torch.equal(first, plain)
@@ -547,16 +560,16 @@ def test_an_augmentation_changes_images_and_is_another_one_in_each_epoch(augment
 
 
 @any_augmentation
-def test_an_augmentation_leaves_images_held_in_memory_as_they_were(augmentation):
-    loader = augmenting(augmentation=augmentation)
+def test_an_augmentation_leaves_images_held_in_memory_as_they_were(device, augmentation):
+    loader = augmenting(augmentation=augmentation, placement=Placement(device))
     before = loader.dataset.images.clone()
     whole_pass(loader)
     assert torch.equal(loader.dataset.images, before)
 
 
 @any_augmentation
-def test_an_augmentation_keeps_dtype_and_memory_format(augmentation):
-    placement = Placement(dtype=torch.bfloat16, memory_format=torch.channels_last)
+def test_an_augmentation_keeps_dtype_and_memory_format(device, augmentation):
+    placement = Placement(device, torch.bfloat16, torch.channels_last)
     for images, _ in augmenting(augmentation=augmentation, placement=placement):
         assert images.dtype == torch.bfloat16
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -660,18 +673,20 @@ def test_loaders_tell_their_classes_stats_image_size_and_preprocess():
 
 @any_kind
 @pytest.mark.parametrize("number", [1, 2, 10])
-def test_views_are_those_of_the_whole_images_in_the_order_of_the_next_pass(kind, number):
+def test_views_are_those_of_the_whole_images_in_the_order_of_the_next_pass(device, kind, number):
     images = random_batch(20, 8, 8)
     preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=2)
-    loader = BatchLoader(kind(images), preprocess, batch_size=6, shuffle=True)
+    loader = BatchLoader(
+        kind(images), preprocess, batch_size=6, shuffle=True, placement=Placement(device)
+    )
     loader.set_epoch(1)
-    epoch = shuffling(20)
+    epoch = shuffling(20, placement=Placement(device))
     epoch.set_epoch(1)
     order = torch.tensor(numbers(epoch))
-    whole = preprocess.normalized(preprocess.resized(images))[order]
+    whole = preprocess.normalized(preprocess.resized(images.to(device)))[order.to(device)]
     expected = list(preprocess.views(whole, number))
     batches = [(list(views), labels) for views, labels in loader.views(number)]
-    assert torch.equal(torch.cat([labels for _, labels in batches]), order % 2)
+    assert torch.equal(torch.cat([labels for _, labels in batches]).cpu(), order % 2)
     for views in zip(expected, *(views for views, _ in batches), strict=True):
         torch.testing.assert_close(torch.cat(views[1:]), views[0], rtol=0, atol=2e-5)
 
@@ -698,20 +713,27 @@ def test_a_copy_with_other_arguments_starts_at_epoch_0_and_leaves_the_first_alon
     assert numbers(loader) != numbers(shuffling())
 
 
-def test_to_changes_dtype_and_memory_format_of_the_batches():
-    for part in dataset_loaders().to("cpu", torch.bfloat16, torch.channels_last):
+def test_to_changes_dtype_and_memory_format_of_the_batches(device):
+    for part in dataset_loaders().to(device, torch.bfloat16, torch.channels_last):
         images, labels = next(iter(part))
+        assert images.device == labels.device == device
         assert images.dtype == torch.bfloat16
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert labels.dtype == torch.int64
 
 
 @any_kind
-def test_batches_in_bfloat16_are_those_in_float32_rounded_once(kind, implementation):
+def test_batches_in_bfloat16_are_those_in_float32_rounded_once(device, kind, implementation):
     treatment = Preprocess(9, 7, mean=(0.5,) * 3, std=(0.25,) * 3)
     images = random_batch(20, 4, 4)
-    loader = BatchLoader(kind(images), treatment, augmentation=(HorizontalFlip(),), shuffle=True)
-    short = Placement(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    loader = BatchLoader(
+        kind(images),
+        treatment,
+        augmentation=(HorizontalFlip(),),
+        shuffle=True,
+        placement=Placement(device),
+    )
+    short = Placement(device, torch.bfloat16, torch.channels_last)
     expected = whole_pass(loader).bfloat16()
     assert torch.equal(whole_pass(replace(loader, placement=short)), expected)
 
@@ -754,12 +776,15 @@ def test_pixels_are_changed_before_the_resize_only_where_that_enlarges_them(
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("augmentation", [HorizontalFlip(1.0), ColorNoise(COMPONENTS)])
 def test_a_flip_and_colour_noise_give_the_same_input_as_after_the_resize(
-    kind, image_fit, height, width, augmentation
+    device, kind, image_fit, height, width, augmentation
 ):
     images = random_batch(6, height, width)
     preprocess = Preprocess(40, 33, image_fit, mean=STATS.mean, std=STATS.std, edge=3)
-    loader = BatchLoader(kind(images), preprocess, augmentation=(augmentation,))
-    draws = augmentation.draw(6, generator_for(loader.seed, 0))
+    loader = BatchLoader(
+        kind(images), preprocess, augmentation=(augmentation,), placement=Placement(device)
+    )
+    draws = augmentation.draw(6, generator_for(loader.seed, 0)).to(device)
+    images = images.to(device)
     resized = augmentation.apply(preprocess.resized(images), draws)
     expected = preprocess.network_input(resized)
     torch.testing.assert_close(whole_pass(loader), expected, rtol=0, atol=1e-5)
@@ -784,19 +809,27 @@ def test_trivial_augment_sees_images_of_the_size_they_are_resized_to(
 
 
 @any_kind
-def test_trivial_augment_does_the_same_to_images_of_any_size_once_they_are_resized(kind):
+def test_trivial_augment_does_the_same_to_images_of_any_size_once_they_are_resized(device, kind):
     images = random_batch(8, 20, 20)
     treatment = Preprocess(40, 33)
-    loader = BatchLoader(kind(images), treatment, augmentation=(TrivialAugment(),))
+    loader = BatchLoader(
+        kind(images), treatment, augmentation=(TrivialAugment(),), placement=Placement(device)
+    )
     resized = (255 * treatment.resized(images)).round().to(torch.uint8)
     expected = whole_pass(replace(loader, dataset=in_memory(resized)))
     torch.testing.assert_close(whole_pass(loader), expected, rtol=0, atol=1e-5)
 
 
-def test_images_keep_their_own_draws_before_and_after_a_mixture():
+def test_images_keep_their_own_draws_before_and_after_a_mixture(device):
     seen = []
     order = (witness("pixels", seen), Mixup(), witness("pixels", seen), witness("input", seen))
-    loader = BatchLoader(in_memory(numbered_images(5)), AS_IT_IS, augmentation=order, batch_size=3)
+    loader = BatchLoader(
+        in_memory(numbered_images(5)),
+        AS_IT_IS,
+        augmentation=order,
+        batch_size=3,
+        placement=Placement(device),
+    )
     whole_pass(loader)
     # A mixture is made of one image more than there are.
     assert [draws for *_, draws in seen] == [
@@ -805,9 +838,12 @@ def test_images_keep_their_own_draws_before_and_after_a_mixture():
     ]
 
 
-def test_augmentations_are_applied_in_their_order():
+def test_augmentations_are_applied_in_their_order(device):
     noise, flip = ColorNoise(COMPONENTS), TrivialAugment()
-    passes = [whole_pass(augmenting(augmentation=both)) for both in ((noise, flip), (flip, noise))]
+    passes = [
+        whole_pass(augmenting(augmentation=both, placement=Placement(device)))
+        for both in ((noise, flip), (flip, noise))
+    ]
     # Only the last one's values lie between those of bytes.
     bytes_are = [
         torch.allclose(values, values.round(), atol=1e-3)
@@ -816,16 +852,16 @@ def test_augmentations_are_applied_in_their_order():
     assert bytes_are == [True, False]
 
 
-def test_what_is_erased_is_0_in_the_networks_input():
-    loader = augmenting(augmentation=(RandomErasing(probability=1.0),))
+def test_what_is_erased_is_0_in_the_networks_input(device):
+    loader = augmenting(augmentation=(RandomErasing(probability=1.0),), placement=Placement(device))
     plain, erased = whole_pass(replace(loader, augmentation=())), whole_pass(loader)
     gone = (erased == 0) & (plain != 0)
     assert gone.flatten(1).any(1).all()
     assert torch.equal(erased[~gone], plain[~gone])
 
 
-def test_color_noise_is_added_before_the_normalisation():
-    loader = augmenting(augmentation=(ColorNoise(COMPONENTS),))
+def test_color_noise_is_added_before_the_normalisation(device):
+    loader = augmenting(augmentation=(ColorNoise(COMPONENTS),), placement=Placement(device))
     plain = whole_pass(replace(loader, augmentation=()))
     added = whole_pass(loader) - plain
     colours = added[..., 0, 0]
@@ -839,10 +875,16 @@ def test_color_noise_is_added_before_the_normalisation():
 
 
 @any_kind
-def test_a_random_crop_is_some_part_of_the_whole_image(kind):
+def test_a_random_crop_is_some_part_of_the_whole_image(device, kind):
     images = random_batch(20, 8, 8)
     preprocess = Preprocess(11, 8, mean=STATS.mean, std=STATS.std, edge=1)
-    loader = BatchLoader(kind(images), preprocess, augmentation=(RandomCrop(),), batch_size=6)
+    loader = BatchLoader(
+        kind(images),
+        preprocess,
+        augmentation=(RandomCrop(),),
+        batch_size=6,
+        placement=Placement(device),
+    )
     uncropped = replace(
         loader, augmentation=(), preprocess=replace(preprocess, image_size=11, edge=0)
     )
@@ -855,8 +897,8 @@ def test_a_random_crop_is_some_part_of_the_whole_image(kind):
     assert len(corners) > 5
 
 
-def test_a_random_crop_without_a_margin_changes_nothing():
-    loader = flipping(augmentation=(RandomCrop(),))
+def test_a_random_crop_without_a_margin_changes_nothing(device):
+    loader = flipping(augmentation=(RandomCrop(),), placement=Placement(device))
     plain = whole_pass(replace(loader, augmentation=()))
     assert torch.equal(whole_pass(loader), plain)
 
@@ -865,12 +907,17 @@ def test_a_random_crop_without_a_margin_changes_nothing():
 @settings(max_examples=10)
 @given(batch_size=st.integers(1, 12))
 def test_an_image_is_mixed_with_the_next_of_the_epoch_and_the_last_with_the_first(
-    mixture, batch_size
+    device, mixture, batch_size
 ):
     # Each image is a class of its own, so that labels say what is mixed.
     data = in_memory(numbered_images(10), classes=10)
     loader = BatchLoader(
-        data, AS_IT_IS, batch_size=batch_size, shuffle=True, augmentation=(mixture,)
+        data,
+        AS_IT_IS,
+        batch_size=batch_size,
+        shuffle=True,
+        augmentation=(mixture,),
+        placement=Placement(device),
     )
     order = numbers(replace(loader, augmentation=()))
     shares = all_labels(loader)
@@ -886,28 +933,43 @@ def pairs(order: list[int]) -> list[tuple[int, int]]:
 
 
 @any_mixture
-def test_mixed_labels_are_each_classs_share_of_the_pixels(mixture):
+def test_mixed_labels_are_each_classs_share_of_the_pixels(device, mixture):
     data = in_memory(numbered_images(10), classes=10)
-    loader = BatchLoader(data, AS_IT_IS, batch_size=4, shuffle=True, augmentation=(mixture,))
+    loader = BatchLoader(
+        data,
+        AS_IT_IS,
+        batch_size=4,
+        shuffle=True,
+        augmentation=(mixture,),
+        placement=Placement(device),
+    )
     for images, labels in loader:
         assert labels.dtype == torch.float32
         assert labels.shape == (len(images), 10)
-        torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+        torch.testing.assert_close(labels.sum(1), torch.ones(len(images), device=device))
         # All pixels of image i are i.
         values = 255 * images.mean((1, 2, 3))
-        torch.testing.assert_close(values, labels @ torch.arange(10.0), rtol=0, atol=1e-4)
+        expected = labels @ torch.arange(10.0, device=device)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-4)
 
 
-def test_images_of_one_class_mixed_are_of_that_class():
-    loader = BatchLoader(in_memory(numbered_images(6), 1), AS_IT_IS, augmentation=(Mixup(),))
-    torch.testing.assert_close(all_labels(loader), torch.ones(6, 1))
+def test_images_of_one_class_mixed_are_of_that_class(device):
+    loader = BatchLoader(
+        in_memory(numbered_images(6), 1),
+        AS_IT_IS,
+        augmentation=(Mixup(),),
+        placement=Placement(device),
+    )
+    torch.testing.assert_close(all_labels(loader), torch.ones(6, 1, device=device))
 
 
-def test_a_set_of_one_image_is_mixed_with_itself():
+def test_a_set_of_one_image_is_mixed_with_itself(device):
     images = torch.from_numpy(random_pixels(4, 4)).movedim(-1, 0)[None]
-    loader = BatchLoader(in_memory(images), AS_IT_IS, augmentation=(Mixup(),))
+    loader = BatchLoader(
+        in_memory(images), AS_IT_IS, augmentation=(Mixup(),), placement=Placement(device)
+    )
     ((mixed, labels),) = loader
-    torch.testing.assert_close(mixed, images / 255)
+    torch.testing.assert_close(mixed, images.to(device) / 255)
     assert labels.tolist() == [[1, 0]]
 
 

@@ -1,6 +1,7 @@
 """The promises of the kernels: when they are compiled, what happens where they cannot be."""
 
 import ctypes
+import importlib.util
 import mmap
 import os
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import seeded
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,6 +24,7 @@ from alexnet_lib.data.images import to_unit
 from alexnet_lib.kernels import compiling
 from alexnet_lib.kernels import cpu as kernels
 from alexnet_lib.kernels.arguments import EnlargeArguments, LrnArguments, ShrinkArguments
+from alexnet_lib.network import normalization
 
 COMPILED = kernels.load() is not None
 needs_compiler = pytest.mark.skipif(not COMPILED, reason="there is no C compiler")
@@ -827,6 +830,32 @@ for shape, groups, size, beta in (
         assert gradient.is_contiguous(memory_format=torch.channels_last) == channels_last
 print("equal")
 """
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("size", "groups", "beta"), [(5, 2, 0.75), (4, 1, 0.3), (1, 3, 1.2)])
+def test_on_a_device_output_and_gradient_are_the_formulas_in_float64(
+    device, dtype, memory_format, size, groups, beta, monkeypatch
+):
+    # Of many blocks, and none of them whole.
+    shape = (3, 12, 37, 53)
+    x, grad = (3 * torch.randn(shape, generator=seeded(seed)) for seed in (0, 1))
+    x, grad = (y.to(dtype).contiguous(memory_format=memory_format) for y in (x, grad))
+    settings = kernels.LrnSettings(size, 0.5, beta, 2.0, groups)
+    monkeypatch.setattr(normalization, "_WORTH_TRITON", 0)
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        assert normalization._gpu_kernels(device) is not None
+    y = normalization._computed(x.to(device), None, settings)
+    gradient = normalization._computed(x.to(device), grad.to(device), settings)
+    expected = normalization._output(x.double(), settings)
+    expected_gradient = normalization._gradient(x.double(), grad.double(), settings)
+    # float32's rounding of the sums, then that of the result.
+    close = {"rtol": 2e-5 + torch.finfo(dtype).eps / 2, "atol": 2e-5}
+    for result, exact in ((y, expected), (gradient, expected_gradient)):
+        assert (result.dtype, result.device) == (dtype, device)
+        assert result.is_contiguous(memory_format=memory_format)
+        torch.testing.assert_close(result.cpu().double(), exact, **close)
 
 
 def test_the_triton_kernel_gives_the_formulas_output_and_gradient():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import needs, network_tolerance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd import ODD, wrong_messages
@@ -45,9 +46,10 @@ TINY = Architecture(
 )
 
 
-def random_images(count, size, dtype=torch.float32):
+def random_images(count, size, dtype=torch.float32, device="cpu"):
+    needs(dtype, torch.device(device))
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, size, size, generator=generator).to(dtype)
+    return torch.randn(count, 3, size, size, generator=generator).to(dtype).to(device)
 
 
 def leaves(model):
@@ -60,7 +62,7 @@ def leaves(model):
 
 
 @pytest.fixture(scope="module")
-def smallest():
+def smallest_on_cpu():
     """An architecture at its smallest size, in evaluation mode. Tests leave it as it is."""
 
     @functools.cache
@@ -71,6 +73,14 @@ def smallest():
     return build
 
 
+@pytest.fixture(scope="module")
+def smallest(device, smallest_on_cpu):
+    """The same on the device."""
+    if device.type == "cpu":
+        return smallest_on_cpu
+    return functools.cache(lambda name: copy.deepcopy(smallest_on_cpu(name)).to(device))
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def small(request, smallest):
     return smallest(request.param)
@@ -79,6 +89,11 @@ def small(request, smallest):
 @pytest.fixture(scope="module")
 def paper(smallest):
     return smallest("paper")
+
+
+@pytest.fixture(scope="module")
+def paper_on_cpu(smallest_on_cpu):
+    return smallest_on_cpu("paper")
 
 
 # Equality with the originals
@@ -127,9 +142,9 @@ ORIGINALS = {
 
 
 @pytest.fixture(scope="module", params=list(ORIGINALS))
-def pair(request):
+def pair(request, device):
     """The library's model and the original, of the same tensors."""
-    ours = AlexNet(10, architecture=request.param, seed=0)
+    ours = AlexNet(10, architecture=request.param, seed=0).to(device)
     with torch.device("meta"):
         theirs = ORIGINALS[request.param](10)
     weights = dict(zip(theirs.state_dict(), ours.parameters(), strict=True))
@@ -137,34 +152,34 @@ def pair(request):
     return ours, theirs
 
 
-def test_in_evaluation_the_logits_are_the_originals_at_every_size_that_both_take(pair):
+def test_in_evaluation_the_logits_are_the_originals_at_every_size_that_both_take(device, pair):
     ours, theirs = (model.eval() for model in pair)
     sizes = [(227, 227)]
     if ours.architecture.takes_any_size:
         sizes += [(63, 63), (224, 224), (100, 131)]
     for size in sizes:
-        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
         with torch.inference_mode():
-            torch.testing.assert_close(ours(images), theirs(images), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours(images), theirs(images), **network_tolerance(device))
 
 
-def test_in_training_the_logits_are_the_originals_given_the_same_dropout_masks(pair):
+def test_in_training_the_logits_are_the_originals_given_the_same_dropout_masks(device, pair):
     ours, theirs = (model.train() for model in pair)
-    images = random_images(2, ours.image_size)
+    images = random_images(2, ours.image_size, device=device)
     logits = []
     for model in (ours, theirs):
         torch.manual_seed(1)
         with torch.no_grad():
             logits.append(model(images))
-    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*logits, **network_tolerance(device))
 
 
-def test_in_training_the_gradients_are_the_originals(pair):
+def test_in_training_the_gradients_are_the_originals(device, pair):
     # In float32 a rounding error can pick another maximum in a pooling window, which moves a
     # whole gradient; in float64 that takes a tie of 15 digits.
+    images = random_images(1, pair[0].image_size, torch.float64, device=device)
     weights = [p.detach().double().requires_grad_() for p in pair[0].parameters()]
-    images = random_images(1, pair[0].image_size, torch.float64)
-    labels = torch.tensor([3])
+    labels = torch.tensor([3], device=device)
     gradients = []
     for model in pair:
         names = [name for name, _ in model.named_parameters()]
@@ -255,48 +270,53 @@ def test_weights_and_biases_start_as_stated(name, initialization):
             assert torch.all(bias == (1.0 if starts_at_1 else 0.0))
 
 
-def tiny_weights(initialization, seed):
-    model = AlexNet(10, architecture=TINY, initialization=initialization, seed=seed)
+def tiny_weights(initialization, seed, device):
+    with device:
+        model = AlexNet(10, architecture=TINY, initialization=initialization, seed=seed)
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
 @pytest.mark.parametrize("initialization", INITIALIZATIONS)
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(initialization):
-    weights = tiny_weights(initialization, seed=5)
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(device, initialization):
+    weights = tiny_weights(initialization, seed=5, device=device)
     torch.manual_seed(99)
-    assert torch.equal(tiny_weights(initialization, seed=5), weights)
-    assert not torch.equal(tiny_weights(initialization, seed=6), weights)
+    assert torch.equal(tiny_weights(initialization, seed=5, device=device), weights)
+    assert not torch.equal(tiny_weights(initialization, seed=6, device=device), weights)
 
 
 @pytest.mark.parametrize("initialization", INITIALIZATIONS)
-def test_a_seed_leaves_the_global_generator_alone(initialization):
+def test_a_seed_leaves_the_global_generator_alone(device, initialization):
     before = torch.get_rng_state()
-    tiny_weights(initialization, seed=5)
+    tiny_weights(initialization, seed=5, device=device)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("initialization", INITIALIZATIONS)
-def test_without_a_seed_the_weights_follow_the_global_generator(initialization):
+def test_without_a_seed_the_weights_follow_the_global_generator(device, initialization):
     torch.manual_seed(0)
-    first, second = (tiny_weights(initialization, seed=None) for _ in range(2))
+    first, second = (tiny_weights(initialization, seed=None, device=device) for _ in range(2))
     torch.manual_seed(0)
-    assert torch.equal(tiny_weights(initialization, seed=None), first)
+    assert torch.equal(tiny_weights(initialization, seed=None, device=device), first)
     assert not torch.equal(first, second)
 
 
 # Parts
 
 
-def test_the_parts_of_paper_have_the_fields_names_in_order(paper):
-    assert [name for name, _ in paper.named_children()] == ["features", "flatten", "classifier"]
-    assert [name for name, _ in paper.features.named_children()] == [
+def test_the_parts_of_paper_have_the_fields_names_in_order(paper_on_cpu):
+    assert [name for name, _ in paper_on_cpu.named_children()] == [
+        "features",
+        "flatten",
+        "classifier",
+    ]
+    assert [name for name, _ in paper_on_cpu.features.named_children()] == [
         *("conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2"),
         *("conv3", "relu3", "conv4", "relu4", "conv5", "relu5", "pool5"),
     ]
-    assert [name for name, _ in paper.classifier.named_children()] == [
+    assert [name for name, _ in paper_on_cpu.classifier.named_children()] == [
         *("fc6", "relu6", "drop6", "fc7", "relu7", "drop7", "fc8")
     ]
-    assert paper.avgpool is None
+    assert paper_on_cpu.avgpool is None
 
 
 @pytest.mark.parametrize("name", ["single_tower", "one_weird_trick"])
@@ -327,10 +347,10 @@ DROPPING = Architecture(
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
-def test_scaled_in_the_test_what_dropout_keeps_is_left_as_it_is_in_training(p):
+def test_scaled_in_the_test_what_dropout_keeps_is_left_as_it_is_in_training(device, p):
     model = AlexNet(10, architecture=DROPPING, dropout=p, dropout_scaling="test")
     drop = model.classifier.drop2
-    activations = 1 + torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
+    activations = 1 + torch.rand(100, 100, generator=torch.Generator().manual_seed(0)).to(device)
     dropped = drop.train()(activations)
     torch.testing.assert_close(dropped, torch.where(dropped == 0, 0, activations))
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.02)
@@ -368,17 +388,17 @@ def test_a_single_towers_norm1_of_map_48_sees_map_47(smallest):
 @torch.no_grad()
 def norm1_maps_with_and_without_a_change_of_map_47(model):
     features = model.features
-    maps = features.conv1(random_images(1, 67))
+    maps = features.conv1(random_images(1, 67, device=features.conv1.weight.device))
     changed = maps.clone()
     changed[:, 47] += 100
     return tuple(features.norm1(features.relu1(x)) for x in (changed, maps))
 
 
-def test_the_two_towers_meet_at_conv3_and_no_earlier(paper):
+def test_the_two_towers_meet_at_conv3_and_no_earlier(device, paper):
     to_pool2, to_conv3 = paper.features[:8], paper.features[:9]
     other = copy.deepcopy(to_conv3).requires_grad_(False)
     other.conv1.weight[:48] += 1  # the first tower
-    images = random_images(1, 67)
+    images = random_images(1, 67, device=device)
     with torch.no_grad():
         assert torch.equal(other[:8](images)[:, 128:], to_pool2(images)[:, 128:])
         assert not torch.equal(other[:8](images)[:, :128], to_pool2(images)[:, :128])
@@ -387,15 +407,17 @@ def test_the_two_towers_meet_at_conv3_and_no_earlier(paper):
 
 @settings(max_examples=10)
 @given(st.integers(0, 4), st.integers(0, 4))
-def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(paper, before, after):
-    images = random_images(1 + before + after, 67)
+def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(device, paper, before, after):
+    images = random_images(1 + before + after, 67, device=device)
     with torch.inference_mode():
         together, alone = paper(images), paper(images[before : before + 1])
-    torch.testing.assert_close(together[before : before + 1], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        together[before : before + 1], alone, **network_tolerance(device, 1e-4)
+    )
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_nothing_that_a_hook_holds_is_changed_in_place(small, training):
+def test_nothing_that_a_hook_holds_is_changed_in_place(device, small, training):
     model = copy.deepcopy(small).train(training)
     held = {}
 
@@ -404,7 +426,7 @@ def test_nothing_that_a_hook_holds_is_changed_in_place(small, training):
 
     for name, module in leaves(model).items():
         module.register_forward_hook(lambda module, inputs, output, name=name: hold(name, output))
-    images = random_images(2, model.image_size)
+    images = random_images(2, model.image_size, device=device)
     hold("images", images)
     model(images).sum().backward()
     assert {"images", "conv1", "relu1", "fc8"} < set(held)
@@ -443,14 +465,14 @@ traced = pytest.mark.bad_input
 
 
 @traced
-def test_fx_traces_it_and_the_trace_agrees(small):
-    images = random_images(2, small.image_size)
+def test_fx_traces_it_and_the_trace_agrees(device, small):
+    images = random_images(2, small.image_size, device=device)
     with torch.inference_mode():
         assert torch.equal(torch.fx.symbolic_trace(small)(images), small(images))
 
 
 @traced
-def test_torchvisions_feature_extractor_gives_named_layers(small):
+def test_torchvisions_feature_extractor_gives_named_layers(device, small):
     held = {}
     handles = [
         module.register_forward_hook(
@@ -459,7 +481,7 @@ def test_torchvisions_feature_extractor_gives_named_layers(small):
         for name, module in small.named_modules()
         if name in {"features.pool1", "features.conv5", "classifier.relu7"}
     ]
-    images = random_images(2, small.image_size)
+    images = random_images(2, small.image_size, device=device)
     with torch.inference_mode():
         small(images)
         for handle in handles:
@@ -472,37 +494,37 @@ def test_torchvisions_feature_extractor_gives_named_layers(small):
 
 
 @traced
-def test_torchvisions_feature_extractor_gives_a_normalisation_layer(paper):
-    images = random_images(1, 67)
+def test_torchvisions_feature_extractor_gives_a_normalisation_layer(device, paper):
+    images = random_images(1, 67, device=device)
     with torch.inference_mode():
         extracted = create_feature_extractor(paper, ["features.norm1"])(images)
         assert torch.equal(extracted["features.norm1"], paper.features[:3](images))
 
 
 @traced
-def test_export_takes_any_batch_size_and_agrees(small):
+def test_export_takes_any_batch_size_and_agrees(device, small):
     size = small.image_size
     batch = torch.export.Dim("batch", min=1)
     exported = torch.export.export(
-        small, (random_images(2, size),), dynamic_shapes=({0: batch},)
+        small, (random_images(2, size, device=device),), dynamic_shapes=({0: batch},)
     ).module()
     with torch.inference_mode():
         for count in (1, 2, 5):
-            images = random_images(count, size)
-            torch.testing.assert_close(exported(images), small(images), rtol=1e-5, atol=1e-5)
+            images = random_images(count, size, device=device)
+            torch.testing.assert_close(exported(images), small(images), **network_tolerance(device))
 
 
 @traced
-def test_compile_captures_it_as_one_graph_and_agrees(paper):
-    images = random_images(2, 67)
+def test_compile_captures_it_as_one_graph_and_agrees(device, paper):
+    images = random_images(2, 67, device=device)
     torch.compiler.reset()
     compiled = torch.compile(paper, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images), paper(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled(images), paper(images), **network_tolerance(device))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_every_floating_dtype_passes(paper, dtype):
-    images = random_images(2, 67, dtype)
+def test_every_floating_dtype_passes(device, paper, dtype):
+    images = random_images(2, 67, dtype, device=device)
     model = copy.deepcopy(paper).to(dtype)
     with torch.inference_mode():
         logits = model(images)
@@ -513,9 +535,9 @@ def test_every_floating_dtype_passes(paper, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_takes_images_of_its_own_dtype_and_of_the_parameters(paper, dtype):
-    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        logits = paper(random_images(2, 67, dtype))
+def test_autocast_takes_images_of_its_own_dtype_and_of_the_parameters(device, paper, dtype):
+    with torch.autocast(device.type, torch.bfloat16), torch.inference_mode():
+        logits = paper(random_images(2, 67, dtype, device=device))
     assert logits.dtype == torch.bfloat16
     assert logits.isfinite().all()
 
@@ -528,8 +550,8 @@ def test_on_the_meta_device_it_allocates_nothing(seed):
     assert model(torch.empty(3, 3, 227, 227, device="meta")).shape == (3, 1000)
 
 
-def test_deepcopy_agrees_and_shares_no_weights(paper):
-    images = random_images(1, 67)
+def test_deepcopy_agrees_and_shares_no_weights(device, paper):
+    images = random_images(1, 67, device=device)
     copied = copy.deepcopy(paper)
     with torch.inference_mode():
         assert torch.equal(copied(images), paper(images))
@@ -537,10 +559,10 @@ def test_deepcopy_agrees_and_shares_no_weights(paper):
         assert not torch.equal(copied(images), paper(images))
 
 
-def test_a_pruned_first_layer_survives_pickling(paper):
+def test_a_pruned_first_layer_survives_pickling(device, paper):
     model = copy.deepcopy(paper)
     prune.random_unstructured(model.features.conv1, "weight", 0.5)
-    images = random_images(1, 67)
+    images = random_images(1, 67, device=device)
     assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
 
 
@@ -554,19 +576,18 @@ def test_pickle_keeps_weights_and_architecture():
     assert unpickled.classes == model.classes
 
 
-def test_an_empty_batch_gives_no_logits(small):
+def test_an_empty_batch_gives_no_logits(device, small):
     size = small.image_size
-    assert small(torch.zeros(0, 3, size, size)).shape == (0, 10)
+    assert small(torch.zeros(0, 3, size, size, device=device)).shape == (0, 10)
 
 
-def test_channels_last_images_agree(paper):
-    images = random_images(2, 67)
+def test_channels_last_images_agree(device, paper):
+    images = random_images(2, 67, device=device)
     with torch.inference_mode():
         torch.testing.assert_close(
             paper(images.contiguous(memory_format=torch.channels_last)),
             paper(images),
-            rtol=1e-4,
-            atol=1e-5,
+            **network_tolerance(device, 1e-4),
         )
 
 
@@ -581,15 +602,16 @@ def test_a_state_dict_is_loaded_by_a_model_of_the_same_arguments():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_images_of_any_number_of_channels_pass(small, channels):
+def test_images_of_any_number_of_channels_pass(device, small, channels):
     size, name = small.image_size, small.architecture.name
     model = AlexNet(10, architecture=name, image_size=size, in_channels=channels, seed=0).eval()
+    model.to(device)
     assert model.in_channels == channels
     with torch.inference_mode():
-        assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
+        assert model(torch.zeros(2, channels, size, size, device=device)).shape == (2, 10)
         # The message says the model's own number.
         with pytest.raises(ValueError, match=re.escape(f"expected (batch, {channels}, ")):
-            model(torch.zeros(2, channels + 1, size, size))
+            model(torch.zeros(2, channels + 1, size, size, device=device))
 
 
 def test_a_grey_model_is_the_colour_one_of_the_summed_weights():
@@ -645,15 +667,15 @@ CONV1 = {
 @pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.parametrize("replacement", list(CONV1))
 @traced
-def test_a_conv1_put_in_by_hand_says_itself_what_it_takes(paper, replacement, by_name):
+def test_a_conv1_put_in_by_hand_says_itself_what_it_takes(device, paper, replacement, by_name):
     model = copy.deepcopy(paper)
     torch.manual_seed(0)
     if by_name:
         model.features.conv1 = CONV1[replacement]()
     else:
         model.features[0] = CONV1[replacement]()
-    model.eval()
-    images = random_images(2, 67)[:, :1]
+    model.to(device).eval()
+    images = random_images(2, 67, device=device)[:, :1]
     with torch.no_grad():
         # What the layers compute one after the other.
         expected = model.classifier(model.flatten(model.features(images)))
@@ -665,19 +687,19 @@ def test_a_conv1_put_in_by_hand_says_itself_what_it_takes(paper, replacement, by
     assert all(p.grad is not None for p in model.features[0].parameters())
 
 
-def test_a_first_layer_that_takes_bytes_is_given_them(paper):
+def test_a_first_layer_that_takes_bytes_is_given_them(device, paper):
     class Normalized(nn.Module):
         def forward(self, images):
             return images / 255
 
     model = copy.deepcopy(paper)
     model.features.conv1 = nn.Sequential(Normalized(), model.features.conv1)
-    images = torch.randint(0, 256, (2, 3, 67, 67), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 67, 67), dtype=torch.uint8, device=device)
     with torch.no_grad():
         assert torch.equal(model(images), paper(images / 255))
 
 
-def test_a_hook_may_convert_the_first_layer_before_it_computes(paper):
+def test_a_hook_may_convert_the_first_layer_before_it_computes(device, paper):
     # Sharded and mixed training keep float32 weights and compute with others.
     model = copy.deepcopy(paper).requires_grad_(False)
     model.features[1:].bfloat16()
@@ -685,16 +707,16 @@ def test_a_hook_may_convert_the_first_layer_before_it_computes(paper):
     model.features.conv1.register_forward_pre_hook(
         lambda module, inputs: module.bfloat16() and None
     )
-    assert model(random_images(1, 67, torch.bfloat16)).dtype == torch.bfloat16
+    assert model(random_images(1, 67, torch.bfloat16, device=device)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     "replacement", [nn.Identity, lambda: nn.BatchNorm2d(96), lambda: nn.GroupNorm(2, 96)]
 )
-def test_normalisation_layers_can_be_replaced(paper, replacement):
+def test_normalisation_layers_can_be_replaced(device, paper, replacement):
     model = copy.deepcopy(paper)
-    model.features.norm1 = replacement()
-    images = random_images(2, 67)
+    model.features.norm1 = replacement().to(device)
+    images = random_images(2, 67, device=device)
     expected = model.classifier(model.flatten(model.features(images)))
     assert torch.equal(model(images), expected)
     assert (model.in_channels, model.num_classes) == (3, 10)
@@ -724,24 +746,24 @@ LAST = {
 
 
 @pytest.mark.parametrize("replacement", list(LAST))
-def test_the_number_of_classes_is_that_of_the_outputs(paper, replacement):
+def test_the_number_of_classes_is_that_of_the_outputs(device, paper, replacement):
     build, count = LAST[replacement]
     model = copy.deepcopy(paper)
-    model.classifier.fc8 = build()
-    assert model.num_classes == count == model(random_images(1, 67)).shape[1]
+    model.classifier.fc8 = build().to(device)
+    assert model.num_classes == count == model(random_images(1, 67, device=device)).shape[1]
 
 
 @pytest.mark.parametrize(
     "classifier",
     [lambda: nn.Linear(256, 7), lambda: nn.Sequential(nn.Dropout(), LowRank(nn.Linear(256, 7)))],
 )
-def test_a_classifier_can_be_replaced_whole(paper, classifier):
+def test_a_classifier_can_be_replaced_whole(device, paper, classifier):
     model = copy.deepcopy(paper)
-    model.classifier = classifier()
-    assert model.num_classes == 7 == model(random_images(1, 67)).shape[1]
+    model.classifier = classifier().to(device)
+    assert model.num_classes == 7 == model(random_images(1, 67, device=device)).shape[1]
 
 
-def test_what_a_replaced_layer_does_not_say_is_an_error_with_what_to_do(paper):
+def test_what_a_replaced_layer_does_not_say_is_an_error_with_what_to_do(device, paper):
     class Distances(nn.Module):
         """A head of prototypes."""
 
@@ -753,13 +775,13 @@ def test_what_a_replaced_layer_does_not_say_is_an_error_with_what_to_do(paper):
             return torch.cdist(x, self.prototypes)
 
     model = copy.deepcopy(paper)
-    model.classifier.fc8 = Distances()
+    model.classifier.fc8 = Distances().to(device)
     with pytest.raises(
         ValueError, match=r"model\.classifier does not say its out_features: its last"
     ):
         _ = model.num_classes
     model.classifier.fc8.out_features = 7
-    assert model.num_classes == 7 == model(random_images(1, 67)).shape[1]
+    assert model.num_classes == 7 == model(random_images(1, 67, device=device)).shape[1]
     model.features.conv1 = nn.Sequential(nn.BatchNorm2d(3), model.features.conv1)
     with pytest.raises(
         ValueError, match=r"model\.features does not say its in_channels: its first"
@@ -795,8 +817,10 @@ def test_a_replaced_layer_is_frozen_with_all_that_it_holds(paper):
 
 
 @traced
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
-def test_graph_mode_quantisation_agrees_to_its_eight_bits(small):
+def test_graph_mode_quantisation_agrees_to_its_eight_bits(smallest_on_cpu, name):
+    small = smallest_on_cpu(name)
     images = random_images(4, small.image_size)
     # On a copy, because it leaves marks on the modules.
     model = copy.deepcopy(small)
@@ -813,28 +837,28 @@ def test_graph_mode_quantisation_agrees_to_its_eight_bits(small):
 
 @traced
 @pytest.mark.filterwarnings("ignore")
-def test_quantisation_aware_training_runs(paper):
+def test_quantisation_aware_training_runs(paper_on_cpu):
     images = random_images(2, 67)
-    model = copy.deepcopy(paper).train().requires_grad_(True)
+    model = copy.deepcopy(paper_on_cpu).train().requires_grad_(True)
     prepared = quantize_fx.prepare_qat_fx(model, get_default_qat_qconfig_mapping(), (images,))
     prepared(images).sum().backward()
     assert quantize_fx.convert_fx(prepared.eval())(images).shape == (2, 10)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_dynamic_quantisation_agrees_and_keeps_the_sizes(paper):
-    quantized = torch.ao.quantization.quantize_dynamic(paper, {nn.Linear}, torch.qint8)
+def test_dynamic_quantisation_agrees_and_keeps_the_sizes(paper_on_cpu):
+    quantized = torch.ao.quantization.quantize_dynamic(paper_on_cpu, {nn.Linear}, torch.qint8)
     images = random_images(2, 67)
     with torch.inference_mode():
-        expected = paper(images)
+        expected = paper_on_cpu(images)
         assert (quantized(images) - expected).abs().max() < 0.05 * expected.abs().max()
     assert (quantized.in_channels, quantized.num_classes) == (3, 10)
 
 
 @traced
 @pytest.mark.filterwarnings("ignore")
-def test_eager_quantisation_gives_the_first_layer_quantised_images(paper):
-    model = copy.deepcopy(paper)
+def test_eager_quantisation_gives_the_first_layer_quantised_images(paper_on_cpu):
+    model = copy.deepcopy(paper_on_cpu)
     model.qconfig = torch.ao.quantization.get_default_qconfig()
     for name in ("norm1", "norm2"):  # computes in floating point
         norm = getattr(model.features, name)
@@ -848,39 +872,41 @@ def test_eager_quantisation_gives_the_first_layer_quantised_images(paper):
         prepared = torch.ao.quantization.prepare(wrapped)
         prepared(images)
         quantized = torch.ao.quantization.convert(prepared)
-        expected = paper(images)
+        expected = paper_on_cpu(images)
         assert (quantized(images) - expected).abs().max() < 0.1 * expected.abs().max()
     assert (quantized.module.in_channels, quantized.module.num_classes) == (3, 10)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_convolution_and_relu_can_be_fused(paper):
+def test_convolution_and_relu_can_be_fused(device, paper):
     pairs = [[f"features.conv{i}", f"features.relu{i}"] for i in range(1, 6)]
     fused = torch.ao.quantization.fuse_modules(copy.deepcopy(paper), pairs)
-    images = random_images(2, 67)
+    images = random_images(2, 67, device=device)
     with torch.inference_mode():
         assert torch.equal(fused(images), paper(images))
     assert fused.in_channels == 3
 
 
 @traced
-def test_convolution_and_batch_normalisation_can_be_fused(paper):
+def test_convolution_and_batch_normalisation_can_be_fused(device, paper):
     model = copy.deepcopy(paper)
-    model.features.relu1, model.features.norm1 = nn.BatchNorm2d(96), nn.ReLU()
-    images = random_images(8, 67)
+    model.features.relu1, model.features.norm1 = nn.BatchNorm2d(96).to(device), nn.ReLU()
+    images = random_images(8, 67, device=device)
     model.train()(images)
     model.eval()
     with torch.inference_mode():
         fused = fuse(model)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-        torch.testing.assert_close(fused(images), model(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            fused(images), model(images), **network_tolerance(device, 1e-4, 1e-4)
+        )
 
 
 @traced
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.filterwarnings("ignore")
-def test_traces_can_be_converted_to_another_dtype(paper, dtype):
-    images = random_images(2, 67)
+def test_traces_can_be_converted_to_another_dtype(device, paper, dtype):
+    images = random_images(2, 67, device=device)
     for trace in (torch.fx.symbolic_trace, lambda model: torch.jit.trace(model, images)):
         model = trace(copy.deepcopy(paper)).to(dtype)
         with torch.inference_mode():
@@ -890,23 +916,25 @@ def test_traces_can_be_converted_to_another_dtype(paper, dtype):
 
 @traced
 @pytest.mark.filterwarnings("ignore:The tensor attribute:UserWarning")  # of pruning, by export
-def test_a_replaced_first_layer_compiles_as_one_graph_and_exports(paper):
-    images = random_images(2, 67)[:, :1]
+def test_a_replaced_first_layer_compiles_as_one_graph_and_exports(device, paper):
+    images = random_images(2, 67, device=device)[:, :1]
     for build in ("in a Sequential", "weight_norm", "pruned"):
         model = copy.deepcopy(paper)
         model.features.conv1 = CONV1[build]()
-        model.eval()
+        model.to(device).eval()
         with torch.inference_mode():
             expected = model(images)
             exported = torch.export.export(model, (images,)).module()
-            torch.testing.assert_close(exported(images), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                exported(images), expected, **network_tolerance(device, 1e-4)
+            )
         torch.compiler.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(images), expected, **network_tolerance(device, 1e-4))
 
 
 @traced
-def test_export_takes_any_size_where_the_network_does():
+def test_export_takes_any_size_where_the_network_does(device):
     model = AlexNet(10, architecture="one_weird_trick", seed=0).eval()
     sides = {i: torch.export.Dim(f"side{i}", min=127, max=300) for i in (2, 3)}
     exported = torch.export.export(
@@ -914,10 +942,12 @@ def test_export_takes_any_size_where_the_network_does():
     ).module()
     images = torch.randn(3, 3, 130, 190, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            exported(images), model(images), **network_tolerance(device, 1e-4)
+        )
 
 
-def test_a_replica_on_another_device_has_weights_that_are_no_parameters(paper):
+def test_a_replica_on_another_device_has_weights_that_are_no_parameters(device, paper):
     # What DataParallel makes for each GPU.
     model = copy.deepcopy(paper)
     replica = model._replicate_for_data_parallel()
@@ -925,7 +955,7 @@ def test_a_replica_on_another_device_has_weights_that_are_no_parameters(paper):
     features.conv1 = conv1 = model.features.conv1._replicate_for_data_parallel()
     conv1.weight, conv1.bias = (p.detach() for p in model.features.conv1.parameters())
     assert not [*conv1.parameters()]
-    images = random_images(2, 67)
+    images = random_images(2, 67, device=device)
     with torch.inference_mode():
         assert torch.equal(replica(images), paper(images))
         assert torch.equal(nn.DataParallel(paper)(images), paper(images))
@@ -1015,9 +1045,9 @@ def test_an_ensemble_is_computed_at_once_by_vmap():
         ),
     ],
 )
-def test_wrong_images_are_told_what_is_expected(paper, images, message):
+def test_wrong_images_are_told_what_is_expected(paper_on_cpu, images, message):
     with pytest.raises(ValueError, match="images") as caught:
-        paper(images)
+        paper_on_cpu(images)
     assert str(caught.value) == message
 
 
@@ -1036,10 +1066,10 @@ def test_one_weird_trick_refuses_images_below_63_pixels(size):
 
 
 @pytest.mark.bad_input
-def test_uint8_images_are_refused_under_autocast_too(paper):
-    images = torch.zeros(2, 3, 67, 67, dtype=torch.uint8)
+def test_uint8_images_are_refused_under_autocast_too(device, paper):
+    images = torch.zeros(2, 3, 67, 67, dtype=torch.uint8, device=device)
     with (
-        torch.autocast("cpu", torch.bfloat16),
+        torch.autocast(device.type, torch.bfloat16),
         pytest.raises(ValueError, match=r"images has dtype torch\.uint8; expected torch\.float32"),
     ):
         paper(images)
@@ -1194,28 +1224,31 @@ def at_another_size(model: AlexNet, images: torch.Tensor, grid: tuple[int, int])
 
 
 @pytest.mark.parametrize("size", [67, 80, 131])
-def test_within_a_block_a_network_takes_images_of_another_size(size):
+def test_within_a_block_a_network_takes_images_of_another_size(device, size):
     model, images = AlexNet(3, image_size=99, seed=0).eval(), torch.rand(2, 3, size, size)
+    model, images = model.to(device), images.to(device)
     with model.at_image_size(size):
         assert model.image_size == size
         logits = model(images)
-    torch.testing.assert_close(logits, at_another_size(model, images, (2, 2)))
+    expected = at_another_size(model, images, (2, 2))
+    torch.testing.assert_close(logits, expected, **network_tolerance(device, 1e-6))
     with model.at_image_size(99):
         assert model.avgpool is None
     assert (model.image_size, model.avgpool) == (99, None)
     assert "avgpool" not in dict(model.named_children())
 
 
-def test_a_network_that_pools_keeps_its_pooling_at_another_size():
-    model = AlexNet(3, architecture="one_weird_trick", image_size=127, seed=0).eval()
-    pooling, images = model.avgpool, torch.rand(2, 3, 95, 95)
+def test_a_network_that_pools_keeps_its_pooling_at_another_size(device):
+    model = AlexNet(3, architecture="one_weird_trick", image_size=127, seed=0).eval().to(device)
+    pooling, images = model.avgpool, torch.rand(2, 3, 95, 95, device=device)
     with model.at_image_size(95):
         assert model.avgpool is pooling
         logits = model(images)
     assert model.avgpool is pooling
     with pytest.raises(ValueError, match=r"expected .*127"):
         AlexNet(3, image_size=127)(images)
-    torch.testing.assert_close(logits, model.classifier(pooling(model.features(images)).flatten(1)))
+    expected = model.classifier(pooling(model.features(images)).flatten(1))
+    torch.testing.assert_close(logits, expected, **network_tolerance(device, 1e-6))
 
 
 def test_after_an_error_a_network_has_its_own_size():

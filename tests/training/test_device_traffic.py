@@ -191,21 +191,28 @@ def test_a_run_on_a_gpu_is_that_on_the_cpu(gpu, name):
     torch.testing.assert_close(far.cpu(), near, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @any_recipe
-def test_no_step_of_a_recipe_waits_for_a_real_gpu(name, monkeypatch):
+def test_a_whole_run_trains_and_on_cuda_no_step_waits(device, name, monkeypatch):
     monkeypatch.setattr(state, "seed_generators", devices.seed_generators)
-    run = run_on("cuda", name)
+    run = run_on(str(device), name)
+    before = weights_of(run.model)
+    watched = device.type == "cuda"
     for _ in range(2):
         run.take_step()
-        torch.cuda.set_sync_debug_mode("error")
+        if watched:
+            torch.cuda.set_sync_debug_mode("error")
         try:
             while not run.epoch_read:
                 run.take_step()
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            if watched:
+                torch.cuda.set_sync_debug_mode("default")
         run.finish_epoch()
+    after = weights_of(run.model)
+    assert after.device == device
+    assert after.isfinite().all()
+    assert not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("views", [1, 2, 10])
