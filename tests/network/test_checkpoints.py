@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import needs
 from odd import ODD, odd_id
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -51,18 +52,21 @@ def metadata_of(file: Path) -> dict:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_weights_and_dtype_come_back(dtype, tmp_path):
-    model = tiny_model().to(dtype)
-    loaded = load_checkpoint(saved(tmp_path, model))
+def test_weights_and_dtype_come_back(device, dtype, tmp_path):
+    needs(dtype, device)
+    model = tiny_model().to(dtype).to(device)
+    loaded = load_checkpoint(saved(tmp_path, model), device=device)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert loaded.state_dict()[name].dtype == dtype
+        assert loaded.state_dict()[name].device == device
         assert torch.equal(loaded.state_dict()[name], weight)
 
 
-def test_the_outputs_come_back(tmp_path):
-    model, images = tiny_model().eval(), torch.rand(2, 3, 12, 12)
-    assert torch.equal(load_checkpoint(saved(tmp_path, model))(images), model(images))
+def test_the_outputs_come_back(device, tmp_path):
+    model, images = tiny_model().eval().to(device), torch.rand(2, 3, 12, 12, device=device)
+    loaded = load_checkpoint(saved(tmp_path, model), device=device)
+    assert torch.equal(loaded(images), model(images))
 
 
 @pytest.mark.parametrize("architecture", ["paper", "single_tower", "one_weird_trick"])
@@ -86,11 +90,11 @@ def test_an_architecture_of_ones_own_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("scaling", ["training", "test"])
-def test_a_models_dropout_comes_back_as_it_scales(scaling, tmp_path):
-    model = tiny_model(dropout_scaling=scaling).eval()
-    loaded = load_checkpoint(saved(tmp_path, model))
+def test_a_models_dropout_comes_back_as_it_scales(device, scaling, tmp_path):
+    model = tiny_model(dropout_scaling=scaling).eval().to(device)
+    loaded = load_checkpoint(saved(tmp_path, model), device=device)
     assert loaded.dropout_scaling == scaling
-    images = torch.rand(2, 3, model.image_size, model.image_size)
+    images = torch.rand(2, 3, model.image_size, model.image_size, device=device)
     assert torch.equal(loaded(images), model(images))
 
 
@@ -210,11 +214,11 @@ def test_a_path_below_the_home_folder_is_found(tmp_path, monkeypatch):
     assert load_checkpoint("~/model.safetensors").num_classes == 3
 
 
-def test_a_model_that_is_loaded_is_in_evaluation_mode_and_can_be_trained(tmp_path):
-    loaded = load_checkpoint(saved(tmp_path))
+def test_a_model_that_is_loaded_is_in_evaluation_mode_and_can_be_trained(device, tmp_path):
+    loaded = load_checkpoint(saved(tmp_path), device=device)
     assert not any(module.training for module in loaded.modules())
     assert all(weight.requires_grad and weight.is_leaf for weight in loaded.parameters())
-    loaded(torch.rand(1, 3, 12, 12)).sum().backward()
+    loaded(torch.rand(1, 3, 12, 12, device=device)).sum().backward()
     assert loaded.features.conv1.weight.grad is not None
 
 
@@ -225,11 +229,11 @@ def test_saving_changes_nothing_of_the_model(tmp_path):
     assert (model.classes, model.preprocess) == (None, None)
 
 
-def test_safetensors_alone_reads_the_file(tmp_path):
-    model = tiny_model()
+def test_safetensors_alone_reads_the_file(device, tmp_path):
+    model = tiny_model().to(device)
     tensors = load_file(saved(tmp_path, model))
     assert tensors.keys() == model.state_dict().keys()
-    assert torch.equal(tensors["classifier.fc2.bias"], model.classifier.fc2.bias)
+    assert torch.equal(tensors["classifier.fc2.bias"], model.classifier.fc2.bias.cpu())
 
 
 def test_nothing_is_unpickled(tmp_path, monkeypatch):
@@ -263,8 +267,8 @@ def test_a_folder_that_does_not_exist_is_made(tmp_path):
     assert load_checkpoint(saved(tmp_path / "new" / "folder")).num_classes == 3
 
 
-def test_a_loaded_file_can_be_replaced_while_its_model_is_in_use(tmp_path):
-    loaded = load_checkpoint(saved(tmp_path))
+def test_a_loaded_file_can_be_replaced_while_its_model_is_in_use(device, tmp_path):
+    loaded = load_checkpoint(saved(tmp_path), device=device)
     before = loaded.features.conv1.weight.detach().clone()
     saved(tmp_path, tiny_model(seed=1))
     assert torch.equal(loaded.features.conv1.weight, before)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from helpers import FakeCifar10, write_class_folders
-from tiny import QUIET, SMALL, TINY, tiny_recipe
+from tiny import QUIET, SMALL, TINY, quiet, tiny_recipe
 from torch.utils.data import TensorDataset
 
 from alexnet_lib import AlexNet, prepare_loaders, prepare_model
@@ -72,20 +72,20 @@ def test_color_noise_is_along_the_components_of_the_training_images():
 
 
 # Test images as the network gets them, of the size that they are stored in.
-def raw_and_input(**changes):
-    loaders = loaders_of(image_size=32, batch_size=20, **changes)
-    return loaders.test.dataset.images, next(iter(loaders.test))[0], loaders
+def raw_and_input(device, **changes):
+    loaders = loaders_of(image_size=32, batch_size=20, options=quiet(device), **changes)
+    return loaders.test.dataset.images.cpu(), next(iter(loaders.test))[0].cpu(), loaders
 
 
-def test_subtracting_the_mean_gives_raw_values_less_the_mean():
-    raw, inputs, loaders = raw_and_input(preprocessing="subtract_mean")
+def test_subtracting_the_mean_gives_raw_values_less_the_mean(device):
+    raw, inputs, loaders = raw_and_input(device, preprocessing="subtract_mean")
     mean = 255 * torch.tensor(compute_channel_stats(loaders.train.dataset.images).mean)
     torch.testing.assert_close(inputs + mean[:, None, None], raw.float(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("stats", ["pixel", "per_image"])
-def test_images_are_standardised_with_the_training_parts_statistics(stats):
-    raw, inputs, loaders = raw_and_input(stats=stats)
+def test_images_are_standardised_with_the_training_parts_statistics(device, stats):
+    raw, inputs, loaders = raw_and_input(device, stats=stats)
     measured = compute_channel_stats(loaders.train.dataset.images, std=stats)
     mean, deviation = (torch.tensor(s)[:, None, None] for s in (measured.mean, measured.std))
     expected = (raw.float() / 255 - mean) / deviation
@@ -98,8 +98,8 @@ def test_imagenets_statistics_standardise_any_images():
     assert (preprocess.mean, preprocess.std) == (IMAGENET_STATS.mean, IMAGENET_STATS.std)
 
 
-def test_the_edge_of_every_input_is_zeros():
-    for part in loaders_of(image_size=20, edge=3):
+def test_the_edge_of_every_input_is_zeros(device):
+    for part in loaders_of(image_size=20, edge=3, options=quiet(device)):
         images, _ = next(iter(part))
         assert images.shape[-2:] == (20, 20)
         assert not images[..., 17:, :].any()
@@ -145,12 +145,15 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize(("precision", "memory_format"), PLACEMENTS)
-def test_batches_are_made_in_the_dtype_and_memory_format_of_the_options(precision, memory_format):
-    options = RunOptions("cpu", precision, memory_format, progress=False)
+def test_batches_are_made_in_the_dtype_and_memory_format_of_the_options(
+    device, precision, memory_format
+):
+    options = RunOptions(str(device), precision, memory_format, progress=False)
     dtype, layout = PLACEMENTS[precision, memory_format]
     for part in loaders_of(options=options):
-        assert part.placement == Placement(torch.device("cpu"), dtype, layout)
-        images, _ = next(iter(part))
+        assert part.placement == Placement(device, dtype, layout)
+        images, labels = next(iter(part))
+        assert images.device == labels.device == device
         assert images.dtype == dtype
         assert images.is_contiguous(memory_format=layout)
 
@@ -235,10 +238,11 @@ def test_the_layers_that_a_recipe_freezes_are_not_trained():
 
 
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
-def test_weights_are_in_the_memory_format_of_the_options(memory_format):
+def test_weights_are_in_the_memory_format_of_the_options(device, memory_format):
     layout = getattr(torch, memory_format.replace("contiguous", "contiguous_format"))
-    options = RunOptions("cpu", "float32", memory_format, progress=False)
+    options = RunOptions(str(device), "float32", memory_format, progress=False)
     model = model_of(tiny_recipe(), options=options)
+    assert model.features.conv1.weight.device == device
     assert model.features.conv1.weight.is_contiguous(memory_format=layout)
 
 
