@@ -48,9 +48,9 @@ def test_auto_is_the_default_device_and_nothing_is_said(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("device", ["cpu", CPU])
-def test_a_device_is_found_by_its_name_and_by_itself(device):
-    assert resolve_device(device) == CPU
+@pytest.mark.parametrize("kind", [str, torch.device])
+def test_a_device_is_found_by_its_name_and_by_itself(device, kind):
+    assert resolve_device(kind(device)) == device
 
 
 @pytest.mark.bad_input
@@ -299,15 +299,16 @@ def test_a_generator_draws_by_its_seed_and_leaves_the_global_one_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_seeding_makes_what_torch_draws_repeatable():
-    with restored_generators(CPU):
+def test_seeding_makes_what_torch_draws_repeatable(device):
+    with restored_generators(device):
         draws = []
         for seed in (5, 5, 6):
-            seed_generators(seed, CPU)
-            draws.append(torch.rand(4))
-            torch.rand(3)
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
+            seed_generators(seed, device)
+            draws.append((torch.rand(4), torch.rand(4, device=device)))
+            torch.rand(3), torch.rand(3, device=device)
+    for first, again, other in zip(*draws, strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
 
 
 def test_seeding_leaves_other_libraries_generators_alone():
@@ -318,21 +319,24 @@ def test_seeding_leaves_other_libraries_generators_alone():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_torchs_generator_is_put_back_also_after_an_error(fails):
-    state = torch.get_rng_state()
+def test_torchs_generators_are_put_back_also_after_an_error(device, fails):
+    def draws():
+        return torch.rand(3).tolist(), torch.rand(3, device=device).tolist()
 
-    def draw():
-        with restored_generators(CPU):
-            torch.rand(3)
+    def draw_and_restore():
+        with restored_generators(device):
+            draws()
             if fails:
                 raise RuntimeError("no luck today")
 
+    with restored_generators(device):
+        expected = draws()
     if fails:
         with pytest.raises(RuntimeError, match="no luck today"):
-            draw()
+            draw_and_restore()
     else:
-        draw()
-    assert torch.equal(torch.get_rng_state(), state)
+        draw_and_restore()
+    assert draws() == expected
 
 
 def test_an_accelerators_generator_is_put_back_too(monkeypatch):

@@ -40,22 +40,24 @@ def as_torchvision(image: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (100, 200), (227, 227)])
-def test_a_batch_equals_the_tutorials_images_one_by_one(height, width):
+def test_a_batch_equals_the_tutorials_images_one_by_one(device, height, width):
     images = np.stack([random_pixels(height, width, seed) for seed in range(3)])
     preprocess = Preprocess(image_fit="squash", mean=MEAN, std=STD)
     expected = torch.stack([as_tutorial(image) for image in images])
-    torch.testing.assert_close(preprocess(images), expected, rtol=0, atol=1e-5)
+    for form in (images, first_channels(images).to(device)):
+        torch.testing.assert_close(preprocess(form).cpu(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (100, 400), (228, 227)])
 def test_images_that_become_smaller_are_torchvisions_but_for_the_rounding(
-    implementation, height, width
+    device, implementation, height, width
 ):
     images = np.stack([random_pixels(height, width, seed) for seed in range(3)])
     preprocess = Preprocess(image_fit="squash", mean=MEAN, std=STD)
     expected = torch.stack([as_torchvision(image) for image in images])
     # torchvision rounds each direction, the compiled loop both together.
-    levels = (preprocess(images) - expected).abs() * torch.tensor(STD)[:, None, None] * 255
+    result = preprocess(first_channels(images).to(device)).cpu()
+    levels = (result - expected).abs() * torch.tensor(STD)[:, None, None] * 255
     assert levels.max() <= 1.01
     assert levels.mean() < 0.25
 
@@ -184,14 +186,14 @@ def test_dictionaries_of_earlier_versions_are_read():
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(("height", "width"), [(30, 20), (20, 20), (40, 50), (12, 17), (9, 9)])
 def test_each_channel_is_treated_as_if_it_were_alone(
-    implementation, channels, dtype, height, width
+    device, implementation, channels, dtype, height, width
 ):
     shape = (2, channels, height, width)
-    images = of_dtype(torch.randint(0, 256, shape, generator=seeded()).byte(), dtype)
+    images = of_dtype(torch.randint(0, 256, shape, generator=seeded()).byte().to(device), dtype)
     mean, std = (tuple(start + 0.1 * i for i in range(channels)) for start in (0.0, 0.2))
     preprocess = Preprocess(20, 18, "crop", 2.0, mean, std, edge=2)
     assert preprocess.channels == channels
-    corners = torch.tensor([[0, 4], [3, 1]])
+    corners = torch.tensor([[0, 4], [3, 1]], device=device)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         result = preprocess.network_input(images, torch.float32, memory_format, corners)
         assert result.shape == (2, channels, 18, 18)
@@ -202,10 +204,10 @@ def test_each_channel_is_treated_as_if_it_were_alone(
             torch.testing.assert_close(result[:, i : i + 1], expected, rtol=0, atol=1e-5)
 
 
-def test_float16_is_the_rounded_float32(implementation):
+def test_float16_is_the_rounded_float32(device, implementation):
     preprocess = Preprocess(20, 16, mean=MEAN, std=STD)
     for side in (9, 40):
-        images = random_batch(2, side, side)
+        images = random_batch(2, side, side).to(device)
         result = preprocess.network_input(images, torch.float16)
         assert result.dtype == torch.float16
         torch.testing.assert_close(result.float(), preprocess(images), rtol=1e-3, atol=1e-3)
@@ -268,11 +270,12 @@ def bounded(interpolate):
     seed=seeds,
 )
 def test_what_is_kept_of_a_long_image_is_that_of_the_whole_resized_image(
-    implementation, height, width, stretch, resize, dtype, seed
+    device, implementation, height, width, stretch, resize, dtype, seed
 ):
     shape = (height * stretch, width) if seed % 2 else (height, width * stretch)
     pixels = random_pixels(*shape, seed)
-    result = Preprocess(resize, resize).resized(of_dtype(first_channels(pixels), dtype))
+    images = of_dtype(first_channels(pixels).to(device), dtype)
+    result = Preprocess(resize, resize).resized(images).cpu()
     size = [max(resize, round(side * resize / min(shape))) for side in shape]
     top, left = ((side - resize) // 2 for side in size)
     whole = resized_in_float64(pixels, *size)
@@ -413,12 +416,12 @@ def test_an_image_of_one_pixel_is_the_middle_of_the_resized_one(implementation):
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), larger=st.integers(0, 40), seed=seeds)
-def test_an_image_that_becomes_larger_is_not_rounded(height, width, larger, seed):
+def test_an_image_that_becomes_larger_is_not_rounded(device, height, width, larger, seed):
     resize = max(height, width) + larger
     pixels = random_pixels(height, width, seed)
-    result = Preprocess(resize, resize, "squash")(pixels)
+    result = Preprocess(resize, resize, "squash")(first_channels(pixels).to(device))
     expected = resized_in_float64(pixels, resize, resize) / 255
-    np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(result.cpu().numpy(), expected, rtol=0, atol=2e-5)
 
 
 def test_floating_images_are_not_rounded():
@@ -479,11 +482,11 @@ def whole_images(preprocess: Preprocess, images: torch.Tensor) -> torch.Tensor:
     seed=seeds,
 )
 def test_a_crop_is_the_part_of_the_whole_image_at_its_corner(
-    implementation, shape, crop, margin, edge, image_fit, dtype, memory_format, seed
+    device, implementation, shape, crop, margin, edge, image_fit, dtype, memory_format, seed
 ):
     preprocess = Preprocess(crop + margin, crop + edge, image_fit, 1.0, MEAN, STD, edge)
-    images = of_dtype(random_batch(3, *shape, seed), dtype)
-    corners = torch.randint(0, margin + 1, (3, 2), generator=seeded(seed))
+    images = of_dtype(random_batch(3, *shape, seed).to(device), dtype)
+    corners = torch.randint(0, margin + 1, (3, 2), generator=seeded(seed)).to(device)
     result = preprocess.network_input(images, memory_format=memory_format, corners=corners)
     assert result.shape == (3, 3, crop + edge, crop + edge)
     assert result.is_contiguous(memory_format=memory_format)
@@ -496,10 +499,10 @@ def test_a_crop_is_the_part_of_the_whole_image_at_its_corner(
 
 
 @given(crop=st.integers(1, 12), margin=st.integers(0, 9), side=st.integers(1, 12))
-def test_without_corners_the_crop_is_the_centre(implementation, crop, margin, side):
+def test_without_corners_the_crop_is_the_centre(device, implementation, crop, margin, side):
     preprocess = Preprocess(crop + margin, crop, "crop", 1.0, MEAN, STD)
-    images = random_batch(2, side, side)
-    middle = torch.full((2, 2), margin // 2)
+    images = random_batch(2, side, side).to(device)
+    middle = torch.full((2, 2), margin // 2, device=device)
     torch.testing.assert_close(
         preprocess.network_input(images), preprocess.network_input(images, corners=middle)
     )
@@ -512,8 +515,8 @@ def test_corners_are_no_part_of_the_images_memory(implementation):
     assert torch.equal(corners, before)
 
 
-def test_the_released_codes_224_pixels_are_227_with_three_zeros_at_the_right_and_the_bottom():
-    image = random_batch(1, 256, 256)
+def test_the_released_codes_224_pixels_are_227_with_three_zeros_at_the_right_and_the_bottom(device):
+    image = random_batch(1, 256, 256).to(device)
     preprocess = Preprocess(256, 227, mean=MEAN, std=STD, edge=3)
     result = preprocess(image)
     assert preprocess.crop_size == 224
@@ -550,8 +553,8 @@ def test_the_first_of_one_or_two_views_is_what_the_network_gets_otherwise(number
     torch.testing.assert_close(first, preprocess(images), rtol=0, atol=2e-5)
 
 
-def test_the_second_view_is_the_first_ones_picture_mirrored():
-    images = torch.randn(2, 3, 9, 9, generator=seeded())
+def test_the_second_view_is_the_first_ones_picture_mirrored(device):
+    images = torch.randn(2, 3, 9, 9, generator=seeded()).to(device)
     first, second = Preprocess(9, 8, edge=2).views(images, 2)
     assert torch.equal(second[..., :6, :6], first[..., :6, :6].flip(-1))
 
@@ -566,8 +569,10 @@ def test_an_edge_stays_at_the_right_and_the_bottom_of_mirrored_views(number):
 
 
 @given(crop=st.integers(1, 8), margin=st.integers(1, 5))
-def test_ten_views_are_the_four_corners_and_the_centre_each_with_its_mirror_image(crop, margin):
-    images = torch.randn(2, 3, crop + margin, crop + margin, generator=seeded())
+def test_ten_views_are_the_four_corners_and_the_centre_each_with_its_mirror_image(
+    device, crop, margin
+):
+    images = torch.randn(2, 3, crop + margin, crop + margin, generator=seeded()).to(device)
     views = list(Preprocess(crop + margin, crop).views(images, 10))
     start, end, middle = slice(crop), slice(margin, None), slice(margin // 2, margin // 2 + crop)
     corners = [(start, start), (start, end), (end, start), (end, end), (middle, middle)]

@@ -50,7 +50,9 @@ def test_the_singular_values_become_about_one_and_the_directions_stay(
     assert found.max() < 1.3
     # What is symmetric here is U f(S) U^T: the right singular vectors are those of the matrix.
     product = result @ matrix.T / matrix.norm()
-    torch.testing.assert_close(product, product.T, rtol=0, atol=0.02)
+    # The iterations multiply the rounding of bfloat16.
+    atol = 0.05 if in_bfloat16 else 0.02
+    torch.testing.assert_close(product, product.T, rtol=0, atol=atol)
 
 
 def test_each_matrix_of_a_batch_is_orthogonalised_alone(device, in_bfloat16):
