@@ -37,7 +37,7 @@ _BLOCK = 131_072
 # Values: on a GPU, fewer are not worth Triton's compilation, which takes about a second.
 _WORTH_TRITON = 2**22
 
-# Triton unrolls the loop over the neighbourhood, two nested ones in the backward pass.
+# Triton unrolls the loops over the neighbourhood: compiling takes seconds, and registers run out.
 _LARGEST_TRITON_SIZE = 16
 
 
