@@ -106,8 +106,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 
 
 # What the errors of a device that has no memory left have in common: the CPU's allocator on Linux,
-# macOS and Windows; C++'s own; Apple's MPS; oneDNN; cuBLAS and cuDNN. torch's for CUDA have a type of
-# their own.
+# macOS and Windows; C++'s own; Apple's MPS; oneDNN; cuBLAS and cuDNN. torch's for CUDA have a type.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",

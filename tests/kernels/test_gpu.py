@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SETTINGS = {  # and the shape that they are tried on
-    "the paper's towers": (LrnSettings(5, 2.0, 0.75, 2.0, 2), (2, 96, 3, 3)),
+    "the paper's towers": (LrnSettings(5, 2.0, 0.75, 2.0, 2), (1, 96, 2, 2)),
     "one tower": (LrnSettings(5, 2.0, 0.75, 2.0, 1), (3, 16, 3, 5)),
     "another exponent": (LrnSettings(3, 2.0, 0.6, 1.0, 1), (2, 12, 3, 3)),
     "an even size": (LrnSettings(4, 2.0, 0.75, 1.0, 2), (2, 8, 2, 3)),

@@ -117,7 +117,8 @@ def _powers(scale, beta, three_quarters: constexpr):
         return tl.exp2(-beta * logarithm), tl.exp2((-beta - 1) * logarithm)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# The last batch of an epoch has another number of lanes, which need not be compiled for.
+@triton.jit(do_not_specialize=["lanes"])  # type: ignore[untyped-decorator]
 def _lrn(
     x,
     grad,
