@@ -254,6 +254,11 @@ def test_an_error_of_memory_is_explained_once():
     assert "a run" not in str(caught.value)
 
 
+def test_it_is_of_the_type_on_which_programs_go_on_with_less():
+    with pytest.raises(torch.OutOfMemoryError):  # torch's own, of a GPU
+        fail(MemoryError(), [])
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no luck"), ValueError("not enough memory")])
 def test_other_errors_stay_as_they_are(error):
     with pytest.raises(type(error), match=str(error)) as caught:

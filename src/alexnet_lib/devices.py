@@ -2,11 +2,11 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -106,13 +106,14 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 
 
 # What the errors of a device that has no memory left have in common: the CPU's allocator on Linux,
-# macOS and Windows; C++'s own; Apple's MPS; oneDNN. CUDA's have a type of their own.
+# macOS and Windows; C++'s own; Apple's MPS; oneDNN; cuBLAS and cuDNN. torch's for CUDA have a type.
 _NO_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
     "out of memory",
     "could not create a memory object",
+    "STATUS_ALLOC_FAILED",
 )
 _LOWER = (
     "lower batch_size (with as much more accumulation_steps, a step has as many images) or "
@@ -130,8 +131,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-class NoMemoryError(MemoryError):
-    """Memory does not suffice, and the message says for what."""
+class NoMemoryError(MemoryError, torch.OutOfMemoryError):
+    """Memory does not suffice, and the message says for what.
+
+    On a GPU, torch raises the second of the two types, on which programs go on with less.
+    """
 
 
 @contextmanager
@@ -154,6 +158,11 @@ def memory_explained(task: str, lower: str = _LOWER) -> Iterator[list[Sequence[i
             f"memory does not suffice for {task}{_batch(shapes)}: {lower}"
             + (f" ({reason})" if reason else "")
         ) from error
+
+
+def model_explained(device: torch.device) -> AbstractContextManager[Any]:
+    """``memory_explained`` for the move of a model to a device."""
+    return memory_explained(f"the model on {device}", "choose another device, or a smaller model")
 
 
 def _batch(shapes: Sequence[Sequence[int]]) -> str:

@@ -3,6 +3,7 @@
 Here the GPU is pretended (``gpu.py``), so that each line of a run on it is run, with its numbers.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from helpers import (
     write_class_folders,
 )
 from tiny import QUIET, SMALL, TINY, weights_of
+from torch import nn
+from torch.optim import SGD
 
 from alexnet_lib import devices
 from alexnet_lib.data.augmentation import (
@@ -36,8 +39,8 @@ from alexnet_lib.devices import Placement
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network import architecture
 from alexnet_lib.network.architecture import LRN
-from alexnet_lib.training import muon, state
-from alexnet_lib.training.loop import evaluate
+from alexnet_lib.training import loop, muon, state
+from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import RECIPES, Recipe
 from alexnet_lib.training.state import TrainingRun
@@ -118,8 +121,9 @@ def recipe_of(name: str) -> Recipe:
     return RECIPES[name].overridden({**small, **RUNS[name]})
 
 
-def run_on(device: str, name: str) -> TrainingRun:
-    recipe, options = recipe_of(name), replace(QUIET, device=device, memory_format="contiguous")
+def run_on(device: str, name: str, precision: str = "float32") -> TrainingRun:
+    recipe = recipe_of(name)
+    options = replace(QUIET, device=device, precision=precision, memory_format="contiguous")
     loaders = prepare_loaders("shapes", recipe, options=options)
     model = prepare_model(loaders, recipe, options=options)
     return TrainingRun(recipe, loaders, model, seed=0, options=options)
@@ -160,11 +164,17 @@ def traffic_of(gpu: PretendedGpu, batches) -> list[tuple[list[str], list[str]]]:
 # The steps
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")  # by autocast
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @any_recipe
-def test_no_step_of_a_recipe_copies_to_a_gpu_or_waits_for_it(gpu, name, monkeypatch):
+def test_no_step_of_a_recipe_copies_to_a_gpu_or_waits_for_it(gpu, name, precision, monkeypatch):
     # So that LRN takes the way of tensors that are not traced.
     monkeypatch.setattr(cpu, "takes", lambda x: True)
-    run = run_on(str(GPU), name)
+    # Without a GPU, torch casts nothing to float16, and scales gradients only where it is told so.
+    monkeypatch.setattr(devices, "DTYPES", {**devices.DTYPES, "float16": torch.float32})
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    run = run_on(str(GPU), name, precision)
+    assert run.scaler.is_enabled() == (precision == "float16")
     for _ in range(2):
         run.take_step()
         gpu.waits.clear()
@@ -192,10 +202,12 @@ def test_a_run_on_a_gpu_is_that_on_the_cpu(gpu, name):
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("precision", devices.DTYPES)
 @any_recipe
-def test_a_whole_run_trains_and_on_cuda_no_step_waits(device, name, monkeypatch):
+def test_a_whole_run_trains_and_on_cuda_no_step_waits(device, name, precision, monkeypatch):
     monkeypatch.setattr(state, "seed_generators", devices.seed_generators)
-    run = run_on(str(device), name)
+    monkeypatch.setattr(muon, "multiplies_bfloat16", devices.multiplies_bfloat16)
+    run = run_on(str(device), name, precision)
     before = weights_of(run.model)
     watched = device.type == "cuda"
     for _ in range(2):
@@ -213,6 +225,39 @@ def test_a_whole_run_trains_and_on_cuda_no_step_waits(device, name, monkeypatch)
     assert after.device == device
     assert after.isfinite().all()
     assert not torch.equal(after, before)
+
+
+SGDS = {  # and whether the first step waits
+    "no momentum": ({}, False),
+    "momentum": ({"momentum": 0.9, "nesterov": True}, False),
+    "dampening": ({"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:[12] of 5 steps were skipped")
+@pytest.mark.parametrize(("settings", "waits"), SGDS.values(), ids=[*SGDS])
+@pytest.mark.parametrize("bad", [(), (0,), (0, 2)], ids=["all taken", "all but the first", "three"])
+def test_the_steps_of_a_users_sgd_are_those_on_the_cpu(gpu, settings, waits, bad, monkeypatch):
+    monkeypatch.setattr(loop, "_REFRESH_SECONDS", math.inf)
+    waited, weights = [], []
+
+    def batches(device):
+        for i in range(5):
+            images = torch.full((4, 3), math.inf) if i in bad else torch.randn(4, 3)
+            batch = images.to(device), (torch.arange(4) % 2).to(device)
+            gpu.waits.clear()
+            yield batch
+            waited.append(bool(gpu.waits))
+
+    for device in ("cpu", GPU):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2).to(device)
+        optimizer = SGD(model.parameters(), lr=0.1, fused=True, **settings)
+        train_one_epoch(model, batches(device), optimizer, on_nonfinite="skip", progress=False)
+        weights.append(model.weight.detach().cpu())
+    torch.testing.assert_close(*weights)
+    # The momentum begins with the first step that is taken.
+    assert waited[5:] == [waits and i <= len(bad[:1]) for i in range(5)]
 
 
 @pytest.mark.parametrize("views", [1, 2, 10])

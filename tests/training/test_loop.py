@@ -810,6 +810,10 @@ def no_memory_on_mps():
     raise RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max allowed: 18.13 GB)")
 
 
+def no_memory_for_cublas():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 def no_memory_in_python():
     raise MemoryError
 
@@ -820,6 +824,7 @@ def no_memory_in_python():
         (lambda: torch.empty(2**50), r" \(.*DefaultCPUAllocator: .*\)"),
         (no_memory_on_cuda, r" \(CUDA out of memory\. Tried to allocate 2\.00 GiB\.\)"),
         (no_memory_on_mps, r" \(MPS backend out of memory .*\)"),
+        (no_memory_for_cublas, r" \(CUDA error: CUBLAS_STATUS_ALLOC_FAILED .*\)"),
         (no_memory_in_python, ""),
     ],
 )

@@ -362,3 +362,26 @@ def test_the_loaders_have_the_recipes_and_the_options_new_fields(tmp_path):
 
 def test_a_balanced_sampler_is_not_one_of_the_loss():
     assert [part.balanced for part in loaders_of(balance="loss")] == [False, False, False]
+
+
+# Memory
+
+
+def no_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_images_that_a_device_has_no_memory_for_say_how_many_they_are(monkeypatch):
+    loaders = loaders_of(train_images=20)
+    monkeypatch.setattr(torch.Tensor, "to", no_memory)
+    expected = r"^memory does not suffice for the 18 images of data on cpu: lower train_images"
+    with pytest.raises(MemoryError, match=expected):
+        loaders.to("cpu")
+
+
+def test_a_network_that_a_device_has_no_memory_for_is_said_to_be_it(monkeypatch):
+    loaders = loaders_of()
+    monkeypatch.setattr(torch.nn.Module, "to", no_memory)
+    expected = r"^memory does not suffice for the model on cpu: choose another device, or a smaller"
+    with pytest.raises(MemoryError, match=expected):
+        model_of(tiny_recipe(), loaders)

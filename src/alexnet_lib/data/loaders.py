@@ -547,7 +547,9 @@ class Loaders(NamedTuple):
 def _moved(data: ImageSet, device: torch.device) -> ImageSet:
     if not isinstance(data, ImageTensors):
         return data
-    return replace(data, images=data.images.to(device), labels=data.labels.to(device))
+    lower = "lower train_images, or choose another device"
+    with memory_explained(f"the {len(data)} images of data on {device}", lower):
+        return replace(data, images=data.images.to(device), labels=data.labels.to(device))
 
 
 @dataclass(frozen=True)

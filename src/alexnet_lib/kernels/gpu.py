@@ -1,10 +1,16 @@
 """Local response normalisation on a GPU: one Triton kernel, forward and backward.
 
 Formula and derivative: ``network/normalization.py``. Imported only where there is a GPU and Triton.
+
+A lane computes a run of successive channels at one place. It loads their values, and those to
+either side that they depend on, once, and computes the power of each scale once; the sums are of
+registers. Where channels are adjacent in memory, a run is as wide as one load.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# A function of Triton is typed where it is called.
+# mypy: disable-error-code="no-untyped-def, assignment, misc, var-annotated"
 
+import math
 from typing import Any
 
 import torch
@@ -15,49 +21,166 @@ from triton.language import constexpr
 
 from alexnet_lib.kernels.cpu import LrnSettings, dense_format
 
-_BLOCK = 1024
+_LANES = 128
+
+# Bytes of the widest load of a thread.
+_WIDEST_LOAD = 16
+
+# Channels of a run where they are not adjacent: each run loads its neighbours again, and longer
+# ones need more registers.
+_RUN = 8
+
+# From so many values on, the places of the last lanes do not fit 32 bits.
+_MANY = 2**31 - 2**20
+
+
+@triton.jit
+def _are_in_group(channel, group):
+    return (channel >= 0) & (channel < group)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _scale(x, i, channel, inside, stride, group, k, alpha_over_size, size: constexpr):
-    """K plus the weighted energy of the neighbourhood of the value at index i."""
-    energy = tl.zeros(i.shape, tl.float32)
-    for j in tl.static_range(size):
-        neighbour = channel + (j - size // 2)
-        present = inside & (neighbour >= 0) & (neighbour < group)
-        value = tl.load(x + i + (j - size // 2) * stride, mask=present, other=0.0).to(tl.float32)
-        energy += value * value
-    return k + alpha_over_size * energy
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _lrn(
-    x, grad, out, count, stride, group, k, alpha_over_size, beta, size: constexpr, block: constexpr
+def _columns(
+    source,
+    at,
+    channel,
+    inside,
+    group,
+    stride,
+    first: constexpr,
+    last: constexpr,
+    run: constexpr,
+    adjacent: constexpr,
 ):
-    """One value for each lane, in the order of memory; ``stride`` is from a channel to the next."""
-    i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = i < count
-    channel = (i // stride) % group
-    value = tl.load(x + i, mask=inside, other=0.0).to(tl.float32)
-    scale = _scale(x, i, channel, inside, stride, group, k, alpha_over_size, size)
-    power = tl.exp2(-beta * tl.log2(scale))
-    if grad is None:
-        result = value * power
+    """The values of a lane's channels from ``first`` to ``last``; 0 for those that are none."""
+    columns = ()
+    if adjacent:
+        for i in tl.static_range(first // run, last // run + 1):
+            present = inside & _are_in_group(channel + i * run, group)
+            places = (at + i * run)[:, None] + tl.arange(0, run)[None, :]
+            parts = _parts(tl.load(source + places, mask=present[:, None], other=0.0), run)
+            for j in tl.static_range(run):
+                if i * run + j >= first and i * run + j <= last:
+                    columns += (parts[j].to(tl.float32),)
     else:
-        total = tl.zeros(i.shape, tl.float32)
-        # Over the channels whose neighbourhoods contain this one.
-        for j in tl.static_range(size):
-            other = channel + (j - (size - 1) // 2)
-            at = i + (j - (size - 1) // 2) * stride
-            present = inside & (other >= 0) & (other < group)
-            other_scale = _scale(x, at, other, present, stride, group, k, alpha_over_size, size)
-            ratio = tl.exp2((-beta - 1) * tl.log2(other_scale))
-            ratio *= tl.load(x + at, mask=present, other=0.0).to(tl.float32)
-            ratio *= tl.load(grad + at, mask=present, other=0.0).to(tl.float32)
-            total += tl.where(present, ratio, 0.0)
-        direct = tl.load(grad + i, mask=inside, other=0.0).to(tl.float32) * power
-        result = direct - 2 * alpha_over_size * beta * value * total
-    tl.store(out + i, result.to(out.dtype.element_ty), mask=inside)
+        for i in tl.static_range(first, last + 1):
+            present = inside & _are_in_group(channel + i, group)
+            value = tl.load(source + at + i * stride, mask=present, other=0.0)
+            columns += (value.to(tl.float32),)
+    return columns
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _parts(tile, run: constexpr):
+    """The columns of a tile ``(lanes, run)``, of which each thread holds whole rows."""
+    lanes: constexpr = tile.shape[0]
+    parts = (tile,)
+    for i in tl.static_range(run):
+        if 2**i < run:
+            halves = ()
+            for j in tl.static_range(2**i):
+                pairs = tl.reshape(parts[j], (lanes, 2, run // 2 ** (i + 1)))
+                halves += tl.split(tl.permute(pairs, (0, 2, 1)))
+            parts = halves
+    columns = ()
+    for j in tl.static_range(run):
+        columns += (tl.reshape(parts[j], (lanes,)),)
+    return columns
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _tile(columns, run: constexpr):
+    """The tile ``(lanes, run)`` of columns."""
+    lanes: constexpr = columns[0].shape[0]
+    parts = ()
+    for j in tl.static_range(run):
+        parts += (tl.reshape(columns[j], (lanes, 1)),)
+    for i in tl.static_range(run):
+        if 2**i < run:
+            joined = ()
+            for j in tl.static_range(run // 2 ** (i + 1)):
+                pair = tl.permute(tl.join(parts[2 * j], parts[2 * j + 1]), (0, 2, 1))
+                joined += (tl.reshape(pair, (lanes, 2 ** (i + 1))),)
+            parts = joined
+    return parts[0]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _powers(scale, beta, three_quarters: constexpr):
+    """``scale**-beta`` and ``scale**(-beta - 1)``."""
+    if three_quarters:
+        root = tl.rsqrt(scale)
+        power = root * tl.sqrt(root)
+        return power, power * root * root
+    else:
+        logarithm = tl.log2(scale)
+        return tl.exp2(-beta * logarithm), tl.exp2((-beta - 1) * logarithm)
+
+
+# The last batch of an epoch has another number of lanes, which need not be compiled for.
+@triton.jit(do_not_specialize=["lanes"])  # type: ignore[untyped-decorator]
+def _lrn(
+    x,
+    grad,
+    out,
+    lanes,
+    stride,
+    k,
+    alpha_over_size,
+    beta,
+    three_quarters: constexpr,
+    size: constexpr,
+    group: constexpr,
+    run: constexpr,
+    adjacent: constexpr,
+    many: constexpr,
+    block: constexpr,
+):
+    """One run of channels for each lane; ``stride`` is from a channel to the next."""
+    index: constexpr = tl.int64 if many else tl.int32
+    lane = tl.program_id(0).to(index) * block + tl.arange(0, block)
+    inside = lane < lanes
+    runs: constexpr = group // run
+    channel = (lane // stride) % runs * run
+    at = (lane // stride // runs * group + channel) * stride + lane % stride
+    # A neighbourhood has so many channels to either side.
+    below: constexpr = size // 2
+    above: constexpr = (size - 1) // 2
+    # Channels whose neighbourhoods contain one of the run.
+    first: constexpr = 0 if grad is None else -above
+    last: constexpr = run - 1 if grad is None else run - 1 + below
+    values = _columns(
+        x, at, channel, inside, group, stride, first - below, last + above, run, adjacent
+    )
+    if grad is not None:
+        grads = _columns(grad, at, channel, inside, group, stride, first, last, run, adjacent)
+    directs, ratios = (), ()
+    for i in tl.static_range(last + 1 - first):
+        energy = values[i] * values[i]
+        for j in tl.static_range(1, size):
+            energy += values[i + j] * values[i + j]
+        power, less = _powers(k + alpha_over_size * energy, beta, three_quarters)
+        if grad is None:
+            directs += (values[i + below] * power,)
+        else:
+            directs += (grads[i] * power,)
+            present = _are_in_group(channel + (first + i), group)
+            ratios += (tl.where(present, grads[i] * (values[i + below] * less), 0.0),)
+    results = ()
+    for i in tl.static_range(run):
+        result = directs[i - first]
+        if grad is not None:
+            total = ratios[i]
+            for j in tl.static_range(1, size):
+                total += ratios[i + j]
+            result -= 2 * alpha_over_size * beta * values[i - first + below] * total
+        results += (result.to(out.dtype.element_ty),)
+    if adjacent:
+        places = at[:, None] + tl.arange(0, run)[None, :]
+        tl.store(out + places, _tile(results, run), mask=inside[:, None])
+    else:
+        for i in tl.static_range(run):
+            tl.store(out + at + i * stride, results[i], mask=inside)
 
 
 def local_response_norm(x: Tensor, grad: Tensor | None, settings: LrnSettings) -> Tensor:
@@ -67,19 +190,27 @@ def local_response_norm(x: Tensor, grad: Tensor | None, settings: LrnSettings) -
     out = torch.empty_like(x)
     if not x.numel():
         return out
+    stride = 1 if memory_format is torch.channels_last else x.shape[2:].numel()
+    group = x.shape[1] // settings.groups
+    run = math.gcd(group, _WIDEST_LOAD // x.element_size() if stride == 1 else _RUN)
+    lanes = x.numel() // run
     kernel: Any = _lrn
     with torch.cuda.device_of(x):  # the current device is the one that Triton runs on
-        kernel[(triton.cdiv(x.numel(), _BLOCK),)](
+        kernel[(triton.cdiv(lanes, _LANES),)](
             x,
             None if grad is None else grad.contiguous(memory_format=memory_format),
             out,
-            x.numel(),
-            1 if memory_format is torch.channels_last else x.shape[2:].numel(),
-            x.shape[1] // settings.groups,
+            lanes,
+            stride,
             settings.k,
             settings.alpha / settings.size,
             settings.beta,
+            settings.beta == 0.75,
             settings.size,
-            _BLOCK,
+            group,
+            run,
+            stride == 1,
+            x.numel() >= _MANY,
+            _LANES,
         )
     return out

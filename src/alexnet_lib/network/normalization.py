@@ -34,10 +34,11 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # Values: a few intermediate results of this size are a megabyte or two.
 _BLOCK = 131_072
 
-# Values: on a GPU, fewer are not worth Triton's compilation, which takes about a second.
-_WORTH_TRITON = 2**22
+# Values: on a GPU, fewer are not worth Triton's compilation, which takes about a second. An image
+# of 227 pixels has 290,400; a batch of 128 has more even at 67 pixels.
+_WORTH_TRITON = 2**20
 
-# Triton unrolls the loop over the neighbourhood, two nested ones in the backward pass.
+# Triton unrolls the loops over the neighbourhood: compiling takes seconds, and registers run out.
 _LARGEST_TRITON_SIZE = 16
 
 

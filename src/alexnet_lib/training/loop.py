@@ -30,6 +30,7 @@ from alexnet_lib.checks import (
 from alexnet_lib.devices import (
     Precision,
     memory_explained,
+    model_explained,
     resolve_device,
     resolve_precision,
 )
@@ -263,7 +264,7 @@ def _device_of(model: nn.Module, device: torch.device | str | None) -> torch.dev
         first = next(itertools.chain(model.parameters(), model.buffers()), None)
         return torch.device("cpu") if first is None else first.device
     resolved = resolve_device(device)
-    with memory_explained(f"the model on {resolved}", "choose another device, or a smaller model"):
+    with model_explained(resolved):
         model.to(resolved)
     return resolved
 

@@ -7,7 +7,7 @@ from typing import Any
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.loaders import Loaders, assemble_loaders
 from alexnet_lib.data.sources import Data, Parts, open_parts
-from alexnet_lib.devices import RunOptions
+from alexnet_lib.devices import RunOptions, model_explained
 from alexnet_lib.interop.torchvision import from_torchvision
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.batches import check_order
@@ -126,6 +126,7 @@ def prepare_model(
         FileNotFoundError: there is no file with the recipe's ``weights``.
         TypeError: the model is not an ``AlexNet``.
         ValueError: the model does not fit the loaders; the message says why.
+        MemoryError: the device has too little memory for it.
 
     Example:
         >>> from alexnet_lib import prepare_loaders, prepare_model
@@ -174,4 +175,5 @@ def prepare_model(
     model.freeze(*recipe.freeze)
     model.classes, model.preprocess = loaders.classes, loaders.preprocess
     placement = options.resolved().placement
-    return model.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload,no-any-return]
+    with model_explained(placement.device):
+        return model.to(placement.device, memory_format=placement.memory_format)  # type: ignore[call-overload,no-any-return]

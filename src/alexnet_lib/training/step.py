@@ -281,11 +281,23 @@ def _is_read(device: torch.device) -> bool:
 
 
 def _skips(optimizer: Any, device: torch.device) -> bool:
-    """Whether an optimiser can leave out a step that is found not finite on the device.
+    """Whether an optimiser can leave out its next step if the device finds it not finite.
 
-    torch's fused ones can, except on Apple's MPS, whose kernels ignore ``found_inf``.
+    torch's fused ones can, except on Apple's MPS, whose kernels ignore ``found_inf``, and except
+    the first step of an SGD with dampening.
     """
-    return getattr(optimizer, "_step_supports_amp_scaling", False) and device.type != "mps"
+    able = getattr(optimizer, "_step_supports_amp_scaling", False) and device.type != "mps"
+    return able and not (isinstance(optimizer, SGD) and _dampens_first(optimizer))
+
+
+def _dampens_first(optimizer: SGD) -> bool:
+    """Whether a momentum that is dampened has yet to begin, with a gradient that is not."""
+    return any(
+        parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None
+        for group in optimizer.param_groups
+        if group["momentum"] and group["dampening"]
+        for parameter in group["params"]
+    )
 
 
 def _parameters(
@@ -378,8 +390,9 @@ def _check_can_be_scaled(trained: Iterable[nn.Parameter]) -> None:
 def _prepare_for_skipping(optimizer: Any) -> None:
     # If its first step is left out, torch's fused SGD goes on with the uninitialised memory of its
     # momentum (seen in torch 2.14). From zeros, the first step is the same.
+    # With dampening it is not, and is waited for (`_skips`).
     for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
-        if group["momentum"]:
+        if group["momentum"] and not group["dampening"]:
             for parameter in group["params"]:
                 state = optimizer.state[parameter]
                 if state.get("momentum_buffer") is None:
