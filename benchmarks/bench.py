@@ -11,6 +11,7 @@ benchmarks/results/ as JSON, with versions and processor.
 """
 
 import argparse
+import gc
 import io
 import json
 import multiprocessing
@@ -28,7 +29,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ from alexnet_lib.devices import (
     versions,
 )
 from alexnet_lib.kernels import cpu
+from alexnet_lib.network import normalization
 from alexnet_lib.training.metrics import Totals
 from alexnet_lib.training.run_files import RunFiles
 from alexnet_lib.training.state import TrainingRun
@@ -372,7 +373,7 @@ class Bench:
             if self.cuda:
                 memory[name] = (torch.cuda.max_memory_allocated() - held) / 1e6
         timings: Timings = {name: [] for name in sides}
-        for _ in range(1 if self.small else 3):
+        for _ in range(1 if self.small else 2):
             for name, epoch in epochs.items():
                 timings[name].append(EPOCH * epoch(images))
         seconds = {name: statistics.median(times) for name, times in timings.items()}
@@ -914,7 +915,32 @@ def describe(device: torch.device) -> str:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether LRN is computed by the library's own kernels."""
-    return find_spec("triton") is not None if device.type == "cuda" else cpu.load() is not None
+    if device.type == "cuda":
+        return normalization._gpu_kernels(device) is not None
+    return device.type == "cpu" and cpu.load() is not None
+
+
+def measure(
+    bench: Bench, names: Sequence[str], result: dict[str, Any], out: Path | None
+) -> list[str]:
+    """Adds blocks to the result, and writes it after each; returns those that failed."""
+    failed = []
+    for name in names:
+        started = time.perf_counter()
+        result["blocks"].pop(name, None)
+        try:
+            result["blocks"][name] = getattr(bench, name)()
+        except Exception:  # the other blocks are measured all the same
+            traceback.print_exc()
+            failed.append(name)
+        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        gc.collect()
+        if bench.cuda:
+            torch.cuda.empty_cache()
+    return failed
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -936,6 +962,8 @@ def main(given: Sequence[str] | None = None) -> None:
         print(report(json.loads(arguments.show.read_text(encoding="utf-8"))))
         return
     device, small = torch.device(arguments.device), arguments.small
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
     names = arguments.only.split(",") if arguments.only else blocks_for(device, small=small)
     for name in names:
         if name not in BLOCKS or (name in CPU_ONLY and device.type != "cpu"):
@@ -964,21 +992,7 @@ def main(given: Sequence[str] | None = None) -> None:
         same = ("device", "versions", "data", "kernels", "rounds", "images")
         if not small and all(earlier.get(key) == result[key] for key in same):
             result["blocks"] = earlier["blocks"]
-    failed = []
-    for name in names:
-        started = time.perf_counter()
-        result["blocks"].pop(name, None)
-        try:
-            result["blocks"][name] = getattr(bench, name)()
-        except Exception:  # the other blocks are measured all the same
-            traceback.print_exc()
-            failed.append(name)
-        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    failed = measure(bench, names, result, out)
     print(report(result))
     print("small sizes: the figures mean nothing" if small else f"written to {out}")
     if failed:
