@@ -7,6 +7,11 @@ PYTEST := $(BIN)/python -m pytest
 # In as many processes as there are cores.
 PARALLEL := -n auto --dist worksteal
 
+# Of `make gpu`. A dry run on a CPU: make gpu DEVICE=cpu SMALL=1 DATA=shapes
+DEVICE ?= cuda
+DATA ?= cifar10
+SMALL ?=
+
 # With run-time type checks of shapes and dtypes: what computes with tensors, and takes seconds.
 TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype tests/network tests/interop tests/test_inference.py \
 	tests/data/test_augmentation.py tests/data/test_images.py tests/data/test_loaders.py \
@@ -15,7 +20,7 @@ TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype tests/network tests/
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow fuzz soak bench docs clean
+.PHONY: help demo test test-slow fuzz soak bench gpu docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,6 +48,19 @@ soak: .venv/dev ## train for an hour, killed at random moments: the same bits, a
 
 bench: .venv/library ## where the time goes: tables of ratios, written to benchmarks/results/ too (12 minutes)
 	$(BIN)/python benchmarks/bench.py
+
+# Each part runs also where one before it failed. BIN may be the folder of a Python that has what
+# the tests need; the library itself need not be installed.
+gpu: export PYTHONPATH := src
+gpu: $(if $(filter .venv/bin,$(BIN)),.venv/dev) ## on a GPU: tests, tables, a whole run of `modern` (the aim: under 10 minutes)
+	run=runs/gpu-$$(date +%Y%m%d-%H%M%S); failed=; \
+	$(PYTEST) -k device-$(DEVICE) -m "not slow" || failed="$$failed tests"; \
+	$(BIN)/python benchmarks/bench.py --device $(DEVICE) $(if $(SMALL),--small) || failed="$$failed bench"; \
+	$(BIN)/python -m alexnet_lib train $(DATA) --recipe modern --device $(DEVICE) --out $$run \
+		$(if $(SMALL),--epochs 1 --train-images 64 --batch-size 16 --image-size 67) && \
+	$(BIN)/python benchmarks/recipes.py $$run $(DATA) --name modern $(if $(SMALL),--views 1) \
+		--runs $(if $(SMALL),$$run/stored,benchmarks/results/runs-$(DEVICE)) || failed="$$failed training"; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # A fresh environment, because a page that is not read again does not repeat its warnings.
 docs: .venv/dev ## build the documentation into docs/_build/html/

@@ -5,7 +5,8 @@
     python benchmarks/recipes.py                                         # the table alone
 
 The second line evaluates the run's weights on the test images with one and ten views, and copies
-its recipe.json, history.jsonl and result.json (not the weights) to benchmarks/results/runs/.
+its recipe.json, history.jsonl and result.json (not the weights) to benchmarks/results/runs/, or to
+the folder that --runs names.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def history(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def store(run: Path, data: str, name: str, numbers: Sequence[int]) -> None:
+def store(run: Path, data: str, folder: Path, numbers: Sequence[int]) -> None:
     """Keeps a finished run, and what its best weights make of the test images in several views."""
     known = read_json(run / "recipe.json")["recipe"]["views"]
     result = read_json(run / "result.json")
@@ -56,7 +57,6 @@ def store(run: Path, data: str, name: str, numbers: Sequence[int]) -> None:
             loader = BatchLoader(test, model.preprocess, batch_size=128)
             metrics = evaluate(model, loader, precision="auto", views=number)
             accuracies[str(number)] = metrics.accuracy
-    folder = RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
     for file in ("recipe.json", "history.jsonl", "result.json"):
         shutil.copy(run / file, folder / file)
@@ -64,10 +64,10 @@ def store(run: Path, data: str, name: str, numbers: Sequence[int]) -> None:
     (folder / "views.json").write_text(text + "\n", encoding="utf-8")
 
 
-def rows() -> list[Sequence[str]]:
+def rows(runs: Path) -> list[Sequence[str]]:
     """A row for each stored run, the best first."""
     table = []
-    for run in RUNS.iterdir():
+    for run in runs.iterdir():
         recipe, result = read_json(run / "recipe.json"), read_json(run / "result.json")
         lines, views = history(run), read_json(run / "views.json")["accuracy_by_views"]
         fields = recipe["recipe"]
@@ -90,8 +90,8 @@ def rows() -> list[Sequence[str]]:
     return sorted(table, key=lambda row: -float(row[-2].rstrip("%")))
 
 
-def report() -> str:
-    lines = [HEADER, ["---"] * 2 + ["--:"] * (len(HEADER) - 2), *rows()]
+def report(runs: Path = RUNS) -> str:
+    lines = [HEADER, ["---"] * 2 + ["--:"] * (len(HEADER) - 2), *rows(runs)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -103,12 +103,13 @@ def main() -> None:
     parser.add_argument("data", nargs="?")
     parser.add_argument("--name")
     parser.add_argument("--views", type=int, nargs="*", default=[1, 10])
+    parser.add_argument("--runs", type=Path, default=RUNS, help="the folder of the stored runs")
     arguments = parser.parse_args()
     if arguments.run:
         keep_freed_memory()
         name = arguments.name or arguments.run.name
-        store(arguments.run, arguments.data, name, arguments.views)
-    print(report())
+        store(arguments.run, arguments.data, arguments.runs / name, arguments.views)
+    print(report(arguments.runs))
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ for _name, _architecture in alexnet_lib.ARCHITECTURES.items():
 # What was measured is read from where the benchmarks stored it: {{ bench_lrn }} ...
 _measured = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text(encoding="utf-8"))
 myst_substitutions["bench_machine"] = bench.machine(_measured)
-for _name, _report in bench.REPORTS.items():
-    myst_substitutions[f"bench_{_name}"] = _report(_measured["blocks"])
+for _name in _measured["blocks"]:
+    myst_substitutions[f"bench_{_name}"] = bench.REPORTS[_name](_measured["blocks"])
 
 _precision = json.loads((ROOT / "benchmarks/results/precision.json").read_text(encoding="utf-8"))
 myst_substitutions["precision_table"] = markdown_table(

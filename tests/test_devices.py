@@ -1,5 +1,6 @@
 """The promises of devices: which one, in which precision and memory format; seeds."""
 
+import importlib.metadata
 import json
 import random
 import re
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_lib import devices
+from alexnet_lib import __version__, devices
 from alexnet_lib.devices import (
     Placement,
     RunOptions,
@@ -361,8 +362,17 @@ def test_an_accelerators_generator_is_put_back_too(monkeypatch):
 # Versions
 
 
-def test_the_versions_are_those_of_what_computes():
+def test_the_versions_are_those_of_what_computes(monkeypatch):
+    installed = importlib.metadata.version
+
+    def version(name):
+        if name == "alexnet-lib":  # it lies on the path, as under `make gpu`
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(devices, "version", version)
     found = versions()
+    assert found["alexnet-lib"] == __version__
     assert [*found] == [
         "python",
         "alexnet-lib",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from alexnet_lib import __version__
 from alexnet_lib.checks import (
     PROBABILITY,
     between,
@@ -290,5 +291,9 @@ def _index(device: torch.device) -> list[torch.device]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages, for results and bug reports."""
-    packages = ("alexnet-lib", "torch", "torchvision", "numpy", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("torch", "torchvision", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "alexnet-lib": __version__,  # which need not be installed, but may lie on the path
+        **{name: version(name) for name in packages},
+    }
