@@ -548,7 +548,7 @@ def planted_illness(data=lambda: colored(64), model=lambda: None, classes=None, 
 CONTRADICTIONS = (
     ("raise learning_rate", "lower it|lower learning_rate"),
     ("NaN or infinite before", "lower|raise|dead|shrink"),
-    ("initial weights are too small", "start too large|units are"),
+    ("initial weights are too small", "start too large|at the start and get no"),
     ("all pixels|images of the batch are the same", "not normalised|not centred|shrink|learned"),
     ("images are of one class", "learned|dead|shrink|hardly"),
     ("has fallen to", "dead|shrink|hardly|lower it|diverged|nothing was learned|start too large"),

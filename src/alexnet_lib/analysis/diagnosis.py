@@ -588,9 +588,9 @@ def _findings(
     if _falls(seen):
         yield (
             f"after {len(seen.losses)} steps on one batch the loss has fallen to "
-            f"{_end(seen.losses):.2f}, and {seen.accuracy:.0%} are classified correctly; of a "
-            f"healthy AlexNet, it is under {_LEARNED * seen.chance_loss:.2f} after 40: see whether "
-            "more steps lower it further"
+            f"{_end(seen.losses):.2f}, and {seen.accuracy:.0%} are classified correctly: try more "
+            f"steps (a batch is learned under {_LEARNED * seen.chance_loss:.2f}, or from "
+            f"{_FITTED:.0%})"
         )
         return
     yield from _start_findings(seen, model)
@@ -701,7 +701,7 @@ def _label_findings(seen: Diagnosis, labels: Tensor, data: ImageSet) -> Iterator
 
 def _start_findings(seen: Diagnosis, model: _Model) -> Iterator[str]:
     chance = math.log(model.outputs)
-    if seen.losses[0] > _LARGE_START * chance:
+    if large := seen.losses[0] > _LARGE_START * chance:
         yield (
             f"the first loss is {seen.losses[0]:.2f}, where guessing gives {chance:.2f}: the "
             "outputs start too large, and the first steps will be too"
@@ -717,7 +717,7 @@ def _start_findings(seen: Diagnosis, model: _Model) -> Iterator[str]:
     if not inactive and last.signal < faint:
         cause = (
             "the initial weights are too small for the depth (initialization 'kaiming')"
-            if last.output < _USUAL_STD[0]
+            if last.output < _USUAL_STD[0] and not large
             else f"the biases outweigh it in the output of {last.name}, {last.output:.2g}"
         )
         yield (
