@@ -275,7 +275,7 @@ def test_doctor_prints_a_row_for_each_layer_and_what_looks_wrong(call, tmp_path)
     assert out == f"{diagnosis}\n"
     assert [line.split()[0] for line in out.splitlines()[4:6]] == ["conv1", "fc2"]
     assert "one batch, 3 steps: loss " in out
-    assert re.search(r"^- the weights hardly change: .*\(1e-09\)$", out, re.MULTILINE)
+    assert re.search(r"\n- the weights hardly change: .*\(1e-09\)\n", out, re.DOTALL)
     assert not list(tmp_path.iterdir())
 
 

@@ -563,6 +563,28 @@ def assert_no_contradiction(diagnosis: Diagnosis) -> None:
         assert not said(diagnosis, "dead|shrink|hardly|lower|diverged|learned|start too large|only")
 
 
+@pytest.mark.parametrize(
+    ("updates", "losses"), [((0.1, 1e-7, 1e-7), [1.39]), ((1e-7, 1e-7, 1e-7), [0.1, 2.0, 3.0])]
+)
+def test_the_rate_is_not_called_too_small_and_too_large(updates, losses):
+    layers = [LayerDiagnosis("a", 1.0, 0.01, gradient=1.0, update=update) for update in updates]
+    assert_no_contradiction(judged(layers, losses))
+
+
+def test_weights_are_not_called_too_small_where_the_outputs_start_too_large():
+    assert_no_contradiction(judged([LayerDiagnosis("a", 0.001, 0.001)] * 2, [5.0]))
+
+
+def judged(layers: list[LayerDiagnosis], losses: list[float]) -> Diagnosis:
+    seen = Diagnosis(
+        "", 0.0, 1.0, 4, math.log(4), tuple(losses), 0.1, 1.0, 0.25, 0, tuple(layers), ()
+    )
+    model = diagnosis_module._Model("kaiming", 4, False, None, None, 0.0, 1.0, ())
+    parts = diagnosis_module._start_findings, diagnosis_module._step_findings
+    found = [*parts[0](seen, model), *parts[1](seen, tiny_recipe())]
+    return replace(seen, findings=(*found, *diagnosis_module._course_findings(seen)))
+
+
 sizes = st.sampled_from([0.0, 1e-7, 1e-4, 0.01, 0.1, 1.0, 10.0, 1e6, math.inf, math.nan])
 shares = st.sampled_from([0.0, 0.1, 0.6, 1.0, math.nan])
 measured_layers = st.lists(
