@@ -1,10 +1,13 @@
 """The promises of what is printed: columns that align, durations in the unit that fits."""
 
+import io
 import sys
+from types import SimpleNamespace
 
 import pytest
-from tqdm import tqdm
+from tqdm.std import tqdm
 
+from alexnet_lib import text as text_module
 from alexnet_lib.text import format_duration, format_table, printable, progress_bar, say
 
 
@@ -108,6 +111,75 @@ def test_a_bar_that_cannot_be_shown_goes_on(disable, stream, monkeypatch):
             bar.set_postfix_str("loss 1")
             say("a line")
         assert disable is None or bar.n == 3
+
+
+class Shown(list):
+    """What each output of a notebook's cell shows now, as IPython's ``display`` is told."""
+
+    def display(self, data, *, raw, display_id):
+        assert raw
+        assert display_id
+        number = len(self)
+        self.append(data)
+        return SimpleNamespace(update=lambda data, raw: self.__setitem__(number, data))
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """The outputs that are shown beside the standard output of a notebook's cell."""
+    shown = Shown()
+    display = SimpleNamespace(display=shown.display)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(text_module, "_in_notebook", lambda: True)
+    return shown
+
+
+def test_a_notebook_is_known_by_its_stream(monkeypatch):
+    assert not text_module._in_notebook()
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr(sys, "stderr", stream())
+    assert text_module._in_notebook()
+
+
+def test_in_a_notebook_a_line_is_no_error(notebook, capsys):
+    say("test: loss 1")
+    assert (capsys.readouterr(), notebook) == (("test: loss 1\n", ""), [])
+
+
+def test_in_a_notebook_lines_stand_above_a_bar_in_one_output_and_the_bar_goes(notebook, capsys):
+    with progress_bar(total=4, bar_format="{desc}{n_fmt}", leave=False) as bar:
+        bar.delay = 0
+        bar.update(3)
+        say("epoch 1")
+        bar.set_postfix_str("")
+        assert notebook == [{"text/plain": "epoch 1\n3"}]
+        with progress_bar(total=1, leave=False) as inner:
+            inner.update()
+            inner.refresh()
+        say("epoch 2")
+        assert notebook == [{"text/plain": "epoch 1\nepoch 2\n3"}]
+    assert notebook == [{"text/plain": "epoch 1\nepoch 2"}]
+    say("test")
+    assert (capsys.readouterr(), len(notebook)) == (("test\n", ""), 1)
+
+
+def test_in_a_notebook_a_bar_that_is_over_at_once_leaves_no_output(notebook):
+    for disable in (None, True):
+        with progress_bar(range(4), disable=disable, leave=False) as bar:
+            assert [*bar] == [0, 1, 2, 3]
+    assert notebook == []
+    with progress_bar(total=1, leave=False) as bar:
+        bar.delay = 0
+        bar.refresh()
+        assert len(notebook) == 1
+    assert notebook == [{}]
+
+
+def test_a_bar_asks_for_no_widgets_in_a_notebook(notebook, recwarn):
+    with progress_bar(total=1) as bar:
+        assert type(bar) is tqdm
+    assert [*recwarn] == []
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ from alexnet_lib.training.state import TrainingRun
 # two forward ones).
 _FORWARD_SHARE = 1 / 3
 _running = threading.RLock()
+# Less than this needs no line of its own.
+_LONG_SECONDS = 60
 # File names in the line about the images that could not be read.
 _NAMES_SHOWN = 20
 
@@ -86,8 +88,11 @@ def fit(
     stopped run needs to go on (``resume``): it ends with the weights of an uninterrupted run, bit
     for bit, on the same machine with the same versions, number of threads and kernels.
 
-    SIGINT (Ctrl-C) ends the step, writes the state and raises ``KeyboardInterrupt``; a second one
-    stops at once. Signals are handled in the main thread only, and only until ``fit`` ends.
+    SIGINT (Ctrl-C, or the stop of a notebook's cell) ends the step, writes the state and raises
+    ``KeyboardInterrupt``; a second one stops at once. The first one's error has the run so far as
+    its ``run``: a ``Run`` without test metrics, with the best weights so far (before the first
+    epoch's end, the latest); in a notebook it is ``sys.last_value.run``. Signals are handled in the
+    main thread only, and only until ``fit`` ends.
 
     Args:
         data: ``"shapes"``; ``"cifar10"``, kept in the folder ``data`` and downloaded where it is
@@ -185,9 +190,11 @@ def fit(
         try:
             _train(run, files, started)
             test = _test(run)
-        except interrupts.Interrupted:
+        except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
+            _restore_best(run)
+            interruption.run = _as_result(run, files, None)
             if options.progress:
                 say(_interruption(run, files))
             raise
@@ -199,8 +206,7 @@ def fit(
         say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
     if options.progress and test is not None:
         say(f"test: {test}; {format_duration(result['seconds'])} in all")
-    folder = None if files.folder is None else files.folder.path
-    return Run(tuple(run.history), test, run.model, folder)
+    return _as_result(run, files, test)
 
 
 def _prepare(
@@ -250,11 +256,21 @@ def _prepare(
     return TrainingRun(recipe, loaders, network, seed=seed, options=options), source
 
 
-def _test(run: TrainingRun) -> EvalMetrics | None:
-    """Gives the model the best weights, and evaluates it on the test images, if there are any."""
-    assert run.best_weights is not None
-    run.model.load_state_dict(run.best_weights)
+def _restore_best(run: TrainingRun) -> None:
+    """Gives the model the best weights, if an epoch is finished."""
+    if run.best_weights is not None:
+        run.model.load_state_dict(run.best_weights)
     run.model.eval()
+
+
+def _as_result(run: TrainingRun, files: RunFiles, test: EvalMetrics | None) -> Run:
+    folder = None if files.folder is None else files.folder.path
+    return Run(tuple(run.history), test, run.model, folder)
+
+
+def _test(run: TrainingRun) -> EvalMetrics | None:
+    """Evaluates the best weights on the test images, if there are any."""
+    _restore_best(run)
     if run.loaders.test is None:
         return None
     return run.evaluate(run.model, "test", views=run.recipe.views)
@@ -298,10 +314,13 @@ def _beginning(run: TrainingRun, files: RunFiles) -> str:
 
 
 def _interruption(run: TrainingRun, files: RunFiles) -> str:
-    """How to go on."""
+    """What is done, and how to go on."""
     line = f"stopped after {run.steps_done:,} of {run.steps_in_all:,} steps"
     if files.folder is None:
-        return f"{line}; nothing was written, since out is None"
+        return (
+            f"{line}; nothing was written, since out is None: the run so far is error.run of the "
+            "KeyboardInterrupt (in a notebook sys.last_value.run)"
+        )
     folder = shlex.quote(str(files.folder.path))
     return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
 
@@ -310,9 +329,10 @@ def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
     """Trains for the remaining epochs, and writes each of them."""
     progress, plan = run.options.progress, files.planned_from
     ends = math.inf if plan is None else started + 60 * plan["max_minutes"]
-    with Progress(run.recipe.name, run.steps_in_all, show=progress, done=run.steps_done) as shown:
+    with Progress("epoch", run.steps_in_all, show=progress, done=run.steps_done) as shown:
         first, settled = run.steps_done, time.perf_counter()
         while not run.finished:
+            shown.describe(f"epoch {run.epoch + 1}/{run.recipe.epochs}")
             try:
                 while not run.epoch_read:
                     done = run.steps_done
@@ -327,8 +347,9 @@ def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
                         settled = time.perf_counter()
                     elif steps == MEASURED_STEPS and progress:
                         run.totals.check()  # waits for the device, so that the steps are finished
-                        seconds = time.perf_counter() - settled
-                        say(_estimate(run, seconds / (steps - SETTLING_STEPS)))
+                        seconds = (time.perf_counter() - settled) / (steps - SETTLING_STEPS)
+                        if (line := _estimate(run, seconds)) is not None:
+                            say(line)
                 notes = [run.totals.skipped_note()]
                 record = run.finish_epoch()
             except FloatingPointError as error:
@@ -370,15 +391,17 @@ def _seconds_left(run: TrainingRun, seconds_per_step: float, image_size: int) ->
     return steps_left * seconds_per_step / step_cost(run.model, image_size, run.loaders.image_size)
 
 
-def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
-    """How long the rest of the run will take, and what would shorten it."""
+def _estimate(run: TrainingRun, seconds_per_step: float) -> str | None:
+    """How long the rest of the run will take, and what would shorten it; None if it is short."""
+    seconds = _seconds_left(run, seconds_per_step, run.image_size)
+    if seconds < _LONG_SECONDS:
+        return None
     most = "at most" if run.recipe.early_stopping is not None else "about"
     per_step = run.loaders.train.batch_size * run.recipe.accumulation_steps
     return (
-        f"{most} {format_duration(_seconds_left(run, seconds_per_step, run.image_size))} to go for "
-        f"{run.recipe.epochs} epochs at {per_step / seconds_per_step:.0f} images/s; shorter with "
-        "fewer images (--train-images, or overrides={'train_images': ...}), smaller ones "
-        "(--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
+        f"{most} {format_duration(seconds)} to go at {per_step / seconds_per_step:.0f} images/s; "
+        "shorter with fewer images (--train-images, or overrides={'train_images': ...}), smaller "
+        "ones (--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
     )
 
 
@@ -422,16 +445,19 @@ def _headline(
     first = recipe.image_sizes(size)[0]
     growth = f", growing from {first}x{first}" * (first < size)
     return (
-        f"AlexNet ({model.architecture.name}, {parameters:,} parameters) on {source}: {counts} "
-        f"images of {size}x{size} pixels{growth}, {len(loaders.classes)} classes; recipe "
-        f"{recipe.name}, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}; {options.device}, "
-        f"{options.precision}"
+        f"AlexNet ({model.architecture.name}, {parameters:,} parameters); recipe {recipe.name}, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}; {options.device}, "
+        f"{options.precision}\n{source}: {counts} images of {size}x{size}{growth}, "
+        f"{len(loaders.classes)} classes"
     )
 
 
 def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    line = f"epoch {record.epoch}/{epochs}: training {record.train}"
-    if record.validation is not None:
-        validation = record.validation
-        line += f"; validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.1%}"
-    return f"{line}; {format_duration(record.train.seconds)}"
+    """The metrics of an epoch, training first, in at most 80 columns."""
+    train, validation = record.train, record.validation
+    line = f"epoch {record.epoch}/{epochs}: loss {train.loss:.4f}"
+    if train.accuracy is not None:
+        line += f", accuracy {train.accuracy:.1%}"
+    if validation is not None:
+        line += f"; validation {validation.loss:.4f}, {validation.accuracy:.1%}"
+    return f"{line}; {format_duration(train.seconds)}"
