@@ -22,6 +22,7 @@ from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, printable, say
+from alexnet_lib.training.loggers import Logger, RunLog
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
 from alexnet_lib.training.planning import (
@@ -76,6 +77,7 @@ def fit(
     resume: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     max_minutes: float | None = None,
+    loggers: Iterable[Logger] = (),
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes the results.
@@ -120,10 +122,13 @@ def fit(
             there is time for, or one epoch of fewer ``train_images``. ``recipe.json`` has the
             recipe as planned, which repeats the run. A resumed run keeps its plan. A run that
             becomes slower is not cut. None: all epochs.
+        loggers: what is told the recipe and the metrics while the run goes on, for example a
+            ``TensorBoardLogger``; see ``Logger``. One that fails before the first step ends the
+            run with its error; one that fails later is a warning and is called no more.
         options: device, precision and the like.
 
     Raises:
-        TypeError: ``data`` or ``model`` has another type.
+        TypeError: ``data``, ``model`` or one of ``loggers`` has another type.
         ValueError: an argument is out of its range, the model does not fit the data, or
             ``max_minutes`` are too few for this machine.
         FileExistsError: ``out`` holds a run already, or the run to be continued is finished.
@@ -156,6 +161,7 @@ def fit(
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
     if max_minutes is not None:
         max_minutes = check_number("max_minutes", max_minutes, ABOVE_ZERO)
+    log = RunLog(loggers)
     _refuse_processes()
     with ExitStack() as stack:
         if not _running.acquire(blocking=False):
@@ -185,11 +191,13 @@ def fit(
             started=started,
         )
         started -= files.begin(run, source=source, given=_describe(data, model))
+        stack.enter_context(log).begin(run, _hyperparameters(run, source))
         if options.progress and files.folder is not None:
             say(_beginning(run, files))
         try:
-            _train(run, files, started)
-            test = _test(run)
+            _train(run, files, log, started)
+            if (test := _test(run)) is not None:
+                log.test(run, test)
         except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
@@ -304,6 +312,12 @@ def _refuse_processes() -> None:
         )
 
 
+def _hyperparameters(run: TrainingRun, source: str) -> dict[str, Any]:
+    """What loggers are told before the first step."""
+    options = {"device": run.options.device, "precision": run.options.precision}
+    return {"data": source, "seed": run.seed, **options, **run.recipe.to_dict()}
+
+
 def _beginning(run: TrainingRun, files: RunFiles) -> str:
     """Where the run is written, and from where it goes on."""
     assert files.folder is not None
@@ -325,7 +339,7 @@ def _interruption(run: TrainingRun, files: RunFiles) -> str:
     return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
 
 
-def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
+def _train(run: TrainingRun, files: RunFiles, log: RunLog, started: float) -> None:
     """Trains for the remaining epochs, and writes each of them."""
     progress, plan = run.options.progress, files.planned_from
     ends = math.inf if plan is None else started + 60 * plan["max_minutes"]
@@ -342,6 +356,7 @@ def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
                     if run.steps_done == done:
                         continue  # the last batches of the epoch have no images
                     shown.advance(run.totals, run.steps_done)
+                    log.step(run)
                     steps = run.steps_done - first
                     if steps == SETTLING_STEPS:
                         settled = time.perf_counter()
@@ -355,6 +370,7 @@ def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
             except FloatingPointError as error:
                 raise FloatingPointError(f"epoch {run.epoch + 1}: {error}") from None
             files.write_epoch()
+            log.epoch(run, record)
             if progress:
                 say(_epoch_line(record, run.recipe.epochs))
                 notes.append(stuck_note(record, len(run.loaders.classes)))
