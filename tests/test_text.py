@@ -1,6 +1,7 @@
 """The promises of what is printed: columns that align, durations in the unit that fits."""
 
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -176,12 +177,6 @@ def test_in_a_notebook_a_bar_that_is_over_at_once_leaves_no_output(notebook):
     assert notebook == [{}]
 
 
-def test_a_bar_asks_for_no_widgets_in_a_notebook(notebook, recwarn):
-    with progress_bar(total=1) as bar:
-        assert type(bar) is tqdm
-    assert [*recwarn] == []
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -198,3 +193,60 @@ def test_a_bar_asks_for_no_widgets_in_a_notebook(notebook, recwarn):
 )
 def test_a_text_is_printed_without_what_a_terminal_obeys(text, shown):
     assert printable(text) == shown
+
+
+NOTEBOOK = (
+    """
+import os, signal, sys
+import pytest
+from tiny import tiny_recipe, use_tiny
+from alexnet_lib import RunOptions, fit
+
+use_tiny(pytest.MonkeyPatch())
+
+class Stop:
+    def log_hyperparams(self, params): ...
+    def log_metrics(self, metrics, step):
+        os.kill(os.getpid(), signal.SIGINT)
+    def finalize(self, status): ...
+
+def train(**arguments):
+    return fit("shapes", recipe=tiny_recipe(epochs=2), options=RunOptions("cpu"), **arguments)
+""",
+    "run = train()",
+    "train(loggers=[Stop()])",
+    "print([record.train.loss for record in sys.last_value.run.history])",
+    "print([run.history[0].train.loss])",
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems interrupt a kernel in another way")
+def test_a_notebook_shows_each_line_of_a_run_once_and_keeps_what_is_interrupted(monkeypatch):
+    reason = "no notebook can be run"
+    pytest.importorskip("ipykernel", reason=reason)
+    nbclient, nbformat = (
+        pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat")
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    cells = [nbformat.v4.new_code_cell(code) for code in NOTEBOOK]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=300, allow_errors=True).execute()
+    outputs = [cell.outputs for cell in cells]
+    assert outputs[0] == []
+    assert {output.get("name", "stdout") for output in [*outputs[1], *outputs[2][:-1]]} == {
+        "stdout"
+    }
+    text = "".join(
+        output["text"] if "text" in output else output["data"].get("text/plain", "") + "\n"
+        for output in outputs[1]
+    )
+    lines = [line.split(":")[0] for line in text.splitlines() if line]
+    assert lines == [
+        "AlexNet (tiny, 282 parameters); recipe tiny run, 2 epochs; cpu, float32",
+        "shapes",
+        "epoch 1/2",
+        "epoch 2/2",
+        "test",
+    ]
+    assert outputs[2][-1]["ename"] == "Interrupted"
+    assert outputs[3][0]["text"] == outputs[4][0]["text"]
