@@ -112,7 +112,7 @@ def test_train_writes_a_run_and_says_how_it_went(call, tmp_path):
         f"test accuracy {accuracy:.1%} on 20 images\n"
         f"results in {run}\n"
     )
-    assert "epoch 1/1: training loss" in err
+    assert "epoch 1/1: loss" in err
     stored = json.loads((run / "recipe.json").read_text())
     assert (stored["seed"], stored["data"], stored["recipe"]["epochs"]) == (3, "shapes", 1)
 
