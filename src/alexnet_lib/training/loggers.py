@@ -17,7 +17,7 @@ STEPS_BETWEEN_LOSSES = 50
 
 @runtime_checkable
 class Logger(Protocol):
-    """A logger of ``fit``: an object with three methods, those of the loggers of Lightning Fabric.
+    """A logger of ``fit``: an object with three methods, which are those of Lightning's loggers.
 
     A step is one of the optimiser, counted from 1 over the whole run. The metrics are named
 
@@ -186,5 +186,5 @@ def _flat(data: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Mapping):
             flat |= {f"{name}/{inner}": number for inner, number in _flat(value).items()}
         elif value is not None:
-            flat[name] = value
+            flat[name] = float(value)
     return flat
