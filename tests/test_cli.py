@@ -112,7 +112,7 @@ def test_train_writes_a_run_and_says_how_it_went(call, tmp_path):
         f"test accuracy {accuracy:.1%} on 20 images\n"
         f"results in {run}\n"
     )
-    assert "epoch 1/1: training loss" in err
+    assert "epoch 1/1: loss" in err
     stored = json.loads((run / "recipe.json").read_text())
     assert (stored["seed"], stored["data"], stored["recipe"]["epochs"]) == (3, "shapes", 1)
 
@@ -286,6 +286,23 @@ def test_doctor_takes_the_recipe_and_the_seed_of_a_run(call, tmp_path):
     assert stored[0] == 0
     assert call("doctor", "shapes", *options, "--seed", 5) == stored
     assert call("doctor", "shapes", *options, "--seed", 0) != stored
+
+
+def test_train_writes_its_metrics_for_tensorboard_to_the_run(call, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    for options in ((), ("--tensorboard",)):
+        assert call("train", "shapes", *TINY_RUN, *options)[0] == 0
+    runs = [{file.name.split(".")[0] for file in run.iterdir()} for run in Path("runs").iterdir()]
+    assert sum("events" in files for files in runs) == 1
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(
+    call, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = call("train", "shapes", *TINY_RUN, "--tensorboard")
+    assert_one_line(result, 2, "needs TensorBoard", "pip install tensorboard")
+    assert not [*Path("runs").iterdir()]
 
 
 def test_train_without_out_writes_to_runs(call, tmp_path):

@@ -1,10 +1,14 @@
 """The promises of what is printed: columns that align, durations in the unit that fits."""
 
+import io
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
-from tqdm import tqdm
+from tqdm.std import tqdm
 
+from alexnet_lib import text as text_module
 from alexnet_lib.text import format_duration, format_table, printable, progress_bar, say
 
 
@@ -110,6 +114,69 @@ def test_a_bar_that_cannot_be_shown_goes_on(disable, stream, monkeypatch):
         assert disable is None or bar.n == 3
 
 
+class Shown(list):
+    """What each output of a notebook's cell shows now, as IPython's ``display`` is told."""
+
+    def display(self, data, *, raw, display_id):
+        assert raw
+        assert display_id
+        number = len(self)
+        self.append(data)
+        return SimpleNamespace(update=lambda data, raw: self.__setitem__(number, data))
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """The outputs that are shown beside the standard output of a notebook's cell."""
+    shown = Shown()
+    display = SimpleNamespace(display=shown.display)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr(text_module, "_in_notebook", lambda: True)
+    return shown
+
+
+def test_a_notebook_is_known_by_its_stream(monkeypatch):
+    assert not text_module._in_notebook()
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    monkeypatch.setattr(sys, "stderr", stream())
+    assert text_module._in_notebook()
+
+
+def test_in_a_notebook_a_line_is_no_error(notebook, capsys):
+    say("test: loss 1")
+    assert (capsys.readouterr(), notebook) == (("test: loss 1\n", ""), [])
+
+
+def test_in_a_notebook_lines_stand_above_a_bar_in_one_output_and_the_bar_goes(notebook, capsys):
+    with progress_bar(total=4, bar_format="{desc}{n_fmt}", leave=False) as bar:
+        bar.delay = 0
+        bar.update(3)
+        say("epoch 1")
+        bar.set_postfix_str("")
+        assert notebook == [{"text/plain": "epoch 1\n3"}]
+        with progress_bar(total=1, leave=False) as inner:
+            inner.update()
+            inner.refresh()
+        say("epoch 2")
+        assert notebook == [{"text/plain": "epoch 1\nepoch 2\n3"}]
+    assert notebook == [{"text/plain": "epoch 1\nepoch 2"}]
+    say("test")
+    assert (capsys.readouterr(), len(notebook)) == (("test\n", ""), 1)
+
+
+def test_in_a_notebook_a_bar_that_is_over_at_once_leaves_no_output(notebook):
+    for disable in (None, True):
+        with progress_bar(range(4), disable=disable, leave=False) as bar:
+            assert [*bar] == [0, 1, 2, 3]
+    assert notebook == []
+    with progress_bar(total=1, leave=False) as bar:
+        bar.delay = 0
+        bar.refresh()
+        assert len(notebook) == 1
+    assert notebook == [{}]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -126,3 +193,60 @@ def test_a_bar_that_cannot_be_shown_goes_on(disable, stream, monkeypatch):
 )
 def test_a_text_is_printed_without_what_a_terminal_obeys(text, shown):
     assert printable(text) == shown
+
+
+NOTEBOOK = (
+    """
+import os, signal, sys
+import pytest
+from tiny import tiny_recipe, use_tiny
+from alexnet_lib import RunOptions, fit
+
+use_tiny(pytest.MonkeyPatch())
+
+class Stop:
+    def log_hyperparams(self, params): ...
+    def log_metrics(self, metrics, step):
+        os.kill(os.getpid(), signal.SIGINT)
+    def finalize(self, status): ...
+
+def train(**arguments):
+    return fit("shapes", recipe=tiny_recipe(epochs=2), options=RunOptions("cpu"), **arguments)
+""",
+    "run = train()",
+    "train(loggers=[Stop()])",
+    "print([record.train.loss for record in sys.last_value.run.history])",
+    "print([run.history[0].train.loss])",
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems interrupt a kernel in another way")
+def test_a_notebook_shows_each_line_of_a_run_once_and_keeps_what_is_interrupted(monkeypatch):
+    reason = "no notebook can be run"
+    pytest.importorskip("ipykernel", reason=reason)
+    nbclient, nbformat = (
+        pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat")
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    cells = [nbformat.v4.new_code_cell(code) for code in NOTEBOOK]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=300, allow_errors=True).execute()
+    outputs = [cell.outputs for cell in cells]
+    assert outputs[0] == []
+    assert {output.get("name", "stdout") for output in [*outputs[1], *outputs[2][:-1]]} == {
+        "stdout"
+    }
+    text = "".join(
+        output["text"] if "text" in output else output["data"].get("text/plain", "") + "\n"
+        for output in outputs[1]
+    )
+    lines = [line.split(":")[0] for line in text.splitlines() if line]
+    assert lines == [
+        "AlexNet (tiny, 282 parameters); recipe tiny run, 2 epochs; cpu, float32",
+        "shapes",
+        "epoch 1/2",
+        "epoch 2/2",
+        "test",
+    ]
+    assert outputs[2][-1]["ename"] == "Interrupted"
+    assert outputs[3][0]["text"] == outputs[4][0]["text"]

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from alexnet_lib.network.normalization import LocalResponseNorm
     from alexnet_lib.network.summary import Summary, SummaryRow, summary
     from alexnet_lib.training.fit import Run, fit
+    from alexnet_lib.training.loggers import Logger, TensorBoardLogger
     from alexnet_lib.training.loop import evaluate, train_one_epoch
     from alexnet_lib.training.metrics import EpochMetrics, EpochRecord, EvalMetrics
     from alexnet_lib.training.optimization import build_optimizer, build_plateau, build_schedule
@@ -96,6 +97,7 @@ _NAMES_BY_MODULE = {
     "network.normalization": "LocalResponseNorm",
     "network.summary": "Summary SummaryRow summary",
     "training.fit": "Run fit",
+    "training.loggers": "Logger TensorBoardLogger",
     "training.loop": "evaluate train_one_epoch",
     "training.metrics": "EpochMetrics EpochRecord EvalMetrics",
     "training.optimization": "build_optimizer build_plateau build_schedule",
@@ -111,10 +113,10 @@ __all__ = [  # noqa: RUF022
     "CIFAR10_STATS", "CIFAR10_STATS_PER_IMAGE", "ChannelStats", "ColorComponents", "ColorNoise",
     "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
     "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis", "Linear",
-    "Loaders", "LocalResponseNorm", "MaxPool", "Mixing", "Mixup", "Placement", "Prediction",
-    "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "RandomShift", "ReLU", "Recipe", "Run",
-    "RunOptions", "Summary", "SummaryRow", "TrivialAugment", "VIEWS", "build_cifar10_loaders",
-    "build_loaders",
+    "Loaders", "LocalResponseNorm", "Logger", "MaxPool", "Mixing", "Mixup", "Placement",
+    "Prediction", "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "RandomShift", "ReLU",
+    "Recipe", "Run", "RunOptions", "Summary", "SummaryRow", "TensorBoardLogger", "TrivialAugment",
+    "VIEWS", "build_cifar10_loaders", "build_loaders",
     "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
     "compute_class_weights", "compute_color_components", "conv_output_size", "default_device",
     "diagnose", "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_state_dict",

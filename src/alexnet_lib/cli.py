@@ -160,6 +160,9 @@ def train(
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds from one state to resume from to the next.")
     ] = 300.0,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard to the run.")
+    ] = False,
     classes: Classes = None,
     part: Parts = None,
     on_bad_image: OnBadImage = "stop",
@@ -217,6 +220,7 @@ def train(
             resume=resume,
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
+            loggers=[lib.TensorBoardLogger(folder)] if tensorboard else [],
             options=lib.RunOptions(
                 device,
                 precision,
@@ -650,7 +654,7 @@ def main() -> None:
                 _flush(sys.stdout)
         except BrokenPipeError:  # of "| head", which has seen enough
             raise SystemExit(1) from None
-        except (ValueError, TypeError, OSError, OverflowError) as error:
+        except (ValueError, TypeError, OSError, OverflowError, ModuleNotFoundError) as error:
             _fail(error, 2)
         except (FloatingPointError, MemoryError, RuntimeError) as error:  # torch's are the last
             _fail(error, 1)

@@ -199,7 +199,8 @@ class RunOptions:
             it has been slower than training without.
         num_workers: processes that decode image files, at least 0; images held in memory need
             none.
-        progress: show a progress bar, and a line for each epoch, on the standard error stream.
+        progress: print a line for each epoch on the standard error stream (in a notebook below the
+            cell), and show a progress bar where there is a terminal or a notebook.
         on_bad_image: what to do with an image file that cannot be read: ``"stop"``, an error that
             names it; or ``"skip"``, go on without it, and name it at the end.
         bad_image_limit: the fraction of the images of a part, from 0 to 1, that may be left out.

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _received: int | None = None
 _handling: int | None = None  # the thread that handles signals
@@ -15,11 +16,15 @@ _local = threading.local()
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the program to stop; ``number`` is that of the signal."""
+    """A signal asked the program to stop; ``number`` is that of the signal.
+
+    ``run`` is what ``fit`` has so far; None before its first step.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
+        self.run: Any = None
 
 
 def check() -> None:

@@ -4,7 +4,7 @@ import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 
 def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
@@ -55,19 +55,81 @@ _JOINERS = "\u200c\u200d"
 def say(line: str) -> None:
     """Prints a line on the standard error stream; a progress bar stays below it.
 
-    Where it cannot be printed, it is lost: nothing depends on it.
+    In a notebook, which shows that stream as errors, it is the standard output. Where a line cannot
+    be printed, it is lost: nothing depends on it.
     """
-    from tqdm.auto import tqdm
+    from tqdm.std import tqdm
 
     with suppress(Exception):
-        tqdm.write(line, file=_UnfailingLine(sys.stderr))
+        if not _in_notebook():
+            tqdm.write(line, file=_UnfailingLine(sys.stderr))
+        elif _Cell.has_bar():
+            _Cell.bar.fp.say(line)
+        else:
+            print(line)
 
 
 def progress_bar(*arguments: Any, **options: Any) -> Any:
-    """A bar of tqdm on the standard error stream, which may be closed, full or missing."""
-    from tqdm.auto import tqdm
+    """A bar of tqdm on the standard error stream, which may be closed, full or missing.
 
-    return tqdm(*arguments, file=_Unfailing(sys.stderr), **options)
+    It is as wide as the terminal. In a notebook it is plain text, which needs no widgets, and of
+    several bars at a time only the first is shown.
+    """
+    from tqdm.std import tqdm  # tqdm.auto asks for widgets in a notebook
+
+    if not _in_notebook():
+        return tqdm(*arguments, file=_Unfailing(sys.stderr), dynamic_ncols=True, **options)
+    if _Cell.has_bar():
+        return tqdm(*arguments, **{**options, "disable": True})
+    # None of a pass that is over at once, whose output would stay empty.
+    _Cell.bar = tqdm(*arguments, file=_Cell(), ncols=100, mininterval=0.5, delay=0.5, **options)
+    return _Cell.bar
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel shows what is printed."""
+    return type(sys.stderr).__module__.startswith("ipykernel.")
+
+
+class _Cell:
+    """The stream of a bar in a notebook: an output of the cell, of lines that stay and the bar."""
+
+    bar: ClassVar[Any] = None
+
+    @classmethod
+    def has_bar(cls) -> bool:
+        """Whether a bar is open."""
+        return not getattr(cls.bar, "disable", True)
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._bar = ""
+        self._handle: Any = None
+
+    def say(self, line: str) -> None:
+        """Shows a line above the bar."""
+        self._lines.append(line)
+        self._show()
+
+    def write(self, text: str) -> int:
+        """Shows what tqdm writes, a carriage return and the bar, in place of the bar so far."""
+        if text:
+            self._bar = text.strip()
+            self._show()
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: what is written is shown at once."""
+
+    def _show(self) -> None:
+        from IPython.display import display
+
+        text = "\n".join([*self._lines, self._bar]).rstrip("\n")
+        data = {"text/plain": text} if text else {}
+        if self._handle is not None:
+            self._handle.update(data, raw=True)
+        elif text:
+            self._handle = display(data, raw=True, display_id=True)
 
 
 class _Unfailing:

@@ -39,7 +39,7 @@ from alexnet_lib.devices import Placement
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network import architecture
 from alexnet_lib.network.architecture import LRN
-from alexnet_lib.training import loop, muon, state
+from alexnet_lib.training import loggers, loop, muon, state
 from alexnet_lib.training.loop import evaluate, train_one_epoch
 from alexnet_lib.training.preparation import prepare_loaders, prepare_model
 from alexnet_lib.training.recipes import RECIPES, Recipe
@@ -186,6 +186,28 @@ def test_no_step_of_a_recipe_copies_to_a_gpu_or_waits_for_it(gpu, name, precisio
         assert steps > 1
         run.finish_epoch()
     assert run.finished
+
+
+def test_loggers_wait_for_a_gpu_only_where_a_loss_is_read(gpu, monkeypatch):
+    class Logger:
+        def log_metrics(self, metrics, step):
+            read.append(step)
+
+        log_hyperparams = finalize = lambda *arguments: None
+
+    monkeypatch.setattr(loggers, "STEPS_BETWEEN_LOSSES", 3)
+    run, log, read, waited = run_on(str(GPU), "modern"), loggers.RunLog([Logger()]), [], []
+    log.begin(run, {})
+    run.take_step()
+    log.step(run)
+    while not run.epoch_read:
+        run.take_step()
+        gpu.waits.clear()
+        log.step(run)
+        assert gpu.copies == []
+        if gpu.waits:
+            waited.append(run.steps_done)
+    assert waited == read == [3]
 
 
 @any_recipe

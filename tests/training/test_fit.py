@@ -28,6 +28,7 @@ from alexnet_lib.data.augmentation import RandomErasing
 from alexnet_lib.data.loaders import BatchLoader, Loaders
 from alexnet_lib.data.shapes import SHAPES_CLASSES
 from alexnet_lib.devices import RunOptions, versions
+from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training import fit as fit_module
 from alexnet_lib.training import loop, run_files, state
@@ -795,16 +796,22 @@ def test_a_run_says_what_it_trains_each_epoch_and_the_test(capsys):
     out, err = capsys.readouterr()
     assert not out
     lines = err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     parameters = 4 * (27 + 1) + 10 * (16 + 1)  # of conv1 and of fc2, which sees 4 x 2 x 2
-    assert lines[0] == (
-        f"AlexNet (tiny, {parameters} parameters) on shapes: 54 training, 6 validation, 20 test "
-        "images of 12x12 pixels, 10 classes; recipe tiny run, 2 epochs; cpu, float32"
-    )
-    assert lines[1].startswith("epoch 1/2: training loss")
-    assert lines[2].startswith("epoch 2/2: training loss")
-    assert lines[3].startswith(f"test: {run.test}; ")
-    assert lines[3].endswith(" s in all")
+    assert lines[:2] == [
+        f"AlexNet (tiny, {parameters} parameters); recipe tiny run, 2 epochs; cpu, float32",
+        "shapes: 54 training, 6 validation, 20 test images of 12x12, 10 classes",
+    ]
+    assert lines[2].startswith("epoch 1/2: loss")
+    assert lines[3].startswith("epoch 2/2: loss")
+    assert lines[4].startswith(f"test: {run.test}; ")
+    assert lines[4].endswith(" s in all")
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_run_of_one_epoch_has_one_epoch_not_epochs(capsys):
+    quick_fit(options=SPEAKING, epochs=1)
+    assert "recipe tiny run, 1 epoch; cpu" in capsys.readouterr().err
 
 
 def test_the_line_of_an_epoch_has_both_parts_losses_and_accuracies(clock, monkeypatch, capsys):
@@ -814,12 +821,12 @@ def test_the_line_of_an_epoch_has_both_parts_losses_and_accuracies(clock, monkey
     with_step(monkeypatch, wait)
     first, second = quick_fit(options=SPEAKING).history
     lines = capsys.readouterr().err.splitlines()
-    for line, record in ((lines[1], first), (lines[2], second)):
+    for line, record in ((lines[2], first), (lines[3], second)):
         train, validation = record.train, record.validation
         assert line == (
             f"epoch {record.epoch}/2: "
-            f"training loss {train.loss:.4f}, accuracy {100 * train.accuracy:.1f}%, 27.0 images/s; "
-            f"validation loss {validation.loss:.4f}, accuracy {100 * validation.accuracy:.1f}%; 2 s"
+            f"loss {train.loss:.4f}, accuracy {100 * train.accuracy:.1f}%; "
+            f"validation {validation.loss:.4f}, {100 * validation.accuracy:.1f}%; 2 s"
         )
 
 
@@ -829,9 +836,9 @@ def test_the_line_of_an_epoch_without_validation_has_the_trainings_alone(clock, 
     clock.perf_counter = lambda: float(next(ticks))
     run = quick_fit(options=SPEAKING, overrides={"validation_fraction": 0.0})
     train = run.history[0].train
-    assert capsys.readouterr().err.splitlines()[1] == (
-        f"epoch 1/2: training loss {train.loss:.4f}, accuracy {100 * train.accuracy:.1f}%, "
-        f"{train.images_per_second:.1f} images/s; {train.seconds:.0f} s"
+    assert capsys.readouterr().err.splitlines()[2] == (
+        f"epoch 1/2: loss {train.loss:.4f}, accuracy {100 * train.accuracy:.1f}%; "
+        f"{train.seconds:.0f} s"
     )
 
 
@@ -855,8 +862,8 @@ def estimates(
     [
         # 61 of 81 steps; three times 6 validation images and once 20 test images, two for a step.
         ({"batch_size": 2, "epochs": 3}, "67 s", 2),
-        # 50 of 70 steps; eight times 6 validation images and once 20 test images, eight for a step.
-        ({"batch_size": 8, "epochs": 10}, "53 s", 8),
+        # 85 of 105 steps; 13 times 6 validation images and once 20 test images, eight for a step.
+        ({"batch_size": 8, "epochs": 15}, "89 s", 8),
         # 1,060 of 1,080 steps; 40 times 6 validation images and once 20 test images.
         ({"batch_size": 2, "epochs": 40}, "18 min", 2),
         # A step of the first epoch, on 12 pixels, counts as 0.463 of another: of 9,388 products
@@ -880,20 +887,21 @@ def test_the_time_to_go_is_said_once_with_what_shortens_it(
     changes, left, speed, clock, monkeypatch, capsys
 ):
     assert estimates(clock, monkeypatch, capsys, **changes) == [
-        f"about {left} to go for {changes['epochs']} epochs at {speed} images/s; shorter with "
-        "fewer images (--train-images, or overrides={'train_images': ...}), smaller ones "
-        "(--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
+        f"about {left} to go at {speed} images/s; shorter with fewer images (--train-images, or "
+        "overrides={'train_images': ...}), smaller ones (--image-size, 'image_size') or fewer "
+        "epochs (--epochs, 'epochs')"
     ]
 
 
 def test_the_speed_is_that_of_the_batches_of_given_loaders(clock, monkeypatch, capsys):
     (line,) = estimates(clock, monkeypatch, capsys, data=loaders_of(batch_size=2), epochs=3)
-    assert line.startswith("about 67 s to go for 3 epochs at 2 images/s; ")
+    assert line.startswith("about 67 s to go at 2 images/s; ")
 
 
-def test_a_run_of_fewer_steps_and_a_silent_one_say_nothing_of_their_time(
+def test_a_run_of_fewer_steps_a_short_and_a_silent_one_say_nothing_of_their_time(
     clock, monkeypatch, capsys
 ):
+    assert estimates(clock, monkeypatch, capsys, batch_size=8, epochs=10) == []  # 53 s
     assert estimates(clock, monkeypatch, capsys, epochs=4) == []  # 16 steps
     assert estimates(clock, monkeypatch, capsys, options=QUIET, batch_size=2, epochs=3) == []
 
@@ -904,13 +912,16 @@ def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
 
     class Bar(tqdm):
         def __init__(self, *arguments, **named):
-            self.seen = {**named, "steps": 0, "closed": False}
+            self.seen = {**named, "steps": 0, "closed": False, "epochs": []}
             bars.append(self.seen)
             super().__init__(*arguments, **named)
 
         def update(self, n=1):
             self.seen["steps"] += n
             return super().update(n)
+
+        def set_description_str(self, desc=None, refresh=True):
+            self.seen["epochs"].append(desc)
 
         def close(self):
             self.seen["closed"] = True
@@ -919,10 +930,55 @@ def test_a_run_shows_one_bar_over_all_its_steps(progress, monkeypatch):
     monkeypatch.setattr(loop, "progress_bar", Bar)
     quick_fit(options=replace(QUIET, progress=progress))
     shown = [bar for bar in bars if bar["disable"] is not True]
-    assert len(shown) == progress
-    for bar in shown:
-        assert (bar["desc"], bar["total"], bar["initial"]) == ("tiny run", 8, 0)
-        assert (bar["steps"], bar["closed"], bar["leave"]) == (8, True, False)
+    assert [bar["desc"] for bar in shown] == progress * ["epoch", *["evaluating"] * 3]
+    for bar in shown[:1]:
+        assert (bar["total"], bar["initial"], bar["leave"]) == (8, 0, False)
+        assert (bar["steps"], bar["closed"], bar["epochs"]) == (8, True, ["epoch 1/2", "epoch 2/2"])
+
+
+# What is left of a run that is interrupted
+
+
+def interrupt(monkeypatch, *, after: int) -> None:
+    """Makes a run end by a signal after so many steps."""
+    real, steps = TrainingRun.take_step, itertools.count(1)
+
+    def take_step(run):
+        real(run)
+        if next(steps) == after:
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingRun, "take_step", take_step)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_interruption_has_the_run_so_far(written, tmp_path, monkeypatch, capsys):
+    out = tmp_path if written else None
+    whole = quick_fit(epochs=1, overrides={"schedule": "constant"})
+    interrupt(monkeypatch, after=6)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        quick_fit(overrides={"schedule": "constant"}, out=out, options=SPEAKING)
+    run = raised.value.run
+    assert [record.epoch for record in run.history] == [1]
+    assert losses_of(run) == losses_of(whole)
+    assert (run.test, run.folder) == (None, out)
+    assert torch.equal(weights_of(run.model), weights_of(whole.model))
+    assert not run.model.training
+    assert run.model.classes == SHAPES_CLASSES
+    assert ("the run so far is error.run" in capsys.readouterr().err) is not written
+
+
+def test_before_the_first_epoch_is_finished_an_interruption_has_the_weights_of_that_step(
+    monkeypatch,
+):
+    interrupt(monkeypatch, after=2)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        quick_fit()
+    run = raised.value.run
+    recipe = tiny_recipe(epochs=2)
+    start = model_of(recipe, loaders_of())
+    assert run.history == ()
+    assert not torch.equal(weights_of(run.model), weights_of(start))
 
 
 # Unequal classes, steps of several batches, an early end, images that cannot be read

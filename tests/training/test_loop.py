@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training import batches as batches_module
 from alexnet_lib.training import loop, step
 from alexnet_lib.training.loop import evaluate, evaluation_mode, train_one_epoch
-from alexnet_lib.training.metrics import EvalMetrics
+from alexnet_lib.training.metrics import EvalMetrics, Totals
 
 CPU = torch.device("cpu")
 
@@ -583,20 +584,44 @@ def test_no_step_of_an_evaluation_waits_for_the_device(monkeypatch, views):
 # What is said
 
 
-def test_without_a_terminal_a_pass_says_one_line(device, capsys):
+@pytest.mark.parametrize("progress", [True, False])
+def test_without_a_terminal_nothing_is_said_that_the_caller_would_print_again(
+    device, capsys, progress
+):
     model, loader = linear_model(device=device), random_batches()
-    trained = train_one_epoch(model, loader, sgd(model))
-    evaluated = evaluate(model, loader)
-    output = capsys.readouterr()
-    assert output.err == f"training: {trained}\nevaluating: {evaluated}\n"
-    assert output.out == ""
-
-
-def test_without_progress_nothing_is_said(capsys):
-    model, loader = linear_model(), random_batches()
-    train_one_epoch(model, loader, sgd(model), progress=False)
-    evaluate(model, loader, progress=False)
+    train_one_epoch(model, loader, sgd(model), progress=progress)
+    evaluate(model, loader, progress=progress)
     assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+
+@pytest.mark.parametrize("columns", [20, 42, 80, 200])
+@pytest.mark.parametrize("epoch", ["epoch 1/1", "epoch 10/10"])
+def test_a_bar_with_its_metrics_fits_in_the_terminal(columns, epoch, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(loop, "_REFRESH_SECONDS", -1.0)
+    totals = Totals(torch.device("cpu"))
+    totals.add(torch.tensor(1.5), torch.ones(10, dtype=torch.bool), 10)
+    with loop.Progress("epoch", 20, show=True, done=4) as bar:
+        bar.describe(epoch)
+        bar.advance(totals)
+    line = [part for part in stream.getvalue().split("\r") if part.strip()][-1].rstrip()
+    assert len(line) < columns
+    assert epoch in line
+    if columns == 42 and epoch == "epoch 1/1":
+        assert line.endswith("left, loss 1.5000")
+    if columns >= 80:
+        assert len(re.search(r"\|(.*)\|", line)[1]) >= 5
+        assert re.search(r"left, loss 1\.5000, accuracy 100\.0%, [\d.]+ images/s$", line)
 
 
 class Failing:

@@ -501,10 +501,10 @@ def test_the_plan_is_said_before_training(monkeypatch, capsys):
     fit("shapes", recipe=recipe, max_minutes=TWO_EPOCHS, options=SPEAKING)
     lines = lines_of(capsys)
     assert lines[0].endswith("recipe tiny run, 9 epochs; cpu, float32")
-    assert lines[1].startswith(
+    assert lines[2].startswith(
         f"plan for {TWO_EPOCHS:g} minutes: 2 of 9 epochs; 0 images/s, about "
     )
-    assert lines[2].startswith("epoch 1/2: ")
+    assert lines[3].startswith("epoch 1/2: ")
     fit("shapes", recipe=recipe, max_minutes=TWO_EPOCHS, options=QUIET)
     assert lines_of(capsys) == []
 

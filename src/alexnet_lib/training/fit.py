@@ -22,6 +22,7 @@ from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, printable, say
+from alexnet_lib.training.loggers import Logger, RunLog
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
 from alexnet_lib.training.planning import (
@@ -41,6 +42,8 @@ from alexnet_lib.training.state import TrainingRun
 # two forward ones).
 _FORWARD_SHARE = 1 / 3
 _running = threading.RLock()
+# Less than this needs no line of its own.
+_LONG_SECONDS = 60
 # File names in the line about the images that could not be read.
 _NAMES_SHOWN = 20
 
@@ -74,6 +77,7 @@ def fit(
     resume: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     max_minutes: float | None = None,
+    loggers: Iterable[Logger] = (),
     options: RunOptions = RunOptions(),  # noqa: B008  (frozen)
 ) -> Run:
     """Trains a network, evaluates it on the test images once, and writes the results.
@@ -86,8 +90,11 @@ def fit(
     stopped run needs to go on (``resume``): it ends with the weights of an uninterrupted run, bit
     for bit, on the same machine with the same versions, number of threads and kernels.
 
-    SIGINT (Ctrl-C) ends the step, writes the state and raises ``KeyboardInterrupt``; a second one
-    stops at once. Signals are handled in the main thread only, and only until ``fit`` ends.
+    SIGINT (Ctrl-C, or the stop of a notebook's cell) ends the step, writes the state and raises
+    ``KeyboardInterrupt``; a second one stops at once. The first one's error has the run so far as
+    its ``run``: a ``Run`` without test metrics, with the best weights so far (before the first
+    epoch's end, the latest); in a notebook it is ``sys.last_value.run``. Signals are handled in the
+    main thread only, and only until ``fit`` ends.
 
     Args:
         data: ``"shapes"``; ``"cifar10"``, kept in the folder ``data`` and downloaded where it is
@@ -115,10 +122,13 @@ def fit(
             there is time for, or one epoch of fewer ``train_images``. ``recipe.json`` has the
             recipe as planned, which repeats the run. A resumed run keeps its plan. A run that
             becomes slower is not cut. None: all epochs.
+        loggers: what is told the recipe and the metrics while the run goes on, for example a
+            ``TensorBoardLogger``; see ``Logger``. One that fails before the first step ends the
+            run with its error; one that fails later is a warning and is called no more.
         options: device, precision and the like.
 
     Raises:
-        TypeError: ``data`` or ``model`` has another type.
+        TypeError: ``data``, ``model`` or one of ``loggers`` has another type.
         ValueError: an argument is out of its range, the model does not fit the data, or
             ``max_minutes`` are too few for this machine.
         FileExistsError: ``out`` holds a run already, or the run to be continued is finished.
@@ -151,6 +161,7 @@ def fit(
     checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
     if max_minutes is not None:
         max_minutes = check_number("max_minutes", max_minutes, ABOVE_ZERO)
+    log = RunLog(loggers)
     _refuse_processes()
     with ExitStack() as stack:
         if not _running.acquire(blocking=False):
@@ -180,14 +191,18 @@ def fit(
             started=started,
         )
         started -= files.begin(run, source=source, given=_describe(data, model))
+        stack.enter_context(log).begin(run, _hyperparameters(run, source))
         if options.progress and files.folder is not None:
             say(_beginning(run, files))
         try:
-            _train(run, files, started)
-            test = _test(run)
-        except interrupts.Interrupted:
+            _train(run, files, log, started)
+            if (test := _test(run)) is not None:
+                log.test(run, test)
+        except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
+            _restore_best(run)
+            interruption.run = _as_result(run, files, None)
             if options.progress:
                 say(_interruption(run, files))
             raise
@@ -199,8 +214,7 @@ def fit(
         say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
     if options.progress and test is not None:
         say(f"test: {test}; {format_duration(result['seconds'])} in all")
-    folder = None if files.folder is None else files.folder.path
-    return Run(tuple(run.history), test, run.model, folder)
+    return _as_result(run, files, test)
 
 
 def _prepare(
@@ -250,11 +264,21 @@ def _prepare(
     return TrainingRun(recipe, loaders, network, seed=seed, options=options), source
 
 
-def _test(run: TrainingRun) -> EvalMetrics | None:
-    """Gives the model the best weights, and evaluates it on the test images, if there are any."""
-    assert run.best_weights is not None
-    run.model.load_state_dict(run.best_weights)
+def _restore_best(run: TrainingRun) -> None:
+    """Gives the model the best weights, if an epoch is finished."""
+    if run.best_weights is not None:
+        run.model.load_state_dict(run.best_weights)
     run.model.eval()
+
+
+def _as_result(run: TrainingRun, files: RunFiles, test: EvalMetrics | None) -> Run:
+    folder = None if files.folder is None else files.folder.path
+    return Run(tuple(run.history), test, run.model, folder)
+
+
+def _test(run: TrainingRun) -> EvalMetrics | None:
+    """Evaluates the best weights on the test images, if there are any."""
+    _restore_best(run)
     if run.loaders.test is None:
         return None
     return run.evaluate(run.model, "test", views=run.recipe.views)
@@ -288,6 +312,12 @@ def _refuse_processes() -> None:
         )
 
 
+def _hyperparameters(run: TrainingRun, source: str) -> dict[str, Any]:
+    """What loggers are told before the first step."""
+    options = {"device": run.options.device, "precision": run.options.precision}
+    return {"data": source, "seed": run.seed, **options, **run.recipe.to_dict()}
+
+
 def _beginning(run: TrainingRun, files: RunFiles) -> str:
     """Where the run is written, and from where it goes on."""
     assert files.folder is not None
@@ -298,21 +328,25 @@ def _beginning(run: TrainingRun, files: RunFiles) -> str:
 
 
 def _interruption(run: TrainingRun, files: RunFiles) -> str:
-    """How to go on."""
+    """What is done, and how to go on."""
     line = f"stopped after {run.steps_done:,} of {run.steps_in_all:,} steps"
     if files.folder is None:
-        return f"{line}; nothing was written, since out is None"
+        return (
+            f"{line}; nothing was written, since out is None: the run so far is error.run of the "
+            "KeyboardInterrupt (in a notebook sys.last_value.run)"
+        )
     folder = shlex.quote(str(files.folder.path))
     return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
 
 
-def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
+def _train(run: TrainingRun, files: RunFiles, log: RunLog, started: float) -> None:
     """Trains for the remaining epochs, and writes each of them."""
     progress, plan = run.options.progress, files.planned_from
     ends = math.inf if plan is None else started + 60 * plan["max_minutes"]
-    with Progress(run.recipe.name, run.steps_in_all, show=progress, done=run.steps_done) as shown:
+    with Progress("epoch", run.steps_in_all, show=progress, done=run.steps_done) as shown:
         first, settled = run.steps_done, time.perf_counter()
         while not run.finished:
+            shown.describe(f"epoch {run.epoch + 1}/{run.recipe.epochs}")
             try:
                 while not run.epoch_read:
                     done = run.steps_done
@@ -322,18 +356,21 @@ def _train(run: TrainingRun, files: RunFiles, started: float) -> None:
                     if run.steps_done == done:
                         continue  # the last batches of the epoch have no images
                     shown.advance(run.totals, run.steps_done)
+                    log.step(run)
                     steps = run.steps_done - first
                     if steps == SETTLING_STEPS:
                         settled = time.perf_counter()
                     elif steps == MEASURED_STEPS and progress:
                         run.totals.check()  # waits for the device, so that the steps are finished
-                        seconds = time.perf_counter() - settled
-                        say(_estimate(run, seconds / (steps - SETTLING_STEPS)))
+                        seconds = (time.perf_counter() - settled) / (steps - SETTLING_STEPS)
+                        if (line := _estimate(run, seconds)) is not None:
+                            say(line)
                 notes = [run.totals.skipped_note()]
                 record = run.finish_epoch()
             except FloatingPointError as error:
                 raise FloatingPointError(f"epoch {run.epoch + 1}: {error}") from None
             files.write_epoch()
+            log.epoch(run, record)
             if progress:
                 say(_epoch_line(record, run.recipe.epochs))
                 notes.append(stuck_note(record, len(run.loaders.classes)))
@@ -370,15 +407,17 @@ def _seconds_left(run: TrainingRun, seconds_per_step: float, image_size: int) ->
     return steps_left * seconds_per_step / step_cost(run.model, image_size, run.loaders.image_size)
 
 
-def _estimate(run: TrainingRun, seconds_per_step: float) -> str:
-    """How long the rest of the run will take, and what would shorten it."""
+def _estimate(run: TrainingRun, seconds_per_step: float) -> str | None:
+    """How long the rest of the run will take, and what would shorten it; None if it is short."""
+    seconds = _seconds_left(run, seconds_per_step, run.image_size)
+    if seconds < _LONG_SECONDS:
+        return None
     most = "at most" if run.recipe.early_stopping is not None else "about"
     per_step = run.loaders.train.batch_size * run.recipe.accumulation_steps
     return (
-        f"{most} {format_duration(_seconds_left(run, seconds_per_step, run.image_size))} to go for "
-        f"{run.recipe.epochs} epochs at {per_step / seconds_per_step:.0f} images/s; shorter with "
-        "fewer images (--train-images, or overrides={'train_images': ...}), smaller ones "
-        "(--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
+        f"{most} {format_duration(seconds)} to go at {per_step / seconds_per_step:.0f} images/s; "
+        "shorter with fewer images (--train-images, or overrides={'train_images': ...}), smaller "
+        "ones (--image-size, 'image_size') or fewer epochs (--epochs, 'epochs')"
     )
 
 
@@ -422,16 +461,19 @@ def _headline(
     first = recipe.image_sizes(size)[0]
     growth = f", growing from {first}x{first}" * (first < size)
     return (
-        f"AlexNet ({model.architecture.name}, {parameters:,} parameters) on {source}: {counts} "
-        f"images of {size}x{size} pixels{growth}, {len(loaders.classes)} classes; recipe "
-        f"{recipe.name}, {recipe.epochs} epoch{'s' * (recipe.epochs != 1)}; {options.device}, "
-        f"{options.precision}"
+        f"AlexNet ({model.architecture.name}, {parameters:,} parameters); recipe {recipe.name}, "
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}; {options.device}, "
+        f"{options.precision}\n{source}: {counts} images of {size}x{size}{growth}, "
+        f"{len(loaders.classes)} classes"
     )
 
 
 def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    line = f"epoch {record.epoch}/{epochs}: training {record.train}"
-    if record.validation is not None:
-        validation = record.validation
-        line += f"; validation loss {validation.loss:.4f}, accuracy {validation.accuracy:.1%}"
-    return f"{line}; {format_duration(record.train.seconds)}"
+    """The metrics of an epoch, training first, in at most 80 columns."""
+    train, validation = record.train, record.validation
+    line = f"epoch {record.epoch}/{epochs}: loss {train.loss:.4f}"
+    if train.accuracy is not None:
+        line += f", accuracy {train.accuracy:.1%}"
+    if validation is not None:
+        line += f"; validation {validation.loss:.4f}, {validation.accuracy:.1%}"
+    return f"{line}; {format_duration(train.seconds)}"

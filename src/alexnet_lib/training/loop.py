@@ -34,7 +34,7 @@ from alexnet_lib.devices import (
     resolve_device,
     resolve_precision,
 )
-from alexnet_lib.text import progress_bar, say
+from alexnet_lib.text import progress_bar
 from alexnet_lib.training.batches import (
     Batch,
     ClassMap,
@@ -69,6 +69,12 @@ _REFRESH_SECONDS = 2.0
 # Sums of products with weights beyond this overflow float32 within a few layers.
 _LARGE_WEIGHT = 1e9
 
+# tqdm's own bars leave 80 columns no space for metrics.
+_BAR = "{desc} |{bar}| {remaining} left{postfix}"
+_ENDLESS_BAR = "{desc}: {n_fmt} steps in {elapsed}{postfix}"
+# What they take with the shortest bar, besides the description and the metrics.
+_BAR_COLUMNS = len(" |..| 1:00:00 left, ")
+
 _MOST_RANKS = 1000  # in `topk`
 
 # Of an evaluation, which has no steps.
@@ -89,11 +95,12 @@ class Progress:
 
     def __init__(self, description: str, total: int | None, *, show: bool, done: int = 0) -> None:
         self._looked, self._done = time.perf_counter(), done
+        shape = _ENDLESS_BAR if total is None else _BAR
         options = {"desc": description, "total": total, "initial": done, "leave": False}
         self._bar: Any = None
         with suppress(Exception):
             # None hides it where there is no terminal.
-            self._bar = progress_bar(disable=None if show else True, **options)
+            self._bar = progress_bar(disable=None if show else True, bar_format=shape, **options)
 
     def __enter__(self) -> "Progress":
         return self
@@ -102,14 +109,14 @@ class Progress:
         with suppress(Exception):
             self._bar.close()
 
-    @property
-    def hidden(self) -> bool:
-        """Whether nobody sees the bar."""
-        return bool(getattr(self._bar, "disable", True))
+    def describe(self, description: str) -> None:
+        """Changes what stands before the bar."""
+        with suppress(Exception):  # a bar that fails does not end what it shows
+            self._bar.set_description_str(description, refresh=False)
 
     def update(self, count: int = 1) -> None:
         """Counts steps."""
-        with suppress(Exception):  # a bar that fails does not end what it shows
+        with suppress(Exception):
             self._bar.update(count)
 
     def advance(self, totals: Totals, done: int | None = None) -> None:
@@ -125,8 +132,17 @@ class Progress:
             if int(totals.skipped_images) < totals.images:
                 line = str(totals.compute())
                 with suppress(Exception):
-                    self._bar.set_postfix_str(line)
+                    self._bar.set_postfix_str(_fitting(line, self._bar.ncols, self._bar.desc))
             self._looked = time.perf_counter()
+
+
+def _fitting(line: str, columns: int | None, description: str) -> str:
+    """As many of the metrics in a line as leave the bar some columns of the terminal."""
+    parts = line.split(", ")
+    space = math.inf if columns is None else columns - len(description) - _BAR_COLUMNS
+    while parts and len(", ".join(parts)) > space:
+        parts.pop()
+    return ", ".join(parts)
 
 
 def train_one_epoch(
@@ -169,7 +185,7 @@ def train_one_epoch(
             times, with a warning at the end. The weights and the optimiser stay as they were in
             both. On CUDA, this is free with a fused optimiser (``fused=True``); for others, and on
             Apple's MPS, every step waits for the device.
-        progress: show a bar; where there is no terminal, one line at the end.
+        progress: show a bar while it lasts, where there is a terminal or a notebook.
 
     Returns:
         Mean loss and accuracy over the images, their number, and the time it took. The accuracy is
@@ -228,8 +244,6 @@ def train_one_epoch(
     metrics = totals.compute()
     if (note := totals.skipped_note()) is not None:
         warnings.warn(note, stacklevel=2)
-    if progress and bar.hidden:
-        say(f"training: {metrics}")
     return metrics
 
 
@@ -306,7 +320,7 @@ def evaluate(
             ignored.
         views: 1; 2, each image and its mirror image; or 10, the four corners and the centre, also
             mirrored, which needs a loader of the library whose ``resize`` exceeds its image size.
-        progress: show a bar; where there is no terminal, one line at the end.
+        progress: show a bar while it lasts, where there is a terminal or a notebook.
 
     Returns:
         The metrics; accuracy and confusion are None where they have no meaning, as in
@@ -387,8 +401,6 @@ def evaluate(
         images=totals.images,
         seconds=totals.seconds,
     )
-    if progress and bar.hidden:
-        say(f"evaluating: {metrics}")
     return metrics
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -202,8 +201,7 @@ class TrainingRun:
                 batches,
                 precision=self._step.precision,
                 views=views,
-                # Without a terminal, the line of the epoch has the same numbers.
-                progress=self.options.progress and sys.stderr.isatty(),
+                progress=self.options.progress,
             )
         # The same images each time, also if a given loader or its data set is random.
         loader.set_epoch(epoch)
