@@ -66,8 +66,6 @@ def plot_architecture(
     table = tables.resolve_architecture(architecture)
     infos = tables.layer_infos(table, image_size, num_classes, in_channels=in_channels)
     stages = _stages(infos)
-    from matplotlib.patches import FancyBboxPatch
-
     from alexnet_lib.analysis import canvas
 
     told = "; ".join(
@@ -87,6 +85,8 @@ def plot_architecture(
     total = sum(height + _ROW - _BOX for height in heights)
     area = canvas.WIDTH - _TEXT
     most = max(stage.shape[0] / stage.towers for stage in stages)
+    from matplotlib.patches import FancyBboxPatch
+
     with canvas.inches_for(axes, total, alt_text) as (drawn, factor):
         before: list[tuple[float, float]] = []
         y = (_ROW - _BOX) / 2

@@ -145,7 +145,8 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
     """A block in which the model is in evaluation mode, and its layers have hooks."""
     names = layer_names(model)
     if unknown := [name for name in hooks if not isinstance(name, str) or name not in names]:
-        raise ValueError(f"layers has {shown(unknown)}; expected names among {', '.join(names)}")
+        known = [n for n in names if "." not in n or n.rpartition(".")[2] not in names]
+        raise ValueError(f"layers has {shown(unknown)}; expected names among {', '.join(known)}")
     with evaluation_mode(model), ExitStack() as stack:
         for name, hook in hooks.items():
             stack.callback(names[name].register_forward_hook(hook).remove)

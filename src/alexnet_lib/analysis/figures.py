@@ -342,9 +342,6 @@ def plot_confusion_matrix(metrics: EvalMetrics, *, axes: "Axes | None" = None) -
     counts = np.asarray(metrics.confusion)
     classes, images = len(counts), int(counts.sum())
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    from matplotlib import colormaps
-    from matplotlib.colors import PowerNorm
-
     from alexnet_lib.analysis import canvas
 
     accuracy = 100 * counts.trace() / max(images, 1)
@@ -356,6 +353,9 @@ def plot_confusion_matrix(metrics: EvalMetrics, *, axes: "Axes | None" = None) -
         names = metrics.classes[true], metrics.classes[taken]
         alt_text += f" Most often {names[0]} is taken for {names[1]} ({mistakes.max():,})."
     side = max(canvas.WIDTH, 0.19 * min(classes, _MOST_NAMED))
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
+
     with canvas.axes_for(axes, side, alt_text, width=side) as drawn:
         colors = colormaps["cividis"]
         scale = PowerNorm(0.5, vmin=0, vmax=1)

@@ -80,8 +80,6 @@ def plot_predictions(
     )
     labels = [_label(label, names) for _, label in items]
     shown_images = _shown(torch.stack(inputs), treatment)
-    from matplotlib.patches import Rectangle
-
     from alexnet_lib.analysis import canvas
 
     lines = [
@@ -97,6 +95,8 @@ def plot_predictions(
     below = 0.27 * any(labels) + 0.05
     height = side + below + line * len(predictions[0].classes) + 0.15
     rows = math.ceil(len(items) / columns)
+    from matplotlib.patches import Rectangle
+
     with canvas.inches_for(axes, rows * height, alt_text, width=width) as (drawn, factor):
         text: Any = {"fontsize": points * factor}
         for number, (pixels, label, prediction) in enumerate(
@@ -468,11 +468,11 @@ def plot_grad_cam(
     seen = grad_cam(model, batch, numbers, layer=layer).cpu()
     seen = seen / seen.amax((1, 2), keepdim=True).clamp(min=1e-30)
     seen = F.interpolate(seen[:, None], batch.shape[-2:], mode="bilinear")[:, 0]
-    from matplotlib import colormaps
-
     from alexnet_lib.analysis import canvas
 
     tiles, captions = [], []
+    from matplotlib import colormaps
+
     for pixels, heat, (_, label), name, prediction in zip(
         _shown(batch, treatment), seen.numpy(), items, chosen, predictions, strict=True
     ):
