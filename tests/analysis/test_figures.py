@@ -1,11 +1,11 @@
 """The promises of the figures: what they show, that it can be read, and what they leave alone."""
 
+import ast
 import io
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from alexnet_lib import (
     EvalMetrics,
     LearningCurves,
     Preprocess,
+    analysis,
     cli,
     extract_features,
     feature_map_shapes,
@@ -119,9 +120,14 @@ DRAWN: dict[str, Callable[..., Figure]] = {
 
 
 @pytest.fixture(params=DRAWN, scope="module")
-def drawn(request) -> Figure:
+def drawn(request) -> Iterator[Figure]:
     """Drawn once, because what is asked of it changes nothing."""
-    return DRAWN[request.param]()
+    settings = dict(matplotlib.rcParams)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.pyplot", None)  # its import is an error
+        figure = DRAWN[request.param]()
+        figure.changed = {x for x, value in matplotlib.rcParams.items() if value != settings[x]}
+        yield figure
 
 
 def texts_of(figure: Figure) -> list[Text]:
@@ -245,32 +251,31 @@ def test_axes_and_figures_of_another_type_are_errors():
         plot_learning_curves([record(1)], figure="here")
 
 
-def test_drawing_changes_no_setting_and_no_window_of_matplotlib(tmp_path):
-    before = dict(matplotlib.rcParams)
-    for draw in DRAWN.values():
-        draw()
-    assert dict(matplotlib.rcParams) == before
-    code = (
-        "import sys, torch, alexnet_lib as a\n"
-        "f = a.plot_kernels(a.AlexNet(10, image_size=67, initialization='torch'))\n"
-        "f.savefig('kernels.png')\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+def test_drawing_changes_no_setting_of_matplotlib_and_needs_no_pyplot(drawn):
+    drawn.savefig(io.BytesIO(), format="png", dpi=10)
+    assert not drawn.changed
 
 
-def test_without_matplotlib_only_a_figure_is_an_error_that_says_what_to_install():
-    code = (
-        "import sys\n"
-        "sys.modules['matplotlib'] = None\n"
-        "from alexnet_lib import *\n"
-        "try: plot_architecture('paper')\n"
-        "except ImportError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == (
-        "matplotlib is not installed; the figures need it: pip install 'alexnet-lib[figures]'\n"
-    )
+@pytest.mark.parametrize("name", DRAWN)
+def test_without_matplotlib_a_figure_is_an_error_that_says_what_to_install(name, monkeypatch):
+    for module in [module for module in sys.modules if module.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, canvas.__name__)
+    monkeypatch.delattr(analysis, "canvas")
+    with pytest.raises(ImportError, match=r"pip install 'alexnet-lib\[figures\]'"):
+        DRAWN[name]()
+
+
+def test_only_one_module_imports_matplotlib_before_a_figure_is_drawn():
+    folder = Path(analysis.__file__).parent
+    names = {
+        file.name
+        for file in folder.glob("*.py")
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Import | ast.ImportFrom | ast.Try)
+        and "matplotlib" in ast.unparse(statement)
+    }
+    assert names == {"canvas.py"}
 
 
 @settings(max_examples=30, deadline=None)

@@ -34,9 +34,10 @@ _KERNELS_IN_ROW = 16  # as in the paper's figure 3
 def plot_learning_curves(runs: Any, *, figure: "Figure | SubFigure | None" = None) -> "Figure":
     """Loss and accuracy of each epoch, of one run or several.
 
-    A run is a ``Run``, the folder of one, or its ``EpochRecord``s. Broken lines are the training
-    images (with dropout and augmentation), whole lines the validation images. A ring marks the best
-    epoch: the highest validation accuracy on images of the last size, whose weights the run keeps.
+    A run is a ``Run``, the folder of one, or the records of its epochs. Broken lines are the
+    training images (with dropout and augmentation), whole lines the validation images. A ring marks
+    the best epoch, whose weights the run keeps: the highest validation accuracy on images of the
+    last size.
     Where the images grow, a dotted line and their side in pixels stand at the first epoch of each
     size, unless the runs differ in it.
 
