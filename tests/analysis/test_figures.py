@@ -161,6 +161,9 @@ def test_a_figure_is_transparent_and_every_text_outside_of_boxes_is_ink(drawn):
     assert (opacity < 255).mean() > 0.02
     free = {to_hex(text.get_color()) for text in texts_of(drawn)} - {"#000000", "#ffffff"}
     assert free == {canvas.INK}
+    axes = [axis for part in drawn.axes for axis in (part.xaxis, part.yaxis)]
+    ticks = {to_hex(label.get_color()) for axis in axes for label in axis.get_ticklabels()}
+    assert ticks <= {canvas.INK}
 
 
 def test_no_text_is_cut_off_and_none_lies_on_another(drawn):
@@ -423,7 +426,8 @@ def test_curves_of_a_run_in_progress_are_written_after_each_epoch(tmp_path):
         assert f"over {number} epoch" in figure.alt_text
     # A run that was resumed repeats an epoch.
     assert "over 2 epochs" in curves.add(record(2, 0.9)).alt_text
-    assert "90.0 %" in curves.add(record(2, 0.9)).alt_text
+    figure = curves.add(record(2, 0.9))
+    assert lines_of(figure, 1, "-") == [([1, 2], pytest.approx([50, 90]))]
     assert list(file.parent.iterdir()) == [file]
     with pytest.raises(TypeError, match="record is a int; expected an EpochRecord"):
         curves.add(3)
@@ -461,7 +465,7 @@ def test_in_a_notebook_the_figure_of_the_last_epoch_is_replaced(monkeypatch):
 # Confusion matrix.
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(2, 6).flatmap(
         lambda n: st.lists(
@@ -529,6 +533,9 @@ def test_kernels_are_scaled_to_0_to_1_with_zero_in_the_middle(channels, size, se
     assert values.max() <= 1
     assert tile[0, 0] == pytest.approx(0.5) if channels != 3 else tile[0, 0, 0] == 0.5
     assert values.size == kernel.numel()
+    if channels in {1, 3}:
+        expected = 0.5 + kernel / (2 * kernel.abs().max().clamp(min=1e-30))
+        assert tile == pytest.approx(expected.movedim(0, -1).numpy().reshape(tile.shape), abs=1e-5)
     if size > 1:
         assert max(values.max() - 0.5, 0.5 - values.min()) == pytest.approx(0.5)
     assert figures._kernel_tile(torch.zeros(3, size, size)) == pytest.approx(0.5)
@@ -812,6 +819,13 @@ def test_the_drawn_sizes_are_those_of_the_table(name):
             assert f"{high}x{wide}x{halves}" in written(figure)
     assert "10 classes" in written(figure)
     assert "131x131x3" in written(figure)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_pages_show_the_network_of_today(name):
+    file = Path(__file__).parents[2] / "docs" / "images" / f"{name}.svg"
+    alt_text = plot_architecture(name).alt_text
+    assert f"<title>{alt_text}</title>" in file.read_text(encoding="utf-8")
 
 
 # The figures of a run.
