@@ -51,6 +51,7 @@ COMMANDS = (
     "doctor",
     "demo",
     "evaluate",
+    "figures",
     "predict",
     "stats",
     "summary",

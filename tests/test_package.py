@@ -25,8 +25,8 @@ FLOORS = (
     ("network",),
     ("interop",),
     ("training",),
-    ("analysis",),
     ("inference",),
+    ("analysis",),
     ("cli",),
     ("__main__",),
 )

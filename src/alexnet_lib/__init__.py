@@ -9,6 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alexnet_lib.analysis.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+    from alexnet_lib.analysis.drawing import plot_architecture
+    from alexnet_lib.analysis.features import extract_features, grad_cam
+    from alexnet_lib.analysis.figures import (
+        LearningCurves,
+        plot_confusion_matrix,
+        plot_kernels,
+        plot_learning_curves,
+    )
+    from alexnet_lib.analysis.image_figures import (
+        plot_batch,
+        plot_examples,
+        plot_feature_maps,
+        plot_grad_cam,
+        plot_neighbors,
+        plot_predictions,
+    )
+    from alexnet_lib.analysis.run_figures import write_figures
     from alexnet_lib.data.augmentation import (
         Augmentation,
         ColorNoise,
@@ -71,6 +88,13 @@ __version__ = "0.1.0"
 
 _NAMES_BY_MODULE = {
     "analysis.diagnosis": "Diagnosis LayerDiagnosis diagnose",
+    "analysis.drawing": "plot_architecture",
+    "analysis.features": "extract_features grad_cam",
+    "analysis.figures": "LearningCurves plot_confusion_matrix plot_kernels plot_learning_curves",
+    "analysis.image_figures": (
+        "plot_batch plot_examples plot_feature_maps plot_grad_cam plot_neighbors plot_predictions"
+    ),
+    "analysis.run_figures": "write_figures",
     "data.augmentation": (
         "Augmentation ColorNoise CutMix HorizontalFlip Mixing Mixup RandomCrop RandomErasing "
         "RandomShift TrivialAugment"
@@ -112,17 +136,19 @@ __all__ = [  # noqa: RUF022
     "ARCHITECTURES", "AdaptiveAvgPool", "AlexNet", "Architecture", "Augmentation", "BatchLoader",
     "CIFAR10_STATS", "CIFAR10_STATS_PER_IMAGE", "ChannelStats", "ColorComponents", "ColorNoise",
     "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
-    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis", "Linear",
-    "Loaders", "LocalResponseNorm", "Logger", "MaxPool", "Mixing", "Mixup", "Placement",
-    "Prediction", "Preprocess", "RECIPES", "RandomCrop", "RandomErasing", "RandomShift", "ReLU",
-    "Recipe", "Run", "RunOptions", "Summary", "SummaryRow", "TensorBoardLogger", "TrivialAugment",
-    "VIEWS", "build_cifar10_loaders", "build_loaders",
+    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis",
+    "LearningCurves", "Linear", "Loaders", "LocalResponseNorm", "Logger", "MaxPool", "Mixing",
+    "Mixup", "Placement", "Prediction", "Preprocess", "RECIPES", "RandomCrop", "RandomErasing",
+    "RandomShift", "ReLU", "Recipe", "Run", "RunOptions", "Summary", "SummaryRow",
+    "TensorBoardLogger", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
     "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
     "compute_class_weights", "compute_color_components", "conv_output_size", "default_device",
-    "diagnose", "download_cifar10", "evaluate", "feature_map_shapes", "fit", "from_state_dict",
-    "from_torchvision", "keep_freed_memory", "load_checkpoint", "predict", "prepare_loaders",
-    "prepare_model", "save_checkpoint", "solve_stride_padding", "stored_recipe", "summary",
-    "train_one_epoch",
+    "diagnose", "download_cifar10", "evaluate", "extract_features", "feature_map_shapes", "fit",
+    "from_state_dict", "from_torchvision", "grad_cam", "keep_freed_memory", "load_checkpoint",
+    "plot_architecture", "plot_batch", "plot_confusion_matrix", "plot_examples",
+    "plot_feature_maps", "plot_grad_cam", "plot_kernels", "plot_learning_curves", "plot_neighbors",
+    "plot_predictions", "predict", "prepare_loaders", "prepare_model", "save_checkpoint",
+    "solve_stride_padding", "stored_recipe", "summary", "train_one_epoch", "write_figures",
 ]
 # fmt: on
 

@@ -524,6 +524,17 @@ def evaluate(
 
 
 @app.command()
+def figures(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="As of train [default: the run's own].")
+    ] = None,
+) -> None:
+    """Write the figures of a run to RUN/figures: curves, kernels, confusion matrix, images."""
+    print(*lib.write_figures(run, data=data, progress=sys.stderr.isatty()), sep="\n")
+
+
+@app.command()
 def predict(
     images: Annotated[
         list[Path],

@@ -311,6 +311,14 @@ class Preprocess:
         scaled = images if self.scale == 1 else images * self.scale
         return (scaled - mean) / std
 
+    def denormalized(self, images: Float[Tensor, "*batch c h w"]) -> Float[Tensor, "*batch c h w"]:
+        """The inverse of ``normalized``, to show what the network sees: values from 0 to 1.
+
+        The zeros of ``edge`` become the mean. Augmented images can have values outside of 0 to 1.
+        """
+        mean, std = images.new_tensor((self.mean, self.std))[..., None, None].unbind()
+        return (images * std + mean) / self.scale
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data for JSON; ``from_dict`` is the inverse."""
         return asdict(self)

@@ -1,0 +1,200 @@
+"""The figures of a run, written to its folder."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alexnet_lib.analysis.figures import (
+    plot_confusion_matrix,
+    plot_kernels,
+    plot_learning_curves,
+)
+from alexnet_lib.analysis.image_figures import (
+    plot_batch,
+    plot_feature_maps,
+    plot_grad_cam,
+    plot_neighbors,
+    plot_predictions,
+)
+from alexnet_lib.data.images import ImageSet
+from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.data.sources import Data
+from alexnet_lib.devices import RunOptions, generator_for
+from alexnet_lib.files import as_path, replacing
+from alexnet_lib.network.architecture import Conv, ReLU
+from alexnet_lib.network.checkpoints import load_checkpoint
+from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.loop import evaluate
+from alexnet_lib.training.metrics import EvalMetrics
+from alexnet_lib.training.preparation import prepare_loaders
+from alexnet_lib.training.recipes import Recipe, read_description
+
+# Images among which the nearest are looked for.
+_SEARCHED = 1000
+
+
+def write_figures(
+    run: str | os.PathLike[str], *, data: Data | Loaders | None = None, progress: bool = False
+) -> list[Path]:
+    """Writes the figures of a run to the folder ``figures`` in its folder.
+
+    From the run alone: ``learning_curves.svg``, ``kernels.png`` and, of a finished run with test
+    images, ``confusion_matrix.svg``. With its data also ``batch.png`` (training images, augmented)
+    and, of the test images (else the validation images, else the training images),
+    ``predictions.png``, ``grad_cam.png``, ``feature_maps.png`` and ``neighbors.png`` (among up to
+    1,000 training images), and the confusion matrix where the run has none. Files of an earlier
+    call are replaced.
+
+    Args:
+        run: the folder of a run, which may be in progress.
+        data: as in ``fit``; None is the run's own. Where that cannot be opened, a warning says so,
+            and the figures that need it are left out.
+        progress: show a bar where all images are evaluated.
+
+    Returns:
+        The files, in the order in which they were written.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or none with a finished epoch.
+        ValueError: a file of the run is damaged; ``data`` does not fit the run.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> from alexnet_lib import RunOptions, fit, write_figures
+        >>> small = {"image_size": 67, "batch_size": 32, "epochs": 1, "train_images": 64}
+        >>> run = fit("shapes", overrides=small, out="run", options=RunOptions(progress=False))
+        >>> [file.name for file in write_figures("run")][:3]
+        ['learning_curves.svg', 'kernels.png', 'confusion_matrix.svg']
+    """
+    folder = as_path(run, "run")
+    stored = _description(folder)
+    weights = [folder / name for name in ("best.safetensors", "last.safetensors")]
+    file = next((file for file in weights if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"{folder} has no weights; expected a run with at least one finished epoch"
+        )
+    model = load_checkpoint(file)
+    test = _test_metrics(folder)
+    figures: dict[str, Callable[[], Any]] = {
+        "learning_curves.svg": lambda: plot_learning_curves(folder)
+    }
+    if convolutions := _layers(model, Conv):
+        figures["kernels.png"] = lambda: plot_kernels(model, layer=convolutions[0])
+    if test is not None:
+        figures["confusion_matrix.svg"] = lambda: plot_confusion_matrix(test)
+    files = [*_written(folder / "figures", figures)]
+    loaders = _loaders(stored, data)
+    if loaders is not None:
+        of_data = _figures_of_data(model, loaders, int(stored["seed"]))
+        if test is None:
+            part = loaders.test or loaders.validation or loaders.train
+            of_data["confusion_matrix.svg"] = lambda: plot_confusion_matrix(
+                evaluate(model, part, progress=progress)
+            )
+        files += _written(folder / "figures", of_data)
+    return files
+
+
+def _written(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Iterator[Path]:
+    for name, draw in figures.items():
+        file = folder / name
+        with replacing(file) as new:
+            draw().savefig(new)
+        yield file
+
+
+def _description(folder: Path) -> Any:
+    file = folder / "recipe.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected the folder of a run")
+    try:
+        stored = read_description(file)
+        Recipe.from_dict(stored["recipe"])
+        if not isinstance(stored["seed"], int) or not isinstance(stored["data"], str):
+            raise ValueError("it describes no run")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not the recipe of a run: {error!r}") from error
+    return stored
+
+
+def _test_metrics(folder: Path) -> EvalMetrics | None:
+    """The metrics on the test images, as ``result.json`` has them."""
+    file = folder / "result.json"
+    if not file.is_file():
+        return None
+    try:
+        test = json.loads(file.read_text(encoding="utf-8"))["test"]
+        if test is None or test["confusion"] is None:
+            return None
+        confusion = np.array(test["confusion"], dtype=np.int64)
+        classes = tuple(test["per_class_accuracy"])
+        if confusion.shape != (len(classes), len(classes)):
+            raise ValueError(f"confusion has shape {confusion.shape}")
+        loss, accuracy, images, seconds = (
+            test[name] for name in ("loss", "accuracy", "images", "seconds")
+        )
+        return EvalMetrics(loss, accuracy, {}, confusion, classes, images, seconds)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not the result of a run: {error!r}") from error
+
+
+def _loaders(stored: Any, data: Any) -> Loaders | None:
+    """The loaders of a run; None where its own data cannot be opened."""
+    recipe, source = Recipe.from_dict(stored["recipe"]), data
+    options = RunOptions(device="cpu", precision="float32", progress=False)
+    if data is None:
+        source = stored["data"]
+        # Nothing is downloaded for a figure, and what was no path has only its type's name.
+        if source == "cifar10":
+            source = "data"
+        if source != "shapes" and not Path(source).exists():
+            warnings.warn(
+                f"the data of the run, {stored['data']}, cannot be opened, and the figures that "
+                "need it are left out: give it as data (--data)",
+                stacklevel=3,
+            )
+            return None
+    loaders = prepare_loaders(source, recipe, seed=stored["seed"], options=options)
+    classes = stored.get("classes")
+    if classes and [*loaders.classes] != classes:  # the run was given some of them, or their order
+        loaders = prepare_loaders(
+            source, recipe, classes=classes, seed=stored["seed"], options=options
+        )
+    return loaders
+
+
+def _figures_of_data(model: AlexNet, loaders: Loaders, seed: int) -> dict[str, Callable[[], Any]]:
+    held_out = (loaders.test or loaders.validation or loaders.train).dataset
+    # The first of a folder are all of one class.
+    images = _drawn(held_out, 12, seed)
+    figures: dict[str, Callable[[], Any]] = {
+        "batch.png": lambda: plot_batch(loaders.train),
+        "predictions.png": lambda: plot_predictions(model, images),
+        "feature_maps.png": lambda: plot_feature_maps(model, images.image(0)),
+    }
+    rows = model.architecture.layers
+    if convolutions := [i for i, row in enumerate(rows) if isinstance(row, Conv)]:
+        last = convolutions[-1]
+        # The maps as the next layer reads them.
+        last += isinstance(rows[last + 1], ReLU)
+        figures["grad_cam.png"] = lambda: plot_grad_cam(model, images, layer=rows[last].name)
+    if hidden := _layers(model, ReLU):
+        searched = _drawn(loaders.train.dataset, _SEARCHED, seed)
+        figures["neighbors.png"] = lambda: plot_neighbors(model, images, searched, layer=hidden[-1])
+    return figures
+
+
+def _layers(model: AlexNet, kind: type) -> list[str]:
+    return [row.name for row in model.architecture.layers if isinstance(row, kind)]
+
+
+def _drawn(images: ImageSet, count: int, seed: int) -> ImageSet:
+    order = torch.randperm(len(images), generator=generator_for(seed))
+    return images.subset(order[:count])
