@@ -505,18 +505,7 @@ def evaluate(
         progress=sys.stderr.isatty(),
     )
     print(metrics)
-    if metrics.confusion is None or metrics.per_class_accuracy is None:
-        return
-    rows, names = [], [*map(printable, metrics.classes)]
-    for i, name in enumerate(names):
-        images, right = metrics.confusion[i].sum(), metrics.confusion[i, i]
-        mistakes = metrics.confusion[i].copy()
-        mistakes[i] = 0
-        worst = int(mistakes.argmax())
-        confused = f"most often confused with {names[worst]} ({mistakes[worst]})"
-        share = f"{right / images:.1%}" if images else "no images"
-        rows.append((name, share, confused if mistakes.any() else ""))
-    print(*format_table(rows, right=[1]), sep="\n")
+    print(*format_table(metrics.class_lines(), right=[1]), sep="\n")
 
 
 @app.command()

@@ -1,12 +1,11 @@
 """A network's table of layers, as text and as HTML."""
 
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.network import architecture as tables
-from alexnet_lib.text import format_table
+from alexnet_lib.text import format_table, html_table
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,7 @@ class Summary:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(row(line, "td") for line in self._lines())
-        return (
-            f"<table><caption>{escape(self._title())}</caption>"
-            f"<thead>{row(self.HEADER, 'th')}</thead><tbody>{body}</tbody></table>"
-        )
+        return html_table([self.HEADER, *self._lines()], self._title())
 
 
 def summary(
