@@ -19,7 +19,7 @@ settings.load_profile("alexnet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell makes what it starts in the background ignore Ctrl-C, nohup a hang-up; and so would the
+    # A shell makes what it starts in the background ignore Ctrl-C, nohup a hang-up; so would the
     # processes that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
