@@ -89,7 +89,7 @@ def did_you_mean(
     """
     if not isinstance(value, str):
         return ""
-    near = {_letters(name): name for name in names if isinstance(name, str)} | (short or {})
+    near = {_letters(name): name for name in names if isinstance(name, str)} | {**(short or {})}
     words = difflib.get_close_matches(_letters(value), near, 1)
     return f"; did you mean {near[words[0]]!r}?" if words else ""
 
