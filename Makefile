@@ -13,7 +13,8 @@ DATA ?= cifar10
 SMALL ?=
 
 # With run-time type checks of shapes and dtypes: what computes with tensors, and takes seconds.
-TYPED := --jaxtyping-packages=alexnet_lib,beartype.beartype tests/network tests/interop tests/test_inference.py \
+TYPED := --hypothesis-profile=typed --jaxtyping-packages=alexnet_lib,beartype.beartype \
+	tests/network tests/interop tests/test_inference.py \
 	tests/data/test_augmentation.py tests/data/test_images.py tests/data/test_loaders.py \
 	tests/data/test_preprocess.py tests/data/test_statistics.py tests/training/test_loop.py \
 	tests/training/test_metrics.py tests/training/test_batches.py tests/training/test_preparation.py

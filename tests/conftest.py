@@ -14,6 +14,8 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+# With run-time type checks, which the first examples pass or fail.
+settings.register_profile("typed", settings.get_profile("alexnet"), max_examples=5)
 settings.load_profile("alexnet")
 
 DEVICES = [
@@ -24,10 +26,13 @@ DEVICES = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell makes what it starts in the background ignore Ctrl-C, and so would the processes that
-    # tests start and interrupt.
+    # A shell makes what it starts in the background ignore Ctrl-C, nohup a hang-up; so would the
+    # processes that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up and signal.getsignal(hang_up) is signal.SIG_IGN:
+        signal.signal(hang_up, signal.SIG_DFL)
     # Kernels are compiled once in a session, into a folder that ends with it; the processes that
     # tests start use it too. The user's own cache is neither read nor written.
     folder = tempfile.TemporaryDirectory(prefix="alexnet-lib-tests-")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,9 @@ def test_train_writes_a_run_and_says_how_it_went(call, tmp_path):
     assert out == (
         "trained on shapes: 54 images, 1 epoch\n"
         f"test accuracy {accuracy:.1%} on 20 images\n"
-        f"results in {run}\n"
+        f"results in {run}; next, for example\n"
+        f"  alexnet-lib evaluate {run}\n"
+        f"  alexnet-lib predict photo.jpg --checkpoint {run}\n"
     )
     assert "epoch 1/1: loss" in err
     stored = json.loads((run / "recipe.json").read_text())
@@ -1208,6 +1211,79 @@ def test_the_options_that_are_said_to_be_the_recipes_stand_together(call):
 
 
 # The real thing.
+
+
+def test_version_and_help_have_their_usual_options(call):
+    assert call("--version") == (0, f"alexnet-lib {alexnet_lib.__version__}\n", "")
+    for command in ("", "train", "download cifar10"):
+        assert call(*command.split(), "-h") == call(*command.split(), "--help")
+
+
+def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
+    _, output, _ = call("train", "shapes", *TINY_RUN, "--out", "my run")
+    Image.new("RGB", (20, 20)).save("photo.jpg")
+    said = [line.strip() for line in output.splitlines() if line.startswith("  ")]
+    for line in said:
+        program, *arguments = shlex.split(line)
+        assert program == "alexnet-lib"
+        status, output, _ = call(*arguments)
+        assert status == 0
+        assert "%" in output
+    assert [shlex.split(line)[1] for line in said] == ["evaluate", "predict"]
+
+
+def test_evaluate_takes_the_data_of_the_run(call, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--out", "run")
+    expected = call("evaluate", "run", "shapes")
+    assert call("evaluate", "run") == expected
+    assert call("evaluate", "run/last.safetensors")[0] == 0
+
+
+def test_without_data_there_must_be_those_of_a_run(call, tmp_path):
+    write_class_folders(tmp_path / "images", count=20)
+    call("train", "images", *TINY_RUN, "--out", "run")
+    (tmp_path / "images").rename("moved")
+    for folder, words in (
+        ("run", "images, on which the run was trained"),
+        ("moved", "DATA is mis"),
+    ):
+        status, _, error = call("evaluate", folder)
+        assert status == 2
+        assert words in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train cifar-10", "did you mean 'cifar10'?"),
+        ("train CIFAR10", "did you mean 'cifar10'?"),
+        ("train Shape", "did you mean 'shapes'?"),
+        ("train shapes --set lr=0.1", "did you mean 'learning_rate'?"),
+        ("train shapes --set batchsize=3", "did you mean 'batch_size'?"),
+        ("train shapes --recipe moderm", "did you mean 'modern'?"),
+        ("train shapes --architecture single-tower", "did you mean 'single_tower'?"),
+        ("train shapes --on-bad-image skipp", "did you mean 'skip'?"),
+        ("train https://example.org/images.zip", "an address; expected a path: download it first"),
+        ("predict photo.jpg --checkpoint https://example.org/w.pth", "an address"),
+        ("train weights.pth", "is a file of weights; expected a folder of images"),
+        ("train run", "is the folder of a run; expected the images"),
+        ("evaluate shapes run", "expected the other order"),
+        ("evaluate run shapes", "a folder without weights"),
+    ],
+)
+def test_what_was_meant_is_said(arguments, words, call, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"PK")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}", encoding="utf-8")
+    status, _, error = call(*arguments.split())
+    assert status == 2
+    assert words in error
+    assert "did you mean" in words or "did you mean" not in error
+
+
+def test_a_name_that_is_near_no_other_gets_no_suggestion(call):
+    assert "did you mean" not in call("train", "mnist")[2]
+    assert "expected names among" in call("train", "shapes", "--set", "mnist=1")[2]
 
 
 def test_the_package_is_a_command():

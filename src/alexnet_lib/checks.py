@@ -4,10 +4,11 @@ A check returns the value as a plain Python one: NumPy's numbers, truth values a
 accepted, but JSON and keyword arguments of torch do not take them.
 """
 
+import difflib
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -75,7 +76,26 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> Any:
         both_truth = isinstance(plain, bool) == isinstance(choice, bool)
         if both_truth and isinstance(plain, type(choice)) and plain == choice:
             return choice
-    raise ValueError(f"{name} is {shown(value)}; expected one of {', '.join(map(repr, choices))}")
+    expected = f"{', '.join(map(repr, choices))}{did_you_mean(value, choices)}"
+    raise ValueError(f"{name} is {shown(value)}; expected one of {expected}")
+
+
+def did_you_mean(
+    value: object, names: Iterable[object], short: Mapping[str, str] | None = None
+) -> str:
+    """For an error: ``"; did you mean 'cifar10'?"``, or nothing where no name is near.
+
+    ``short`` gives the names that are commonly used for some of them.
+    """
+    if not isinstance(value, str):
+        return ""
+    near = {_letters(name): name for name in names if isinstance(name, str)} | {**(short or {})}
+    words = difflib.get_close_matches(_letters(value), near, 1)
+    return f"; did you mean {near[words[0]]!r}?" if words else ""
+
+
+def _letters(name: str) -> str:
+    return name.lower().translate({ord(sign): None for sign in "-_ ./"})
 
 
 def check_fields(instance: Any) -> None:

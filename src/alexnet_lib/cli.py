@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -35,12 +36,28 @@ app = typer.Typer(
     name="alexnet-lib",
     help="AlexNet: training, evaluation, prediction, and its tables of layers.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 download_app = typer.Typer(help="Download a data set.", no_args_is_help=True)
 app.add_typer(download_app, name="download")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alexnet-lib {lib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
 
 Data = Annotated[
     str,
@@ -307,7 +324,8 @@ def _report_finished(folder: Path, wanted: _Wanted) -> bool:
 
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        lines = [f"the run in {folder} is finished: {result['epochs']} epochs"]
+        epochs = result["epochs"]
+        lines = [f"the run in {folder} is finished: {epochs} epoch{'s' * (epochs != 1)}"]
         if test := result["test"]:
             accuracy, images = test["accuracy"], test["images"]
             lines.append(f"test accuracy {accuracy:.1%} on {images:,} images")
@@ -449,7 +467,10 @@ def _report(run: Any, data: str) -> None:
         print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
         if run.test is not None:
             print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
-        print(f"results in {run.folder}", flush=True)
+        folder = shlex.quote(str(run.folder))
+        print(f"results in {run.folder}; next, for example")
+        print(f"  alexnet-lib evaluate {folder}")
+        print(f"  alexnet-lib predict photo.jpg --checkpoint {folder}", flush=True)
         return
     _discard(sys.stdout)
 
@@ -457,7 +478,10 @@ def _report(run: Any, data: str) -> None:
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP, metavar="CHECKPOINT")],
-    data: Data,
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="As for train [default: the data of the run]."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 128,
     views: Annotated[
         int,
@@ -480,6 +504,10 @@ def evaluate(
     from alexnet_lib.text import format_table
 
     _set_up_memory(keep_memory)
+    if data is None:
+        data = _data_of_run(checkpoint)
+    elif not checkpoint.exists() and Path(data, "recipe.json").is_file():
+        raise ValueError(f"CHECKPOINT is '{checkpoint}' and DATA a run; expected the other order")
     model = _load(checkpoint)
     preprocess = known_preprocess(model)
     train, _, test = open_parts(
@@ -509,18 +537,8 @@ def evaluate(
         progress=sys.stderr.isatty(),
     )
     print(metrics)
-    if metrics.confusion is None or metrics.per_class_accuracy is None:
-        return
-    rows, names = [], [*map(printable, metrics.classes)]
-    for i, name in enumerate(names):
-        images, right = metrics.confusion[i].sum(), metrics.confusion[i, i]
-        mistakes = metrics.confusion[i].copy()
-        mistakes[i] = 0
-        worst = int(mistakes.argmax())
-        confused = f"most often confused with {names[worst]} ({mistakes[worst]})"
-        share = f"{right / images:.1%}" if images else "no images"
-        rows.append((name, share, confused if mistakes.any() else ""))
-    print(*format_table(rows, right=[1]), sep="\n")
+    if lines := metrics.class_lines():
+        print(*format_table(lines, right=[1]), sep="\n")
 
 
 @app.command()
@@ -637,13 +655,35 @@ def info() -> None:
     print(*format_table(rows), sep="\n")
 
 
+def _data_of_run(checkpoint: Path) -> str:
+    """What a run was trained on, as ``train`` was given it."""
+    from alexnet_lib.data.sources import BUILT_IN
+    from alexnet_lib.training.recipes import read_description
+
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    try:
+        data = str(read_description(folder / "recipe.json")["data"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(
+            f"DATA is missing, and '{checkpoint}' is not of a run, which has its own; expected both"
+        ) from None
+    if data not in BUILT_IN and not Path(data).exists():
+        raise FileNotFoundError(f"{data}, on which the run was trained: no such file or folder")
+    return data
+
+
 def _load(checkpoint: Path) -> Any:
     from alexnet_lib.files import as_path
 
     checkpoint = as_path(checkpoint, "checkpoint")
     if checkpoint.is_dir():
-        best, last = checkpoint / "best.safetensors", checkpoint / "last.safetensors"
-        checkpoint = best if best.exists() else last
+        files = (checkpoint / name for name in ("best.safetensors", "last.safetensors"))
+        folder, checkpoint = checkpoint, next(filter(Path.exists, files), checkpoint)
+        if checkpoint is folder:
+            raise FileNotFoundError(
+                f"checkpoint is '{folder}', a folder without weights; expected that of a run, or a "
+                ".safetensors file"
+            )
     return lib.load_checkpoint(checkpoint)
 
 

@@ -54,6 +54,8 @@ def as_path(path: object, name: str = "path") -> Path:
         text = ascii(text) + "\0"
     if not text or "\0" in text:
         raise ValueError(f"{name} is {text!r}; expected a path")
+    if re.match(r"(https?|ftp|s3|gs|hf|file):/", text, re.IGNORECASE):
+        raise ValueError(f"{name} is {text!r}, an address; expected a path: download it first")
     try:
         return Path(text).expanduser()
     except RuntimeError:  # there is no such user

@@ -1,9 +1,11 @@
 """Printed text: tables, durations, and lines above a progress bar."""
 
+import itertools
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from html import escape
 from typing import Any, ClassVar
 
 
@@ -19,6 +21,16 @@ def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) 
             cells.append(space + cell if column in right else cell + space)
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def html_table(rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """The same as HTML, for a notebook; the first row is the header."""
+    header, *body = (
+        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in zip(itertools.chain(["th"], itertools.repeat("td")), rows, strict=False)
+    )
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def _width(text: str) -> int:

@@ -265,7 +265,9 @@ def class_folders(
 def _no_images(folder: Path, names: Mapping[str, str]) -> str:
     loose = [e.name for e in _entries(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
     text = f"{folder} has no images in class folders; expected CLASS/IMAGE.jpg"
-    if loose:
+    if (folder / "recipe.json").is_file():
+        text = f"{folder} is the folder of a run; expected the images"
+    elif loose:
         text += f" (it has {len(loose):,} images itself: put those of each class into a folder, or "
         text += "pass a CSV file of image,label as data)"
     return text

@@ -177,6 +177,12 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.image(index), int(self.labels[index])
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self):,} images, {self.channels} channels, "
+            f"{len(self.classes)} classes)"
+        )
+
     @abstractmethod
     def image(self, index: int) -> Shaped[Tensor, "c h w"]:
         """One image, uint8, or floating from 0 to 1."""
@@ -186,7 +192,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         """The images of these indices, in this order."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageTensors(ImageSet):
     """Images held in memory as one tensor."""
 
@@ -205,7 +211,7 @@ class ImageTensors(ImageSet):
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageFiles(ImageSet):
     """Image files, decoded at each access; ``background`` is behind transparent pixels."""
 
@@ -224,7 +230,7 @@ class ImageFiles(ImageSet):
         return replace(self, files=files, labels=self.labels[indices])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WrappedDataset(ImageSet):
     """The items ``indices`` of a user's map-style data set, read each time."""
 

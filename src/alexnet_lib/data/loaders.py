@@ -61,6 +61,7 @@ from alexnet_lib.devices import (
     resolve_device,
 )
 from alexnet_lib.kernels import cpu
+from alexnet_lib.text import format_table, html_table
 
 AnyAugmentation = Augmentation | RandomCrop | Mixing
 Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
@@ -99,7 +100,7 @@ class _Plan(NamedTuple):
     mean_and_std: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BatchLoader:
     """Batches of normalised images and their labels, on a device.
 
@@ -242,6 +243,26 @@ class BatchLoader:
     def __len__(self) -> int:
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
+
+    def __repr__(self) -> str:
+        _, images, _, *words = self._cells("")
+        words = [f"{images} images in batches of {self.batch_size}", *filter(None, words)]
+        return f"BatchLoader({', '.join(words)})"
+
+    def _cells(self, part: str) -> tuple[str, ...]:
+        """The line of the table of ``Loaders``."""
+        side = self.preprocess.image_size
+        order = "balanced" if self.balanced else "shuffled" if self.shuffle else ""
+        names = ", ".join(type(augmentation).__name__ for augmentation in self.augmentation)
+        size = f"{self.dataset.channels}x{side}x{side}"
+        return (
+            part,
+            f"{len(self.dataset):,}",
+            f"{len(self):,} of {self.batch_size}",
+            size,
+            order,
+            names,
+        )
 
     @property
     def epoch(self) -> int:
@@ -490,11 +511,25 @@ def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Loaders(NamedTuple):
-    """The loaders of the three parts; ``validation`` or ``test`` is None if it does not exist."""
+    """The loaders of the three parts; ``validation`` or ``test`` is None if it does not exist.
+
+    Prints as a table, and shows as one in a notebook.
+    """
 
     train: BatchLoader
     validation: BatchLoader | None
     test: BatchLoader | None
+
+    def __repr__(self) -> str:
+        return "\n".join(format_table(self._rows(), right=(1,)))
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        header = ("part", "images", "batches", "input", "order", "augmentation")
+        loaders = [(name, loader) for name, loader in self._asdict().items() if loader is not None]
+        return [header, *(loader._cells(name) for name, loader in loaders)]
 
     @property
     def classes(self) -> tuple[str, ...]:

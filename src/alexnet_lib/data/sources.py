@@ -27,6 +27,7 @@ from alexnet_lib.checks import (
     as_integer,
     check_integer,
     check_number,
+    did_you_mean,
     length_of,
     shown,
     type_name,
@@ -56,6 +57,9 @@ from alexnet_lib.data.tables import TABLE_SUFFIXES, image_table
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path
 from alexnet_lib.text import printable, progress_bar
+
+# Names of data sets that need no folder.
+BUILT_IN = ("shapes", "cifar10")
 
 
 class Parts(NamedTuple):
@@ -156,7 +160,7 @@ def _open(
             raise ValueError(f"parts is given, but data is a {type_name(data)}; expected a folder")
         return Parts(wrap_dataset(data, classes, channels, reading.background), None, None)
     path = as_path(data, "data")
-    built_in = isinstance(data, str) and data in {"shapes", "cifar10"}
+    built_in = isinstance(data, str) and data in BUILT_IN
     if built_in and path.is_dir():
         warnings.warn(
             f"data is {data!r}, the built-in set; the folder of this name is not used: its name is "
@@ -275,12 +279,15 @@ def image_folder(
     ImageNet.
     """
     if folder.is_file():
+        weights = folder.suffix.lower() in {".pt", ".pth", ".safetensors", ".ckpt", ".bin"}
+        what = "file of weights" if weights else "file"
         raise ValueError(
-            f"{printable(str(folder))} is a file; expected a folder of images (unpack an archive "
+            f"{printable(str(folder))} is a {what}; expected a folder of images (unpack an archive "
             f"first), or a file that ends in {' or '.join(TABLE_SUFFIXES)}"
         )
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        near = did_you_mean(folder.name, BUILT_IN)
+        raise FileNotFoundError(f"{folder}: no such folder{near}")
     folders = part_folders(folder, parts)
     if not folders:
         return Parts(class_folders(folder, reading, classes=classes), None, None)

@@ -26,6 +26,7 @@ from alexnet_lib.checks import (
     check_choice,
     check_fields,
     check_integer,
+    did_you_mean,
     shown,
 )
 
@@ -435,7 +436,7 @@ def resolve_architecture(
     if not isinstance(architecture, Architecture):
         raise ValueError(
             f"{name} is {shown(architecture)}; expected an Architecture or one of "
-            f"{', '.join(map(repr, ARCHITECTURES))}"
+            f"{', '.join(map(repr, ARCHITECTURES))}{did_you_mean(architecture, ARCHITECTURES)}"
         )
     return architecture
 

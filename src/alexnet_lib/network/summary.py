@@ -1,20 +1,26 @@
 """A network's table of layers, as text and as HTML."""
 
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.network import architecture as tables
-from alexnet_lib.text import format_table
+from alexnet_lib.text import format_table, html_table
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of a ``Summary``; text is ready to print, counts are numbers."""
+    """One line of a ``Summary``; text is ready to print, counts are numbers.
+
+    ``kernel`` is height x width x input channels of the group. ``activation`` and
+    ``normalization`` follow the layer.
+    """
 
     layer: str
     kernel: str
+    stride: int | None
+    padding: int | None
+    groups: int | None
     activation: str
     normalization: str
     output_shape: tables.Shape
@@ -24,9 +30,16 @@ class SummaryRow:
     def cells(self) -> tuple[str, ...]:
         """The line as text, one string for each column."""
         channels, *sides = self.output_shape
-        size = "x".join(map(str, (*sides, channels)))
-        counts = (f"{n:,}" if n else "" for n in (self.parameters, self.multiply_accumulates))
-        return self.layer, self.kernel, self.activation, self.normalization, size, *counts
+        window = ("" if n is None else str(n) for n in (self.stride, self.padding, self.groups))
+        return (
+            self.layer,
+            self.kernel,
+            *window,
+            f"{self.activation} {self.normalization}".rstrip(),
+            "x".join(map(str, (*sides, channels))),
+            f"{self.parameters:,}" if self.parameters else "",
+            _millions(self.multiply_accumulates) if self.multiply_accumulates else "",
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,12 +54,14 @@ class Summary:
 
     HEADER = (
         "layer",
-        "kernel (count)",
-        "activation",
-        "normalisation",
-        "feature map",
+        "kernel",
+        "stride",
+        "pad",
+        "groups",
+        "then",
+        "output",
         "parameters",
-        "multiply-accumulates",
+        "MACs, M",  # millions of multiply-accumulates
     )
 
     @property
@@ -60,8 +75,8 @@ class Summary:
         return sum(row.multiply_accumulates for row in self.rows)
 
     def _lines(self) -> list[tuple[str, ...]]:
-        total = ("total", "", "", "", "", f"{self.parameters:,}", f"{self.multiply_accumulates:,}")
-        return [*(row.cells() for row in self.rows), total]
+        counts = f"{self.parameters:,}", _millions(self.multiply_accumulates)
+        return [*(row.cells() for row in self.rows), ("total", *[""] * 6, *counts)]
 
     def _title(self) -> str:
         channels = "" if self.in_channels == tables.IMAGE_CHANNELS else f"x{self.in_channels}"
@@ -71,21 +86,14 @@ class Summary:
         )
 
     def __str__(self) -> str:
-        header, *lines = format_table([self.HEADER, *self._lines()], right=(5, 6))
+        header, *lines = format_table([self.HEADER, *self._lines()], right=(2, 3, 4, 7, 8))
         rule = "-" * max(map(len, lines))
         return "\n".join([self._title(), header, rule, *lines[:-1], rule, lines[-1]])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(row(line, "td") for line in self._lines())
-        return (
-            f"<table><caption>{escape(self._title())}</caption>"
-            f"<thead>{row(self.HEADER, 'th')}</thead><tbody>{body}</tbody></table>"
-        )
+        return html_table([self.HEADER, *self._lines()], self._title())
 
 
 def summary(
@@ -149,26 +157,25 @@ def summary(
                 rows[-1] = replace(rows[-1], normalization="LRN")
             case layer:
                 counts = info.parameters, info.multiply_accumulates
-                kernel = _kernel_text(info)
-                rows.append(SummaryRow(layer.name, kernel, "", "", info.output_shape, *counts))
+                kernel = _kernel(info)
+                rows.append(SummaryRow(layer.name, *kernel, "", "", info.output_shape, *counts))
     channels, side, _ = infos[0].input_shape
     (classes,) = infos[-1].output_shape
     return Summary(architecture.name, side, classes, tuple(rows), channels)
 
 
-def _kernel_text(info: tables.LayerInfo) -> str:
+def _kernel(info: tables.LayerInfo) -> tuple[str, int | None, int | None, int | None]:
+    """The kernel of a layer as text, its stride, padding and groups."""
     match info.layer:
-        case tables.Conv(kernel=kernel, stride=stride, padding=padding, groups=groups) as conv:
-            return (
-                f"{kernel}x{kernel}x{info.input_shape[0] // groups} ({conv.channels})"
-                + (f", stride {stride}" if stride > 1 else "")
-                + (f", padding {padding}" if padding else "")
-                + (f", {groups} groups" if groups > 1 else "")
-            )
+        case tables.Conv(kernel=kernel, stride=stride, padding=padding, groups=groups):
+            inputs = info.input_shape[0] // groups
+            return f"{kernel}x{kernel}x{inputs}", stride, padding, groups
         case tables.MaxPool(kernel=kernel, stride=stride):
-            return f"max {kernel}x{kernel}, stride {stride}"
+            return f"max {kernel}x{kernel}", stride, None, None
         case tables.AdaptiveAvgPool():
-            return "mean, adaptive"
-        case tables.Dropout():
-            return "dropout"
-    return ""
+            return "mean", None, None, None
+    return "", None, None, None
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{1 if count >= 1e6 else 3}f}"

@@ -21,7 +21,7 @@ from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.model import AlexNet
-from alexnet_lib.text import format_duration, printable, say
+from alexnet_lib.text import format_duration, format_table, html_table, printable, say
 from alexnet_lib.training.loggers import Logger, RunLog
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
@@ -48,7 +48,7 @@ _LONG_SECONDS = 60
 _NAMES_SHOWN = 20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """The result of ``fit``.
 
@@ -62,6 +62,23 @@ class Run:
     test: EvalMetrics | None
     model: AlexNet
     folder: Path | None
+
+    def __repr__(self) -> str:
+        epochs = "1 epoch" if len(self.history) == 1 else f"{len(self.history)} epochs"
+        test = "no test images" if self.test is None else f"test: {self.test}"
+        folder = "" if self.folder is None else f", in {self.folder}"
+        return f"Run({epochs}, {test}{folder})"
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *format_table(self._rows(), right=range(8))])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), repr(self))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        header = "epoch", "learning rate", "pixels"
+        metrics = "training loss", "accuracy", "validation loss", "accuracy", "images/s"
+        return [(*header, *metrics), *(record.cells() for record in self.history)]
 
 
 def fit(

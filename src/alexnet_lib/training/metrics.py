@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alexnet_lib.text import html_table, printable
+
 NO_SHARES = (
     "labels are floating, but not all rows are shares of the classes (at least 0, with the sum 1), "
     "which cross entropy needs: for several labels or a regression, pass criterion=..."
@@ -25,7 +27,7 @@ NONFINITE_LIMIT = 10
 _STUCK = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EpochMetrics:
     """Metrics of one pass of training.
 
@@ -49,12 +51,15 @@ class EpochMetrics:
             f"images/s{skipped}"
         )
 
+    def __repr__(self) -> str:
+        return f"EpochMetrics({self})"
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data."""
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EvalMetrics:
     """Metrics of an evaluation; accuracies are fractions from 0 to 1.
 
@@ -85,6 +90,26 @@ class EvalMetrics:
     def __str__(self) -> str:
         others = "".join(f", top-{k} {a:.1%}" for k, a in self.topk_accuracy.items() if k > 1)
         return f"loss {self.loss:.4f}{_accuracy(self.accuracy)}{others} ({self.images:,} images)"
+
+    def __repr__(self) -> str:
+        return f"EvalMetrics({self})"
+
+    def _repr_html_(self) -> str:
+        return html_table([("class", "accuracy", ""), *self.class_lines()], str(self))
+
+    def class_lines(self) -> list[tuple[str, str, str]]:
+        """For each class its name, its accuracy and its most frequent confusion, as text."""
+        if self.confusion is None or self.per_class_accuracy is None:
+            return []
+        lines, names = [], [*map(printable, self.classes)]
+        for i, (name, accuracy) in enumerate(zip(names, self.per_class_accuracy, strict=True)):
+            mistakes = self.confusion[i].copy()
+            mistakes[i] = 0
+            worst = int(mistakes.argmax())
+            confused = f"most often confused with {names[worst]} ({mistakes[worst]})"
+            share = "no images" if math.isnan(accuracy) else f"{accuracy:.1%}"
+            lines.append((name, share, confused if mistakes.any() else ""))
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data that JSON can hold (None for a class without images)."""
@@ -134,6 +159,17 @@ class EpochRecord:
             "validation": validation and {"loss": validation.loss, "accuracy": validation.accuracy},
         }
 
+    def cells(self) -> tuple[str, ...]:
+        """The line of the table of a ``Run``."""
+        return (
+            str(self.epoch),
+            f"{self.learning_rate:.3g}",
+            str(self.image_size),
+            *_loss_and_accuracy(self.train),
+            *(("", "") if self.validation is None else _loss_and_accuracy(self.validation)),
+            f"{self.train.images_per_second:.1f}",
+        )
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "EpochRecord":
         """The record that a run's state holds as ``asdict`` gives it."""
@@ -146,6 +182,11 @@ class EpochRecord:
         train = EpochMetrics(**state["train"])
         rate, image_size = state["learning_rate"], state["image_size"]
         return cls(state["epoch"], rate, train, validation, image_size)
+
+
+def _loss_and_accuracy(metrics: EpochMetrics | EvalMetrics) -> tuple[str, str]:
+    accuracy = "" if metrics.accuracy is None else f"{metrics.accuracy:.1%}"
+    return f"{metrics.loss:.4f}", accuracy
 
 
 def _accuracy(value: float | None) -> str:

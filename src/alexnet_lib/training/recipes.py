@@ -20,6 +20,7 @@ from alexnet_lib.checks import (
     between,
     check_fields,
     check_integer,
+    did_you_mean,
     shown,
     type_name,
 )
@@ -56,6 +57,16 @@ _MOST_SEED = 2**63 - 1  # as torch's generators
 _IMAGES = between(1, _MOST_IMAGES)
 _EPOCHS = between(1, _MOST_EPOCHS)
 _LONGEST_NAME = 100
+
+# What other libraries call some of the fields.
+_SHORT_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "clipgradnorm": "max_grad_norm",
+    "numepochs": "epochs",
+    "maxepochs": "epochs",
+}
 
 # Bytes of a recipe.json, which has some thousand.
 _LARGEST_FILE = 2**20
@@ -276,8 +287,11 @@ class Recipe:
                 "{'epochs': 3}"
             )
         if unknown := sorted({*overrides} - known, key=str):
+            meant = [did_you_mean(name, known, _SHORT_NAMES) for name in unknown]
             raise ValueError(
-                f"overrides has {shown(unknown)}; expected names among {sorted(known)}"
+                f"overrides has {shown(unknown)}; expected fields of Recipe{meant[0]}"
+                if all(meant)
+                else f"overrides has {shown(unknown)}; expected names among {sorted(known)}"
             )
         return replace(self, **overrides)
 
@@ -479,7 +493,7 @@ def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -
     if not isinstance(recipe, Recipe):
         raise ValueError(
             f"recipe is {shown(recipe)}; expected a Recipe or one of "
-            f"{', '.join(map(repr, RECIPES))}"
+            f"{', '.join(map(repr, RECIPES))}{did_you_mean(recipe, RECIPES)}"
         )
     return recipe.overridden({} if overrides is None else overrides)
 
