@@ -1,12 +1,13 @@
 """Checks the built pages: what a reader without a network, or with a phone, would not see.
 
-`python docs/check_pages.py docs/_build/html` reads the pages, and opens each in Chromium at the widths of
-a desktop and of a phone if there is one (`--browser` makes it an error if there is none). The faults are
-printed, one a line; the exit status is 1 if there are any.
+`python docs/check_pages.py docs/_build/html` reads the pages, and opens each in Chromium at the
+widths of a desktop and of a phone if there is one (`--browser` makes it an error if there is none).
+The faults are printed, one a line; the exit status is 1 if there are any.
 """
 
 import argparse
 import json
+import queue
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from sphinx.search.en import SearchEnglish
 
 WIDTHS = (1440, 390)
-# So many letters fit into a box of code, and into the words of a table's line that cannot be broken.
+# So many letters fit into a box of code, and into what cannot be broken in a line of a table.
 CODE_COLUMNS = 86
 TABLE_COLUMNS = 92
 # A page of the module's source is shown as it is, with lines of up to a hundred letters.
@@ -34,14 +35,14 @@ RAW_FORMULA = re.compile(r"\\\(|\\\[|\$\$|\\[a-zA-Z]{2,}\b|\$[^$\n]*[\\^_][^$\n]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # What people type, American spelling included, must lead somewhere.
 SEARCHED = """
-    install tutorial train resume checkpoint save load weights pretrained fine-tuning transfer predict
-    inference classify accuracy loss nan stuck chance vanishing exploding overfitting dropout lrn
-    normalization normalize initialization kaiming mean std statistics cifar10 imagenet torchvision dataset
-    dataloader imagefolder csv augmentation mixup cutmix scheduler optimizer hyperparameters batch epoch
-    seed reproducible deterministic interrupt memory oom speed benchmark bfloat16 amp compile download
-    offline proxy mirror windows macos linux gpu cuda parameters flops macs architecture groups stride
-    padding grayscale gray color rgb contribute
-""".split()
+    install tutorial train resume checkpoint save load weights pretrained fine-tuning transfer
+    predict inference classify accuracy loss nan stuck chance vanishing exploding overfitting
+    dropout lrn normalization normalize initialization kaiming mean std statistics cifar10 imagenet
+    torchvision dataset dataloader imagefolder csv augmentation mixup cutmix scheduler optimizer
+    hyperparameters batch epoch seed reproducible deterministic interrupt memory oom speed benchmark
+    bfloat16 amp compile download offline proxy mirror windows macos linux gpu cuda parameters flops
+    macs architecture groups stride padding grayscale gray color rgb contribute
+"""
 
 
 @dataclass
@@ -128,15 +129,16 @@ def faults_of_page(site: Path, name: str, page: Page) -> Iterator[str]:
     for box in page.code:
         line = max(box.text.splitlines(), key=len, default="")
         if len(line) > CODE_COLUMNS:
-            yield f"{name}: {len(line)} letters in a line of code, {CODE_COLUMNS} fit: {line[:60]!r}"
+            start = f"{line[:60]!r}"
+            yield f"{name}: {len(line)} letters in a line of code, {CODE_COLUMNS} fit: {start}"
     for table in page.tables:
-        if "genindextable" not in name and unbreakable(table) > TABLE_COLUMNS:
+        if unbreakable(table) > TABLE_COLUMNS:
             head = table.rows[0][:3]
             yield f"{name}: a table of {unbreakable(table)} letters, {TABLE_COLUMNS} fit: {head}"
 
 
 def plain_title(title: str) -> str:
-    return re.sub(r"^(the|a|an) ", "", title.split(" - ")[0].strip().lower())
+    return re.sub(r"^(the|a|an) ", "", title.split(" - ", maxsplit=1)[0].strip().lower())
 
 
 def faults(site: Path) -> list[str]:
@@ -157,7 +159,7 @@ def faults(site: Path) -> list[str]:
         terms = json.loads(text[text.index("(") + 1 : text.rindex(")")])
         known = {*terms["terms"], *terms["titleterms"]}
         stem = SearchEnglish({}).stem
-        for word in SEARCHED:
+        for word in SEARCHED.split():
             if not all({part, stem(part)} & known for part in word.split("-")):
                 found.append(f"search: nothing is found for {word!r}")
     return found
@@ -217,7 +219,8 @@ function measure(view, name, width) {
       }
   }
   for (const image of page.images)
-    if (!image.complete || !image.naturalWidth) add(`an image failed: ${image.getAttribute("src")}`);
+    if (!image.complete || !image.naturalWidth)
+      add(`an image failed: ${image.getAttribute("src")}`);
 }
 async function all() {
   for (const width of WIDTHS) for (const name of PAGES) {
@@ -239,9 +242,8 @@ all();
 class Handler(SimpleHTTPRequestHandler):
     """Gives the files of the site and the page with the script, and takes its report."""
 
-    script: str
-    answer: dict[str, Any]
-    answered: threading.Event
+    script = ""
+    reports: "queue.Queue[list[str]]"
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -259,8 +261,7 @@ class Handler(SimpleHTTPRequestHandler):
         text = self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(204)
         self.end_headers()
-        self.answer["faults"] = json.loads(text)
-        self.answered.set()
+        self.reports.put(json.loads(text))
 
 
 def browser() -> str | None:
@@ -273,8 +274,8 @@ def faults_in_browser(site: Path, program: str, seconds: float = 300) -> list[st
     pages = sorted(file.relative_to(site).as_posix() for file in site.rglob("*.html"))
     values = {"RAW_SOURCE": RAW_FORMULA.pattern, "WIDTHS": WIDTHS, "PAGES": pages, "SOURCE": SOURCE}
     script = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in values.items())
-    state = {"script": script + SCRIPT, "answer": {}, "answered": threading.Event()}
-    handler = type("SiteHandler", (Handler,), state)
+    reports: queue.Queue[list[str]] = queue.Queue()
+    handler = type("SiteHandler", (Handler,), {"script": script + SCRIPT, "reports": reports})
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=site)) as server,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
@@ -292,16 +293,15 @@ def faults_in_browser(site: Path, program: str, seconds: float = 300) -> list[st
             "--window-size=1500,1000",
             f"http://127.0.0.1:{server.server_port}/check",
         ]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, **quiet) as process:  # type: ignore[call-overload]
-            try:
-                answered = state["answered"].wait(seconds)  # type: ignore[attr-defined]
-            finally:
-                process.terminate()
-        server.shutdown()
-    if not answered:
-        return [f"{program} gave no report within {seconds:.0f} s"]
-    return list(state["answer"]["faults"])  # type: ignore[index]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            return reports.get(timeout=seconds)
+        except queue.Empty:
+            return [f"{program} gave no report within {seconds:.0f} s"]
+        finally:
+            process.terminate()
+            process.wait()
+            server.shutdown()
 
 
 def main() -> None:

@@ -154,9 +154,7 @@ def search_table(epochs: int) -> str:
         header = ("trial", "changed", *(f"epoch {number}" for number in numbers))
         return markdown_table(header, rows, numbers=epochs)
     rows = zip(numbers, *columns, strict=True)
-    return markdown_table(
-        ("epoch", *names), [("", *changes), *rows], numbers=len(trials)
-    )
+    return markdown_table(("epoch", *names), [("", *changes), *rows], numbers=len(trials))
 
 
 myst_substitutions["search_table"] = search_table(5)
