@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,8 +10,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import typer
+from docutils import nodes
+from latex2mathml.converter import convert
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import alexnet_lib
 from alexnet_lib.cli import app
@@ -33,11 +38,13 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-html_static_path = ["_static"]
+html_static_path = ["_static", "style"]  # what the build makes, and what is kept
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"{project} {release}"
 
-myst_enable_extensions = ["deflist", "dollarmath", "substitution"]
+myst_enable_extensions = ["attrs_inline", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -60,8 +67,22 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers
 
 
 def layer_table(table: alexnet_lib.Summary) -> str:
-    total = ("total", "", "", "", "", f"{table.parameters:,}", f"{table.multiply_accumulates:,}")
-    return markdown_table(table.HEADER, [*(row.cells() for row in table.rows), total], numbers=2)
+    """The table of layers in five columns: more are too many for a phone."""
+    rows = []
+    for row in table.rows:
+        layer, kernel, stride, padding, groups, then, size, *counts = row.cells()
+        if row.stride and row.stride > 1:
+            kernel += f", stride {stride}"
+        if row.padding:
+            kernel += f", padding {padding}"
+        if row.groups and row.groups > 1:
+            kernel += f", {groups} groups"
+        operations = ", ".join(filter(None, (kernel, *then.split())))
+        rows.append((layer, size, operations, *counts))
+    macs = f"{table.multiply_accumulates / 1e6:,.1f}"
+    rows.append(("total", "", "", f"{table.parameters:,}", macs))
+    header = ("layer", "feature map", "kernel, and what follows", "parameters", "MACs, M")
+    return markdown_table(header, rows, numbers=2)
 
 
 # The pages' numbers are read from the code: {{ paper_table }}, {{ paper_parameters }} ...
@@ -120,23 +141,27 @@ _trials = [
 ]
 
 
+def accuracies(trial: dict[str, Any]) -> list[str]:
+    return [f"{line['validation']['accuracy']:.1%}" for line in trial["history"]]
+
+
 def search_table(epochs: int) -> str:
-    """The trials of so many epochs, the best first."""
+    """The trials of so many epochs, the best first; with many epochs, one column for each trial."""
     trials = [trial for trial in _trials if len(trial["history"]) == epochs]
-    return markdown_table(
-        ("trial", "changed", *(f"epoch {i}" for i in range(1, epochs + 1))),
-        [
-            (
-                trial["trial"],
-                ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items()),
-                *(f"{line['validation']['accuracy']:.1%}" for line in trial["history"]),
-            )
-            for trial in sorted(
-                trials, key=lambda trial: -trial["history"][-1]["validation"]["accuracy"]
-            )
-        ],
-        numbers=epochs,
-    )
+    trials.sort(key=lambda trial: -trial["history"][-1]["validation"]["accuracy"])
+    names = [trial["trial"] for trial in trials]
+    changes = [
+        ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items())
+        for trial in trials
+    ]
+    columns = [accuracies(trial) for trial in trials]
+    numbers = [str(epoch) for epoch in range(1, epochs + 1)]
+    if epochs <= 5:
+        rows = zip(names, changes, *zip(*columns, strict=True), strict=True)
+        header = ("trial", "changed", *(f"epoch {number}" for number in numbers))
+        return markdown_table(header, rows, numbers=epochs)
+    rows = zip(numbers, *columns, strict=True)
+    return markdown_table(("epoch", *names), [("", *changes), *rows], numbers=len(trials))
 
 
 myst_substitutions["search_table"] = search_table(5)
@@ -175,16 +200,42 @@ myst_substitutions["stability_table"] = markdown_table(
 )
 
 
+FIGURES = {
+    "precision": "Training loss of both precisions",
+    "recipes": "Validation accuracy of the recipes",
+    "starts": "Loss of the first training steps",
+}
+# Beside a page's text and on a phone the letters have about the size of the text.
+STYLE = {"font.size": 11, "lines.linewidth": 1.5, "legend.frameon": False, "svg.fonttype": "none"}
+INKS = {"": "#222222", "-dark": "#dddddd"}
+
+
 @contextmanager
-def drawing(file: Path, width: float = 6.4, height: float = 3.2) -> Iterator[Any]:
-    """Axes of a figure that is written to a file, the same each time."""
-    with plt.rc_context({"svg.hashsalt": file.stem, "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+def drawing(name: str, height: float) -> Iterator[Any]:
+    """Axes of a figure that is written twice, for light and for dark pages, the same each time."""
+    with plt.rc_context({"svg.hashsalt": name, **STYLE}):
+        figure, axes = plt.subplots(figsize=(4.8, height), layout="constrained")
         yield axes
         axes.spines[["top", "right"]].set_visible(False)
-        file.parent.mkdir(exist_ok=True)
-        figure.savefig(file, metadata={"Date": None})
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 1 if max(map(len, labels)) > 15 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        for suffix, ink in INKS.items():
+            axes.spines[["left", "bottom"]].set_color(ink)
+            axes.tick_params(color=ink)
+            for text in figure.findobj(Text):
+                text.set_color(ink)
+            file = ROOT / "docs/_static" / f"{name}{suffix}.svg"
+            file.parent.mkdir(exist_ok=True)
+            figure.savefig(file, transparent=True, metadata={"Date": None})
         plt.close(figure)
+
+
+for _name, _text in FIGURES.items():
+    myst_substitutions[f"figure_{_name}"] = (
+        f"![{_text}](/_static/{_name}.svg){{.only-light}}\n"
+        f"![{_text}](/_static/{_name}-dark.svg){{.only-dark}}"
+    )
 
 
 def smooth(losses: Sequence[float], steps: int = 10) -> np.ndarray:
@@ -207,21 +258,20 @@ DRAWN_STARTS = (
 )
 
 
-def draw_starts(file: Path) -> None:
+def draw_starts() -> None:
     """The loss of the first steps, the mean of five; what blows up leaves the figure."""
-    with drawing(file, height=3.6) as axes:
+    with drawing("starts", 5) as axes:
         for name in DRAWN_STARTS:
             losses = smooth(_starts["starts"][name]["losses"], 5)
-            axes.plot(np.arange(5, 5 + len(losses)), losses, linewidth=1.3, label=name)
+            axes.plot(np.arange(5, 5 + len(losses)), losses, label=name)
         axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
         images = {start["recipe"]["batch_size"] for start in _starts["starts"].values()}
         axes.set(xlabel=steps_of(*images), ylabel="training loss", ylim=(1.5, 6))
-        axes.legend(frameon=False, fontsize=7.5)
 
 
-def draw_recipes(file: Path) -> None:
+def draw_recipes() -> None:
     """Validation accuracy of the stored runs, by the number of images trained on."""
-    with drawing(file) as axes:
+    with drawing("recipes", 3.6) as axes:
         for run in sorted(recipes.RUNS.iterdir()):
             lines = recipes.history(run)
             fields = recipes.read_json(run / "recipe.json")["recipe"]
@@ -229,33 +279,31 @@ def draw_recipes(file: Path) -> None:
             images -= round(images * fields["validation_fraction"])
             seen = [images * line["epoch"] / 1000 for line in lines]
             accuracies = [100 * line["validation"]["accuracy"] for line in lines]
-            axes.plot(seen, accuracies, marker="o", markersize=3, linewidth=1.3, label=run.name)
+            axes.plot(seen, accuracies, marker="o", markersize=3, label=run.name)
         axes.axhline(10, color="grey", linewidth=0.8, linestyle=":")
         axes.set(
             xlabel="images trained on, thousands", ylabel="validation accuracy, %", ylim=(0, 100)
         )
-        axes.legend(frameon=False)
 
 
-def draw_precision(file: Path) -> None:
+def draw_precision() -> None:
     """Training loss of both precisions, each step and the mean of ten."""
-    with drawing(file) as axes:
+    with drawing("precision", 3.6) as axes:
         for precision, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
             losses = _precision["curves"][precision]["losses"]
             steps = np.arange(1, len(losses) + 1)
             axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(steps[9:], smooth(losses), color=color, linewidth=1.6, label=precision)
+            axes.plot(steps[9:], smooth(losses), color=color, label=precision)
         axes.axhline(np.log(10), color="grey", linewidth=0.8, linestyle=":")
         axes.annotate("ln 10: chance", (len(losses), np.log(10)), ha="right", va="bottom")
         label = steps_of(_precision["recipe"]["batch_size"])
         axes.set(xlabel=label, ylabel="training loss", ylim=(None, 2.6))
-        axes.legend(frameon=False)
 
 
 matplotlib.use("svg")
-draw_precision(ROOT / "docs/_static/precision.svg")
-draw_starts(ROOT / "docs/_static/starts.svg")
-draw_recipes(ROOT / "docs/_static/recipes.svg")
+draw_precision()
+draw_starts()
+draw_recipes()
 
 
 def help_texts(command: Any, context: typer.Context) -> Iterator[str]:
@@ -274,5 +322,34 @@ def add_help_texts(_app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += "\n" + "\n".join(help_texts(command, context))
 
 
+def plain_signature(
+    _app: Sphinx, _what: str, _name: str, thing: Any, _options: Any, signature: str, returns: str
+) -> tuple[str, str]:
+    """Shows the value of a constant that no page has, and a type without the range it allows."""
+
+    def value(constant: re.Match[str]) -> str:
+        shown = eval(constant[0], vars(sys.modules[thing.__module__]))
+        return repr(shown) if isinstance(shown, int | float | str) else constant[0]
+
+    if signature:
+        signature = re.sub(r"Annotated\[(.*?), Range\(.*?>\)\]", r"\1", signature)
+        signature = re.sub(r"(?<== )(?:\w+\.)?[A-Z][A-Z0-9_]{3,}\b", value, signature)
+    return signature, returns
+
+
+# Browsers show MathML themselves, without a script and without a network.
+def visit_inline_math(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_block_math(translator: HTML5Translator, node: nodes.math_block) -> None:
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="formula">{formula}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(sphinx: Sphinx) -> None:
     sphinx.connect("source-read", add_help_texts)
+    sphinx.connect("autodoc-process-signature", plain_signature)
+    sphinx.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_block_math, None))

@@ -19,7 +19,9 @@ from alexnet_lib.cli import app
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "docs"))
 import bench  # noqa: E402
+import check_pages  # noqa: E402
 import precision  # noqa: E402
 import recipes  # noqa: E402
 import search  # noqa: E402
@@ -165,3 +167,79 @@ def test_the_stored_trials_are_those_of_the_search_of_today() -> None:
         assert len(trial["history"]) == recipe.epochs
     names = [trial["trial"] for trial in trials]
     assert sorted(names) == sorted(set(names))
+
+
+# What is planted in a page, and the words of the check that finds it without a browser.
+PLANTED = {
+    "script": ('<script src="https://cdn.example.org/mathjax.js"></script>', "from the network"),
+    "style": ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "from the network"),
+    "image": ('<img src="gone.svg">', "missing"),
+    "inline formula": (r"<p>at most \(x^2\)</p>", "raw formula"),
+    "dollars": ("<p>at most $x^2$ of it</p>", "raw formula"),
+    "command": (r"<p>\frac{1}{2}</p>", "raw formula"),
+    "long line": (f"<pre>{'x' * (check_pages.CODE_COLUMNS + 1)}</pre>", "line of code"),
+    "wide table": ("<table><tr>" + "<td>1,000,000</td>" * 9 + "</tr></table>", "a table of 99"),
+    "same title": ("<title>The data - here</title>", "the title of data.html too"),
+}
+
+
+def site_with(folder: Path, planted: str) -> Path:
+    (folder / "data.html").write_text(
+        "<title>Data - here</title><p>$5 and $6</p>", encoding="utf-8"
+    )
+    (folder / "page.html").write_text(
+        f"<html><body><div role=main style='width: 80%'>{planted}</div></body></html>",
+        encoding="utf-8",
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_check_of_the_pages_finds_a_planted_fault(name: str, tmp_path: Path) -> None:
+    planted, words = PLANTED[name]
+    (fault,) = check_pages.faults(site_with(tmp_path, planted))
+    assert fault.startswith("page.html")
+    assert words in fault
+
+
+def test_the_check_of_the_pages_finds_nothing_in_a_good_page(tmp_path: Path) -> None:
+    good = "<p>$5, <code>\\frac</code></p><math><mi>x</mi></math><pre>\\(x</pre>"
+    assert check_pages.faults(site_with(tmp_path, good)) == []
+
+
+def test_the_check_of_the_pages_names_a_word_that_the_search_does_not_find(tmp_path: Path) -> None:
+    terms = {"terms": dict.fromkeys(check_pages.SEARCHED.split(), 0), "titleterms": {}}
+    terms["terms"] |= {"fine": 0, "tune": 0}
+    del terms["terms"]["install"]
+    text = f"Search.setIndex({json.dumps(terms)})"
+    (tmp_path / "searchindex.js").write_text(text, encoding="utf-8")
+    assert check_pages.faults(tmp_path) == ["search: nothing is found for 'install'"]
+
+
+# What is planted in a page, and the words of the check in a browser.
+PLANTED_IN_BROWSER = {
+    "text": (f"<p>{'x' * 400}</p>", "beyond the column"),
+    "table": ("<table><tr>" + "<td>1,000,000,000</td>" * 20 + "</tr></table>", "beyond the column"),
+    "cut": (f"<p style='overflow: hidden'>{'x' * 400}</p>", "are cut"),
+    "hidden code": (f"<pre style='overflow: auto'>{'x' * 400}</pre>", "1440: "),
+    "first column": (
+        "<div style='overflow: auto'><table><tbody><tr>"
+        + "<td>1000000</td>" * 12
+        + "</table></div>",
+        "without its first column",
+    ),
+    "image": ("<img src='gone.svg'>", "an image failed"),
+    "formula": (r"<p>\(x^2\)</p>", "raw formula"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED_IN_BROWSER)
+def test_the_check_in_a_browser_finds_a_planted_fault(name: str, tmp_path: Path) -> None:
+    program = check_pages.browser()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    planted, words = PLANTED_IN_BROWSER[name]
+    found = check_pages.faults_in_browser(site_with(tmp_path, planted), program, seconds=120)
+    assert any(words in fault for fault in found)
+    assert all(fault.startswith("page.html") for fault in found)

@@ -64,7 +64,8 @@ class Preprocess:
     Example:
         >>> import numpy as np
         >>> from alexnet_lib import Preprocess
-        >>> preprocess = Preprocess(resize=67, image_size=67, mean=(0.5,) * 3, std=(0.25,) * 3)
+        >>> mean, std = (0.5,) * 3, (0.25,) * 3
+        >>> preprocess = Preprocess(resize=67, image_size=67, mean=mean, std=std)
         >>> photo = np.full((480, 640, 3), 255, dtype=np.uint8)
         >>> preprocess(photo).shape, round(preprocess(photo).mean().item(), 3)
         (torch.Size([3, 67, 67]), 2.0)

@@ -446,7 +446,8 @@ def conv_output_size(
 ) -> int:
     r"""The side of the feature map after a convolution or a pooling.
 
-    .. math:: \left\lfloor \frac{size + 2\,padding - kernel}{stride} \right\rfloor + 1
+    .. math:: \left\lfloor \frac{\text{size} + 2\,\text{padding} - \text{kernel}}
+        {\text{stride}} \right\rfloor + 1
 
     With ``ceil_mode`` the quotient is rounded up, as in the released code (``layer.py``,
     ``modulesX``): the last window may reach over the right and lower edge, where it reads zeros.
@@ -467,8 +468,10 @@ def conv_output_size(
         >>> from alexnet_lib import conv_output_size
         >>> conv_output_size(227, kernel=11, stride=4)
         55
-        >>> conv_output_size(224, kernel=11, stride=4), conv_output_size(224, 11, 4, ceil_mode=True)
-        (54, 55)
+        >>> conv_output_size(224, kernel=11, stride=4)
+        54
+        >>> conv_output_size(224, kernel=11, stride=4, ceil_mode=True)
+        55
     """
     size = check_integer("size", size, 1, _LARGEST)
     kernel = check_integer("kernel", kernel, 1, _LARGEST)
