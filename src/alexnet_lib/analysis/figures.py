@@ -298,7 +298,7 @@ class LearningCurves:
             from IPython.display import display
 
             if self._handle is None:
-                self._handle = display(figure, display_id=True)  # type: ignore[no-untyped-call]
+                self._handle = display(figure, display_id=True)
             else:
                 self._handle.update(figure)
         return figure
