@@ -110,7 +110,7 @@ DRAWN: dict[str, Callable[..., Figure]] = {
         (photos(), torch.arange(4)), preprocess=two_towers().preprocess, classes=CLASSES, **to
     ),
     "batch, long names": lambda **to: plot_batch(
-        (photos(2), torch.arange(2)), preprocess=two_towers().preprocess, classes=LONG, **to
+        (photos(8), torch.arange(8) % 2), preprocess=two_towers().preprocess, classes=LONG, **to
     ),
     "examples": lambda **to: plot_examples(in_memory(random_batch(9, 8, 12)), **to),
     "grad-cam": lambda **to: plot_grad_cam(two_towers(), pairs(), layer="relu3", **to),
@@ -161,7 +161,7 @@ def test_a_figure_is_transparent_and_every_text_outside_of_boxes_is_ink(drawn):
     assert (opacity < 255).mean() > 0.02
     free = {to_hex(text.get_color()) for text in texts_of(drawn)} - {"#000000", "#ffffff"}
     assert free == {canvas.INK}
-    axes = [axis for part in drawn.axes for axis in (part.xaxis, part.yaxis)]
+    axes = [axis for part in drawn.axes if part.axison for axis in (part.xaxis, part.yaxis)]
     ticks = {to_hex(label.get_color()) for axis in axes for label in axis.get_ticklabels()}
     assert ticks <= {canvas.INK}
 
@@ -236,6 +236,13 @@ def test_a_figure_is_drawn_on_the_callers_axes(name):
     assert figure.alt_text
     assert right.has_data()
     assert not left.has_data()
+
+
+def test_ticks_of_the_callers_axes_have_the_color_of_the_other_texts():
+    axes = Figure().subplots()
+    axes.get_xticklabels()
+    plot_confusion_matrix(confusion(np.eye(50)), axes=axes)
+    assert {to_hex(label.get_color()) for label in axes.get_xticklabels()} == {canvas.INK}
 
 
 def test_curves_are_drawn_on_a_part_of_the_callers_figure():
@@ -798,6 +805,8 @@ def test_the_towers_of_the_paper_cross_at_conv3_and_the_fully_connected_layers()
     assert len(crossing(figure)) == 4
     orange = [line for line in figure.axes[0].lines if line.get_color() == canvas.ORANGE]
     assert len(orange) == 4 + 4 + 4 + 2
+    # To conv1, pool1, conv2, pool2, conv4, conv5 and pool5, in each tower.
+    assert len(figure.axes[0].lines) == len(orange) + 2 * 7
     assert len(boxes_of(figure)) == 1 + 2 * 10 + 1
 
 
@@ -806,6 +815,7 @@ def test_a_network_of_one_tower_has_no_crossing(name):
     figure = plot_architecture(name)
     assert not crossing(figure)
     assert "towers" not in figure.alt_text
+    assert len(figure.axes[0].lines) == len(boxes_of(figure)) - 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -858,6 +868,7 @@ def test_the_figures_of_a_run_are_written_to_its_folder(run):
     result = json.loads((run / "result.json").read_text())
     images = sum(map(sum, result["test"]["confusion"]))
     assert f"{images} images, accuracy" in (run / "figures" / OF_RUN[2]).read_text()
+    assert "<!-- cat -->" in (run / "figures" / OF_RUN[2]).read_text()  # an SVG notes its texts
     before = (run / "figures" / "grad_cam.png").read_bytes()
     assert write_figures(run, data="photos") == files
     assert (run / "figures" / "grad_cam.png").read_bytes() == before
@@ -891,6 +902,8 @@ def test_the_confusion_matrix_of_a_run_in_progress_is_computed(run):
 def test_the_classes_that_a_run_was_given_are_those_of_its_figures(run):
     fit("photos", recipe=tiny_recipe(epochs=1), classes=["dog", "cat"], out="b", options=QUIET)
     assert len(write_figures("b")) == len(OF_RUN + OF_DATA)
+    stored = json.loads(Path("b", "recipe.json").read_text())
+    assert run_figures._loaders(stored, None).classes == ("dog", "cat")
 
 
 @pytest.mark.bad_input
