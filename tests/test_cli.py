@@ -1232,6 +1232,11 @@ def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
     assert [shlex.split(line)[1] for line in said] == ["evaluate", "predict"]
 
 
+def test_the_curves_of_a_run_are_drawn_while_it_trains(call, tmp_path):
+    call("train", "shapes", *TINY_RUN, "--out", "run", "--figures")
+    assert "over 1 epoch" in (tmp_path / "run/figures/learning_curves.svg").read_text()
+
+
 def test_evaluate_takes_the_data_of_the_run(call, tmp_path):
     call("train", "shapes", *TINY_RUN, "--out", "run")
     expected = call("evaluate", "run", "shapes")

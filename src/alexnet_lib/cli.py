@@ -180,6 +180,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard to the run.")
     ] = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Draw the learning curves into the run's figures/.")
+    ] = False,
     classes: Classes = None,
     part: Parts = None,
     on_bad_image: OnBadImage = "stop",
@@ -237,7 +240,7 @@ def train(
             resume=resume,
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
-            loggers=[lib.TensorBoardLogger(folder)] if tensorboard else [],
+            loggers=_loggers(folder, tensorboard=tensorboard, figures=figures),
             options=lib.RunOptions(
                 device,
                 precision,
@@ -252,6 +255,14 @@ def train(
             with suppress(OSError):  # something was written
                 folder.rmdir()
     _report(run, data)
+
+
+def _loggers(folder: Path, *, tensorboard: bool, figures: bool) -> list[Any]:
+    loggers: list[Any] = [lib.TensorBoardLogger(folder)] if tensorboard else []
+    if figures:
+        earlier = folder if (folder / "history.jsonl").is_file() else None
+        loggers.append(lib.LearningCurves(folder / "figures/learning_curves.svg", earlier=earlier))
+    return loggers
 
 
 class _Wanted(NamedTuple):

@@ -57,6 +57,7 @@ from alexnet_lib import (
     write_figures,
 )
 from alexnet_lib.analysis import canvas, figures, run_figures
+from alexnet_lib.analysis.figures import read_history
 from alexnet_lib.text import printable
 
 LONG = ("a name without an end, number 1", "a name without an end, number 2")
@@ -438,6 +439,33 @@ def test_curves_of_a_run_in_progress_are_written_after_each_epoch(tmp_path):
     assert list(file.parent.iterdir()) == [file]
     with pytest.raises(TypeError, match="record is a int; expected an EpochRecord"):
         curves.add(3)
+
+
+@pytest.mark.parametrize("validation_fraction", [0.2, 0])
+def test_the_curves_of_a_run_in_progress_are_those_of_its_history(
+    monkeypatch, tmp_path, validation_fraction
+):
+    use_tiny(monkeypatch)
+    file, run = tmp_path / "curves.svg", tmp_path / "run"
+    recipe = tiny_recipe(epochs=2, validation_fraction=validation_fraction)
+    drawn = []
+    curves = LearningCurves(file, show=False)
+    plot = figures.plot_learning_curves
+    monkeypatch.setattr(
+        figures, "plot_learning_curves", lambda x: drawn.append(plot(x)) or drawn[-1]
+    )
+    fit("shapes", recipe=recipe, out=run, loggers=[curves], options=QUIET)
+    assert [figure.alt_text for figure in drawn] == [
+        plot_learning_curves(history).alt_text.replace("history", "run")
+        for history in (read_history(run)[:1], read_history(run))
+    ]
+    for panel, style in ((0, "-"), (0, "--"), (1, "-"), (1, "--")):
+        assert lines_of(drawn[-1], panel, style) == lines_of(
+            plot_learning_curves(run), panel, style
+        )
+    assert "over 2 epochs" in file.read_text()
+    resumed = LearningCurves(file, earlier=run, show=False)
+    assert "over 2 epochs" in resumed.add(record(2)).alt_text
 
 
 def test_in_a_notebook_the_figure_of_the_last_epoch_is_replaced(monkeypatch):

@@ -127,7 +127,7 @@ def _histories(runs: Any) -> dict[str, list[Mapping[str, Any]]]:
             f"runs is a {type_name(runs)}; expected a Run, a run's folder, the records of its "
             "epochs, or a list or mapping of these"
         )
-    elif (items := [*runs]) and all(isinstance(item, EpochRecord) for item in items):
+    elif (items := [*runs]) and all(isinstance(item, EpochRecord | Mapping) for item in items):
         histories = {"run": _history(items)}
     else:
         histories = {}
@@ -156,9 +156,9 @@ def _history(run: Any) -> list[Mapping[str, Any]]:
             f"a run is a {type_name(run)}; expected a Run, its folder, or the records of its epochs"
         )
     records = [*records]
-    if wrong := [record for record in records if not isinstance(record, EpochRecord)]:
+    if wrong := [record for record in records if not isinstance(record, EpochRecord | Mapping)]:
         raise TypeError(f"a run has a {type_name(wrong[0])}; expected EpochRecords")
-    return [record.to_dict() for record in records]
+    return [record if isinstance(record, Mapping) else record.to_dict() for record in records]
 
 
 def read_history(folder: Path) -> list[Mapping[str, Any]]:
@@ -260,17 +260,19 @@ def _curve_legend(figure: Any, histories: Mapping[str, Any]) -> None:
 
 
 class LearningCurves:
-    """The learning curves of a run in progress, drawn anew after each epoch.
+    """The learning curves of a run in progress, drawn anew after each epoch: a ``Logger``.
 
     In a notebook the figure below the cell is replaced by the new one.
 
     Args:
         file: where to write the figure, for example ``"curves.svg"``; its end says the format. None
             writes nothing.
+        earlier: the folder of a run that is resumed, whose epochs are drawn too.
         show: whether to show the figure; None does so in a notebook.
 
     Example:
-        >>> from alexnet_lib import EpochMetrics, EpochRecord, LearningCurves
+        >>> from alexnet_lib import EpochMetrics, EpochRecord, LearningCurves, fit
+        >>> fit("shapes", loggers=[LearningCurves()])  # doctest: +SKIP
         >>> curves = LearningCurves()
         >>> metrics = EpochMetrics(2.3, 0.1, 100, 1.0, 100.0)
         >>> curves.add(EpochRecord(1, 0.01, metrics, None, 227)).alt_text
@@ -278,19 +280,46 @@ class LearningCurves:
     """
 
     def __init__(
-        self, file: str | os.PathLike[str] | None = None, *, show: bool | None = None
+        self,
+        file: str | os.PathLike[str] | None = None,
+        *,
+        earlier: str | os.PathLike[str] | None = None,
+        show: bool | None = None,
     ) -> None:
         self._file = None if file is None else as_path(file, "file")
         self._show = _in_notebook() if show is None else show
-        self._records: list[EpochRecord] = []
+        self._history = [] if earlier is None else read_history(as_path(earlier, "earlier"))
         self._handle: Any = None
+
+    def log_hyperparams(self, params: dict[str, Any]) -> None:
+        """Nothing is drawn of them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Draws the curves, if these are the metrics of an epoch."""
+        if "epoch" in metrics:
+            accuracies = {f"{part}/accuracy": None for part in _PARTS}
+            line: dict[str, Any] = {"epoch": int(metrics["epoch"])}
+            for name, value in (accuracies | metrics).items():
+                part, _, metric = name.partition("/")
+                if part in _PARTS:
+                    line.setdefault(part, {})[metric] = value
+            if "validation/loss" not in metrics:
+                line["validation"] = None
+            self._draw(line | {"image_size": int(metrics["image_size"])})
+
+    def finalize(self, status: str) -> None:
+        """Nothing is left to be done."""
 
     def add(self, record: EpochRecord) -> "Figure":
         """Draws the curves with one more epoch; an epoch that was there before is replaced."""
         if not isinstance(record, EpochRecord):
             raise TypeError(f"record is a {type_name(record)}; expected an EpochRecord")
-        self._records = [old for old in self._records if old.epoch < record.epoch] + [record]
-        figure = plot_learning_curves(self._records)
+        return self._draw(record.to_dict())
+
+    def _draw(self, line: Mapping[str, Any]) -> "Figure":
+        earlier = [old for old in self._history if old["epoch"] < line["epoch"]]
+        self._history = [*earlier, line]
+        figure = plot_learning_curves(self._history)
         if self._file is not None:
             with replacing(self._file) as new:
                 figure.savefig(new)
