@@ -170,7 +170,8 @@ SCRIPT = r"""
 const RAW = new RegExp(RAW_SOURCE);
 const report = [];
 const shown = (element) => element.checkVisibility({visibilityProperty: true});
-const words = (element) => (element.textContent || element.src || "").trim().slice(0, 60);
+const words = (element) =>
+  (element.textContent || element.src || "").trim().replace(/\s+/g, " ").slice(0, 60);
 const scrolls = (view, element) => /auto|scroll/.test(view.getComputedStyle(element).overflowX);
 function measure(view, name, width) {
   const page = view.document, add = (text) => report.push(`${name} at ${width}: ${text}`);

@@ -219,7 +219,7 @@ def test_the_check_of_the_pages_names_a_word_that_the_search_does_not_find(tmp_p
 # What is planted in a page, and the words of the check in a browser.
 PLANTED_IN_BROWSER = {
     "text": (f"<p>{'x' * 400}</p>", "beyond the column"),
-    "table": ("<table><tr>" + "<td>1,000,000,000</td>" * 20 + "</tr></table>", "beyond the column"),
+    "drawing": ("<svg width='1500' height='9'></svg>", "svg ends"),
     "cut": (f"<p style='overflow: hidden'>{'x' * 400}</p>", "are cut"),
     "hidden code": (f"<pre style='overflow: auto'>{'x' * 400}</pre>", "1440: "),
     "first column": (
