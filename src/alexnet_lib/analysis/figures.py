@@ -55,10 +55,8 @@ def plot_learning_curves(runs: Any, *, figure: "Figure | SubFigure | None" = Non
 
     Example:
         >>> from alexnet_lib import EpochMetrics, EpochRecord, plot_learning_curves
-        >>> epochs = [
-        ...     EpochRecord(n, 0.01, EpochMetrics(2 / n, 1 - 1 / n, 100, 1.0, 100.0), None, 227)
-        ...     for n in (1, 2, 3)
-        ... ]
+        >>> metrics = [EpochMetrics(2 / n, 1 - 1 / n, 100, 1.0, 100.0) for n in (1, 2, 3)]
+        >>> epochs = [EpochRecord(n, 0.01, m, None, 227) for n, m in enumerate(metrics, 1)]
         >>> plot_learning_curves(epochs).alt_text
         'Learning curves over 3 epochs. run: training accuracy 66.7 % in the last epoch.'
     """

@@ -68,7 +68,8 @@ def write_figures(
     Example:
         >>> from alexnet_lib import RunOptions, fit, write_figures
         >>> small = {"image_size": 67, "batch_size": 32, "epochs": 1, "train_images": 64}
-        >>> run = fit("shapes", overrides=small, out="run", options=RunOptions(progress=False))
+        >>> quiet = RunOptions(progress=False)
+        >>> run = fit("shapes", overrides=small, out="run", options=quiet)
         >>> [file.name for file in write_figures("run")][:3]
         ['learning_curves.svg', 'kernels.png', 'confusion_matrix.svg']
     """
