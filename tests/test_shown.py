@@ -118,4 +118,4 @@ def test_loaders_show_no_tensors(tmp_path):
 
 def test_every_table_of_a_notebook_is_complete():
     table = Tables(summary("paper")._repr_html_()).lines
-    assert {len(line) for line in table} == {7}
+    assert {len(line) for line in table} == {9}

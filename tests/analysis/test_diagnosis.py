@@ -370,13 +370,13 @@ LEARNS = {"learning_rate": 0.05, "warmup_fraction": 0.0, "steps": 40}
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_nothing_is_found_in_a_network_that_learns(name):
+def test_nothing_is_found_in_a_network_that_learns(quick, name):
     diagnosis = quick(colored(64), model=HEALTHY[name](), **LEARNS)
     assert diagnosis.findings == ()
     assert diagnosis.accuracy > 0.9
 
 
-def test_nothing_is_found_in_a_network_of_grey_images_that_learns():
+def test_nothing_is_found_in_a_network_of_grey_images_that_learns(quick):
     loaders = colored(64)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 4
@@ -494,7 +494,7 @@ ILLNESSES = {
         "^the labels may not belong to their images",
     ),
     "equal labels": (
-        {"data": lambda: of_labels(torch.zeros(64, dtype=torch.long)), "classes": 4},
+        {"data": lambda: of_labels(torch.zeros(64, dtype=torch.long))},
         "^all training images are of one class",
     ),
     "constant images": (
@@ -545,14 +545,14 @@ ILLNESSES = {
 
 
 @pytest.mark.parametrize("name", ILLNESSES)
-def test_the_first_finding_is_the_illness(name):
+def test_the_first_finding_is_the_illness(quick, name):
     planted, finding = ILLNESSES[name]
-    diagnosis = planted_illness(**planted)
+    diagnosis = planted_illness(quick, **planted)
     assert re.search(finding, diagnosis.findings[0]), diagnosis.findings
     assert_no_contradiction(diagnosis)
 
 
-def planted_illness(data=lambda: colored(64), model=lambda: None, classes=None, **changes):
+def planted_illness(quick, data=lambda: colored(64), model=lambda: None, **changes):
     return quick(data(), model=model(), **{"warmup_fraction": 0.0, "steps": 8, **changes})
 
 
@@ -628,12 +628,12 @@ def test_no_two_findings_contradict_whatever_is_measured(layers, losses, accurac
 
 
 @pytest.mark.bad_input
-def test_a_module_with_nothing_to_train_is_refused():
+def test_a_module_with_nothing_to_train_is_refused(quick):
     with pytest.raises(ValueError, match="all layers of the model are frozen, so that no weight"):
         quick(colored(64), model=convolutional().requires_grad_(False))
 
 
-def test_what_a_learned_batch_proves_wrong_is_not_said():
+def test_what_a_learned_batch_proves_wrong_is_not_said(quick):
     # Faint at the start, and yet learned.
     model = altered(lambda model: model[9].weight.mul_(0.01))
     healthy = {"optimizer": "adamw", "learning_rate": 0.01, "max_grad_norm": None}
@@ -642,7 +642,7 @@ def test_what_a_learned_batch_proves_wrong_is_not_said():
     assert quick(colored(64), model=model, **LEARNS | healthy).findings == ()
 
 
-def test_a_loss_that_only_falls_slowly_is_called_nothing_else():
+def test_a_loss_that_only_falls_slowly_is_called_nothing_else(quick):
     slow = {**LEARNS, "learning_rate": 0.005, "momentum": 0.0, "steps": 40}
     diagnosis = quick(colored(64), model=deep(nn.BatchNorm2d), **slow)
     assert 0.3 < diagnosis.losses[-1] / diagnosis.chance_loss < 0.9
@@ -650,7 +650,7 @@ def test_a_loss_that_only_falls_slowly_is_called_nothing_else():
     assert finding.startswith("after 40 steps on one batch the loss has fallen to ")
 
 
-def test_with_batch_norm_the_signal_is_that_of_training():
+def test_with_batch_norm_the_signal_is_that_of_training(quick):
     model = convolutional(nn.BatchNorm2d)
     images, _ = first_batch(loaders := colored(64))
     training = model[:2].train()(images)
@@ -676,7 +676,7 @@ def test_a_measurement_leaves_the_running_statistics_as_they_are(error):
 
 
 @pytest.mark.bad_input
-def test_a_batch_too_small_for_batch_norm_is_named():
+def test_a_batch_too_small_for_batch_norm_is_named(quick):
     model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     with pytest.raises(ValueError, match=r"\(1, 3, 12, 12\), .*: Expected more than 1 value"):
         quick(of_labels(LABELS, batch_size=1), model=model)

@@ -127,7 +127,7 @@ def summary(
         60965224
         >>> print(table)  # doctest: +ELLIPSIS
         AlexNet (paper), images of 227x227, 1,000 classes
-        layer    kernel (count)...
+        layer    kernel...
     """
     model = model_or_architecture
     if isinstance(model, str):
