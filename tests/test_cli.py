@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ from alexnet_lib import (
 from alexnet_lib.data import cifar10 as cifar10_module
 from alexnet_lib.data import shapes as shapes_module
 from alexnet_lib.data.shapes import SHAPES_CLASSES
+from alexnet_lib.interrupts import Interrupted
 from alexnet_lib.kernels import cpu
 from alexnet_lib.training import fit as fit_module
 from alexnet_lib.training import recipes
@@ -704,6 +706,47 @@ def test_an_interrupted_run_ends_with_130(call, monkeypatch):
 
     monkeypatch.setattr(alexnet_lib, "fit", interrupted)
     assert call("train", "shapes", *TINY_RUN) == (130, "", "error: interrupted\n")
+
+
+RUN_WITH_SPACE = ("--out", "a run")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "shapes", *TINY_RUN),
+        ("train", "shapes", *TINY_RUN, *RUN_WITH_SPACE),
+        ("train", "shapes", *TINY_RUN, *RUN_WITH_SPACE, "--resume", "auto"),
+        ("train", "shapes", *TINY_RUN, *RUN_WITH_SPACE, "--resume=auto"),
+        ("demo", "--device", "cpu", *RUN_WITH_SPACE),
+    ],
+)
+def test_what_is_printed_after_an_interruption_goes_on_with_the_run(arguments, call, monkeypatch):
+    def interrupted(run: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "_test", interrupted)
+        code, out, err = call(*arguments)
+    *_, to_go_on, again, error = err.splitlines()
+    expected = (130, "", "to go on:", "error: interrupted by SIGINT")
+    assert (code, out, to_go_on, error) == expected
+    program, *arguments = shlex.split(again)
+    assert (program, again.count("--resume")) == ("alexnet-lib", 1)
+    code, out, _ = call(*arguments)
+    assert (code, out.splitlines()[0]) == (0, "trained on shapes: 54 images, 1 epoch")
+    assert len([*Path().rglob("result.json")]) == 1
+
+
+@pytest.mark.bad_input
+def test_an_interrupted_download_says_what_is_kept(call, monkeypatch):
+    def interrupted(root: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(alexnet_lib, "download_cifar10", interrupted)
+    kept = "what was downloaded is kept; to go on, repeat the command"
+    assert call("download", "cifar10") == (130, "", f"{kept}\nerror: interrupted by SIGINT\n")
 
 
 @pytest.mark.bad_input

@@ -2,15 +2,18 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 import alexnet_lib
 
@@ -113,25 +116,58 @@ def test_the_tests_lie_in_the_folders_of_what_they_test():
     assert tested == folders
 
 
-def test_wheel_and_source_distribution_hold_every_file_of_the_package(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The names in the wheel, and those in the source distribution below its folder."""
+    folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-d", tmp_path],
+        [sys.executable, "-m", "hatchling", "build", "-d", folder],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,), (source,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        wheel_names = set(archive.namelist())
+    with tarfile.open(source) as archive:
+        return wheel_names, {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_the_wheel_holds_the_files_of_the_package_and_no_others(built):
     expected = {
         file.relative_to(ROOT / "src").as_posix()
         for file in PACKAGE.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert {"alexnet_lib/kernels/cpu.c", "alexnet_lib/py.typed"} <= expected
-    with zipfile.ZipFile(wheel) as archive:
-        assert expected <= set(archive.namelist())
-    with tarfile.open(source) as archive:
-        names = {name.partition("/src/")[2] for name in archive.getnames()}
-    assert expected <= names
+    assert {name for name in built[0] if ".dist-info/" not in name} == expected
+    assert {f"src/{name}" for name in expected} <= built[1]
+
+
+def test_the_source_distribution_holds_what_its_makefile_and_its_readme_name(built):
+    names = built[1]
+    assert {"Makefile", "CITATION.cff", "CHANGELOG.md", "LICENSE"} <= names
+    makefile, readme = ((ROOT / name).read_text("utf-8") for name in ("Makefile", "README.md"))
+    scripts = set(re.findall(r"\b[a-z]+(?:/[a-z_]+)+\.py\b", makefile))
+    assert scripts >= {"fuzz/fuzz.py", "benchmarks/bench.py"}
+    assert scripts <= names
+    linked = set(re.findall(r"\]\(([a-z_/]+\.[a-z]+)\)", readme))
+    assert linked >= {"docs/quickstart.md"}
+    assert linked <= names
+    for folder in {"examples", "fuzz"} & {path.name for path in ROOT.iterdir()}:
+        files = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.ipynb")]
+        assert {file.relative_to(ROOT).as_posix() for file in files} <= names
+
+
+def test_the_citation_is_of_this_package_and_of_the_paper():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["title"] == f"{project['name']}: {project['description']}"
+    assert citation["license"] == project["license"]
+    (paper,) = citation["references"]
+    cited = ", ".join(author["family-names"] for author in paper["authors"])
+    line = f"{cited}, *{paper['title']}*, NIPS {paper['year']}."
+    assert line in " ".join((ROOT / "README.md").read_text("utf-8").split())
 
 
 def modules_loaded_by(code):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_lib import EvalMetrics, HorizontalFlip, build_loaders, summary
+from alexnet_lib import EvalMetrics, HorizontalFlip, Prediction, build_loaders, summary
 from alexnet_lib.training.fit import Run
 from alexnet_lib.training.metrics import EpochMetrics, EpochRecord
 
@@ -57,6 +57,11 @@ def run(*, validation=METRICS, test=METRICS, folder=None):
 def test_metrics_are_one_line():
     assert repr(METRICS) == "EvalMetrics(loss 0.5000, accuracy 75.0%, top-2 100.0% (4 images))"
     assert repr(record(1, None).train) == "EpochMetrics(loss 1.2500, accuracy 50.0%, 50.0 images/s)"
+
+
+def test_a_prediction_is_one_line_also_in_a_list():
+    prediction = Prediction("a.jpg", ("cat", "dog\n"), (0.934, 0.066))
+    assert str([prediction]) == r"[Prediction(a.jpg: cat 93.4%, dog\n 6.6%)]"
 
 
 def test_an_evaluation_is_a_table_of_its_classes():

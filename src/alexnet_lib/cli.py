@@ -26,9 +26,30 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
+            for line in _how_to_go_on(ctx.invoked_subcommand, stop):
+                say(printable(line))
             say(f"error: {str(stop) or 'interrupted'}")
             number = getattr(stop, "number", signal.SIGINT)
             raise SystemExit(128 + number) from None
+
+
+def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
+    """The lines about what an interrupted command has left, and what goes on with it."""
+    if command == "download":
+        return ["what was downloaded is kept; to go on, repeat the command"]
+    folder = getattr(getattr(stop, "run", None), "folder", None)
+    if folder is None:
+        return []
+    arguments = ["train", "shapes"]  # the demo
+    if command == "train":
+        values = iter(sys.argv[1:])
+        arguments = []
+        for value in values:
+            if value == "--resume":
+                next(values, None)
+            elif not value.startswith("--resume="):
+                arguments.append(value)
+    return ["to go on:", f"  {shlex.join(['alexnet-lib', *arguments, '--resume', str(folder)])}"]
 
 
 app = typer.Typer(

@@ -44,7 +44,7 @@ _BATCH = 32
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The most likely classes of one image, in order of probability.
 
@@ -59,6 +59,9 @@ class Prediction:
         pairs = zip(self.classes, self.probabilities, strict=True)
         line = f"{self.source}: " + ", ".join(f"{name} {value:.1%}" for name, value in pairs)
         return printable(line)  # the names may be a stranger's
+
+    def __repr__(self) -> str:
+        return f"Prediction({self})"
 
 
 def predict(

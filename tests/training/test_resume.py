@@ -1,6 +1,7 @@
 """The promise of a run that is stopped, however it is: it goes on as if it had not been."""
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -123,10 +124,11 @@ def test_a_signal_ends_the_step_and_writes_the_state(name, tmp_path):
     process.join()
     assert process.exitcode == 128 + number
     lines = (tmp_path / "output").read_text().splitlines()
-    assert "to go on, repeat it with --resume run" in lines[-2]
-    assert lines[-1] == f"error: interrupted by {name}"
-    done = lines[-2].split()[2]
-    arguments = ["train", "shapes", *ENDLESS, "--out", "run", "--resume", "auto"]
+    *_, stopped, to_go_on, again, error = lines
+    assert (to_go_on, error) == ("to go on:", f"error: interrupted by {name}")
+    done = stopped.split()[2]
+    program, *arguments = shlex.split(again)
+    assert program == "alexnet-lib"
     process = begin(command, arguments, tmp_path)
     goes_on = f"goes on after {done} of"
     wait_for(lambda: goes_on in (tmp_path / "output").read_text(), process)
@@ -162,7 +164,7 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders_processes_until_the_stat
     process.join()
     assert process.exitcode == 130
     output = (tmp_path / "output").read_text()
-    assert "to go on, repeat it with" in output
+    assert "to go on:" in output
     assert "Traceback" not in output
 
 

@@ -678,7 +678,7 @@ def test_it_is_said_what_is_written_and_how_to_go_on(tmp_path, monkeypatch, caps
     run = stopped(monkeypatch, out=tmp_path / "run", options=SPEAKING, after=6)
     err = capsys.readouterr().err
     assert re.search(rf"^written to {re.escape(str(run))}, at most \d+ MB$", err, re.MULTILINE)
-    assert f"stopped after 6 of 12 steps; to go on, repeat it with --resume {run}" in err
+    assert f"stopped after 6 of 12 steps; {run} has the state and the best weights so far" in err
     stopped(monkeypatch, out=run, options=SPEAKING, after=1, resume="auto")
     assert "; goes on after 6 of 12 steps\n" in capsys.readouterr().err
 

@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-import shlex
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -345,15 +344,15 @@ def _beginning(run: TrainingRun, files: RunFiles) -> str:
 
 
 def _interruption(run: TrainingRun, files: RunFiles) -> str:
-    """What is done, and how to go on."""
+    """What is done, and what is left of it."""
     line = f"stopped after {run.steps_done:,} of {run.steps_in_all:,} steps"
     if files.folder is None:
         return (
             f"{line}; nothing was written, since out is None: the run so far is error.run of the "
             "KeyboardInterrupt (in a notebook sys.last_value.run)"
         )
-    folder = shlex.quote(str(files.folder.path))
-    return f"{line}; to go on, repeat it with --resume {folder} (in Python, resume=...)"
+    kept = "the state" + " and the best weights so far" * (run.best_weights is not None)
+    return f"{line}; {files.folder.path} has {kept} (in Python, resume=... goes on)"
 
 
 def _train(run: TrainingRun, files: RunFiles, log: RunLog, started: float) -> None:
