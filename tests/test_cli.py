@@ -446,9 +446,9 @@ def test_info_is_about_this_machine(call):
     assert any(value.startswith("cpu") for name, value in rows if name == "device")
 
 
-INFO_OF_A_SMALL_MACHINE = """\
+INFO_OF_A_SMALL_MACHINE = f"""\
 python       3.14.0
-alexnet-lib  1.2.3
+alexnet-lib  {alexnet_lib.__version__}
 torch        1.2.3
 torchvision  1.2.3
 numpy        1.2.3
@@ -459,9 +459,9 @@ processor    quick, 3 threads
 kernels      none: torch's operations are used
 device       cpu (the default): multiplies float32
 """
-INFO_OF_A_LARGE_MACHINE = """\
+INFO_OF_A_LARGE_MACHINE = f"""\
 python       3.14.0
-alexnet-lib  1.2.3
+alexnet-lib  {alexnet_lib.__version__}
 torch        1.2.3
 torchvision  1.2.3
 numpy        1.2.3

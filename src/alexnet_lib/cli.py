@@ -199,10 +199,16 @@ def train(
         float, typer.Option(help="Seconds from one state to resume from to the next.")
     ] = 300.0,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write the metrics for TensorBoard to the run.")
+        bool,
+        typer.Option(
+            "--tensorboard", help="Write the metrics for TensorBoard to the run [default: no]."
+        ),
     ] = False,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Draw the learning curves into the run's figures/.")
+        bool,
+        typer.Option(
+            "--figures", help="Draw the learning curves into the run's figures/ [default: no]."
+        ),
     ] = False,
     classes: Classes = None,
     part: Parts = None,
