@@ -381,6 +381,32 @@ def test_evaluate_takes_the_folder_of_a_run(call, tmp_path):
     assert all(name in out for name in SHAPES_CLASSES)
 
 
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("photos", ()),
+        ("photos", ("--classes", "dog,cat")),
+        ("~/photos", ()),
+        ("parts", ("--part", "train=a b", "--part", "test=c")),
+    ],
+)
+def test_evaluate_repeats_the_runs_own_test(data, options, call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_class_folders(tmp_path / "photos", ("cat", "cow", "dog"), count=20)
+    for part in ("a b", "c"):
+        write_class_folders(tmp_path / "parts" / part, count=12)
+    code, out, _ = call("train", data, *TINY_RUN, *options, "--out", "~/run", "--seed", 3)
+    assert code == 0
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    program, *arguments = shlex.split(out.splitlines()[-2])
+    assert (program, arguments[0]) == ("alexnet-lib", "evaluate")
+    code, out, err = call(*arguments, "--device", "cpu")
+    assert code == 0, err
+    assert out.startswith(f"loss {test['loss']:.4f}, accuracy {test['accuracy']:.1%}")
+    assert f"({test['images']} images)" in out
+
+
 def test_evaluate_takes_several_views(call, tmp_path):
     run = tmp_path / "run"
     call("train", "shapes", *TINY_RUN, "--set", "resize_ratio=1.5", "--out", run)

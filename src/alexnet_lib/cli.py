@@ -281,7 +281,7 @@ def train(
         if is_new:
             with suppress(OSError):  # something was written
                 folder.rmdir()
-    _report(run, data)
+    _report(run, data, part)
 
 
 def _loggers(folder: Path, *, tensorboard: bool, figures: bool) -> list[Any]:
@@ -499,7 +499,7 @@ def _set_up_memory(keep: bool) -> None:
         lib.keep_freed_memory()
 
 
-def _report(run: Any, data: str) -> None:
+def _report(run: Any, data: str, parts: list[str] | None = None) -> None:
     images, epochs = run.history[-1].train.images, len(run.history)
     with suppress(OSError):  # the files are written: that nobody reads this is no failure
         print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
@@ -507,7 +507,8 @@ def _report(run: Any, data: str) -> None:
             print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
         folder = shlex.quote(str(run.folder))
         print(f"results in {run.folder}; next, for example")
-        print(f"  alexnet-lib evaluate {folder}")
+        named = shlex.join(word for part in parts or () for word in ("--part", part))
+        print(f"  alexnet-lib evaluate {folder} {named}".rstrip())
         print(f"  alexnet-lib predict photo.jpg --checkpoint {folder}", flush=True)
         return
     _discard(sys.stdout)
@@ -537,29 +538,36 @@ def evaluate(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
-    from alexnet_lib.data.sources import open_parts
+    from alexnet_lib.data.sources import open_parts, split
     from alexnet_lib.inference import known_preprocess
     from alexnet_lib.text import format_table
 
     _set_up_memory(keep_memory)
+    names, seed = _names(classes), None
     if data is None:
-        data = _data_of_run(checkpoint)
+        data, seed, trained = _data_of_run(checkpoint)
+        names = names or trained
     elif not checkpoint.exists() and Path(data, "recipe.json").is_file():
         raise ValueError(f"CHECKPOINT is '{checkpoint}' and DATA a run; expected the other order")
     model = _load(checkpoint)
     preprocess = known_preprocess(model)
-    train, _, test = open_parts(
+    opened = open_parts(
         data,
-        classes=_names(classes),
+        classes=names,
         parts=_parts(part),
         channels=preprocess.channels,
         background=preprocess.background,
         on_bad_image=on_bad_image,  # type: ignore[arg-type]  # the loader checks it
     )
+    test = opened.test
+    if test is None and seed is not None:
+        test = split(opened, train_images=None, validation_fraction=0.0, seed=seed).test
+        if test is not None:
+            say(f"{data} has no test part: evaluating on the images that the run held out")
     if test is None:
         note = "evaluating on all its images, which may include those that it was trained on"
         say(f"{data} has no test part: {note}")
-        test = train
+        test = opened.train
     metrics = lib.evaluate(
         model,
         lib.BatchLoader(
@@ -693,21 +701,27 @@ def info() -> None:
     print(*format_table(rows), sep="\n")
 
 
-def _data_of_run(checkpoint: Path) -> str:
-    """What a run was trained on, as ``train`` was given it."""
+def _data_of_run(checkpoint: Path) -> tuple[str, int, tuple[str, ...] | None]:
+    """What a run was trained on, as ``train`` was given it; its seed; the classes to use."""
+    from alexnet_lib.data.cifar10 import is_cifar10
     from alexnet_lib.data.sources import BUILT_IN
+    from alexnet_lib.files import as_path
     from alexnet_lib.training.recipes import read_description
 
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    path = as_path(checkpoint, "checkpoint")
+    folder = path if path.is_dir() else path.parent
     try:
-        data = str(read_description(folder / "recipe.json")["data"])
+        stored = read_description(folder / "recipe.json")
+        data, seed, classes = str(stored["data"]), int(stored["seed"]), (*stored["classes"],)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(
             f"DATA is missing, and '{checkpoint}' is not of a run, which has its own; expected both"
         ) from None
-    if data not in BUILT_IN and not Path(data).exists():
+    if data in BUILT_IN:
+        return data, seed, None
+    if not as_path(data, "data").exists():
         raise FileNotFoundError(f"{data}, on which the run was trained: no such file or folder")
-    return data
+    return data, seed, None if is_cifar10(as_path(data, "data")) else classes
 
 
 def _load(checkpoint: Path) -> Any:
