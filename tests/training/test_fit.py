@@ -1160,7 +1160,10 @@ def test_numpys_numbers_are_seeds(number, tmp_path):
         ({"epochs": 0}, "epochs is 0; expected an integer from 1 to 1000000"),
         ({"recipe": "plain"}, "recipe is 'plain'; expected a Recipe or one of 'modern'"),
         ({"recipe": {"epochs": 1}}, "recipe is {'epochs': 1}; expected a Recipe or one of"),
-        ({"overrides": {"epoch": 1}}, "overrides has ['epoch']; expected names among"),
+        (
+            {"overrides": {"epoch": 1}},
+            "overrides has ['epoch']; expected fields of Recipe; did you mean 'epochs'",
+        ),
         ({"seed": -1}, "seed is -1; expected an integer from 0"),
         ({"seed": True}, "seed is True; expected an integer from 0"),
         ({"seed": 1.0}, "seed is 1.0; expected an integer from 0"),
