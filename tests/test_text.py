@@ -210,8 +210,10 @@ class Stop:
         os.kill(os.getpid(), signal.SIGINT)
     def finalize(self, status): ...
 
+OPTIONS = RunOptions("cpu", precision="float32")
+
 def train(**arguments):
-    return fit("shapes", recipe=tiny_recipe(epochs=2), options=RunOptions("cpu"), **arguments)
+    return fit("shapes", recipe=tiny_recipe(epochs=2), options=OPTIONS, **arguments)
 """,
     "run = train()",
     "train(loggers=[Stop()])",
