@@ -173,7 +173,9 @@ def test_the_stored_trials_are_those_of_the_search_of_today() -> None:
 PLANTED = {
     "script": ('<script src="https://cdn.example.org/mathjax.js"></script>', "from the network"),
     "style": ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "from the network"),
-    "image": ('<img src="gone.svg">', "missing"),
+    "image": ('<img src="gone.svg" alt="A curve">', "missing"),
+    "undescribed": ('<img src="data.html">', "an image without a text"),
+    "described by its name": ('<img src="data.html" alt="a/b.png">', "an image without a text"),
     "inline formula": (r"<p>at most \(x^2\)</p>", "raw formula"),
     "dollars": ("<p>at most $x^2$ of it</p>", "raw formula"),
     "command": (r"<p>\frac{1}{2}</p>", "raw formula"),
