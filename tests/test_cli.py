@@ -1,5 +1,6 @@
 """The promises of the command line: what it prints, its exit codes, one line for a mistake."""
 
+import io
 import json
 import os
 import platform
@@ -734,7 +735,8 @@ def test_an_interrupted_run_ends_with_130(call, monkeypatch):
     assert call("train", "shapes", *TINY_RUN) == (130, "", "error: interrupted\n")
 
 
-RUN_WITH_SPACE = ("--out", "a run")
+# Wider than a terminal.
+RUN_WITH_SPACE = ("--out", "a run of a long name" * 6)
 
 
 @pytest.mark.bad_input
@@ -1299,6 +1301,53 @@ def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
         assert status == 0
         assert "%" in output
     assert [shlex.split(line)[1] for line in said] == ["evaluate", "predict"]
+
+
+def test_a_command_to_copy_is_one_line_whatever_its_length(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    data, run = tmp_path / ("many photos " * 8 + "1"), tmp_path / ("a run " * 20 + "1")
+    parts = [("--part", f"{part}={part} images {'1' * 80}") for part in ("train", "test")]
+    for _, part in parts:
+        write_class_folders(data / part.partition("=")[2], count=12)
+    options = [word for part in parts for word in part]
+    _, out, _ = call("train", data, *TINY_RUN, *options, "--out", run)
+    commands = [shlex.split(line) for line in out.splitlines() if line.startswith(" ")]
+    assert commands == [
+        ["alexnet-lib", "evaluate", str(run), *options],
+        ["alexnet-lib", "predict", "photo.jpg", "--checkpoint", str(run)],
+    ]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_the_next_command_skips_bad_images_where_the_run_did(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    write_broken(photos / "dog" / "broken.jpg")
+    _, out, _ = call("train", photos, *TINY_RUN, "--out", "run", "--on-bad-image", "skip")
+    assert call(*shlex.split(out.splitlines()[-2])[1:])[0] == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "read"),
+    [
+        (Terminal(), None, ["test: loss"]),  # both in one terminal
+        (io.StringIO(), Terminal(), ["test accuracy"]),  # > file
+        (Terminal(), io.StringIO(), ["test accuracy"]),  # 2> /dev/null
+    ],
+)
+def test_a_terminal_shows_the_test_once_and_the_output_alone_has_it(out, err, read, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", out if err is None else err)
+    monkeypatch.setattr(sys, "argv", ["alexnet-lib", "train", "shapes", *TINY_RUN])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert re.findall(r"test: loss|test accuracy", out.getvalue()) == read
+    assert err is None or re.findall(r"test: loss|test accuracy", err.getvalue()) == ["test: loss"]
 
 
 def test_the_curves_of_a_run_are_drawn_while_it_trains(call, tmp_path):

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -281,7 +282,10 @@ def train(
         if is_new:
             with suppress(OSError):  # something was written
                 folder.rmdir()
-    _report(run, data, part)
+    again = [word for name in part or () for word in ("--part", name)]
+    if on_bad_image != "stop":
+        again += ["--on-bad-image", on_bad_image]
+    _report(run, data, again)
 
 
 def _loggers(folder: Path, *, tensorboard: bool, figures: bool) -> list[Any]:
@@ -499,17 +503,20 @@ def _set_up_memory(keep: bool) -> None:
         lib.keep_freed_memory()
 
 
-def _report(run: Any, data: str, parts: list[str] | None = None) -> None:
-    images, epochs = run.history[-1].train.images, len(run.history)
+def _report(run: Any, data: str, options: Iterable[str] = ()) -> None:
+    """Prints the result; ``options`` are what a command needs to open the data again."""
+    images, epochs, folder = run.history[-1].train.images, len(run.history), str(run.folder)
     with suppress(OSError):  # the files are written: that nobody reads this is no failure
         print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
-        if run.test is not None:
+        # In a terminal, the last line of the progress has just said it.
+        if run.test is not None and not (sys.stdout.isatty() and sys.stderr.isatty()):
             print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
-        folder = shlex.quote(str(run.folder))
-        print(f"results in {run.folder}; next, for example")
-        named = shlex.join(word for part in parts or () for word in ("--part", part))
-        print(f"  alexnet-lib evaluate {folder} {named}".rstrip())
-        print(f"  alexnet-lib predict photo.jpg --checkpoint {folder}", flush=True)
+        print(f"results in {folder}; next, for example")
+        for words in (
+            ["evaluate", folder, *options],
+            ["predict", "photo.jpg", "--checkpoint", folder],
+        ):
+            print(f"  {shlex.join(['alexnet-lib', *words])}", flush=True)
         return
     _discard(sys.stdout)
 
