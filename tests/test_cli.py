@@ -883,6 +883,12 @@ def test_a_checkpoint_that_cannot_be_used_is_named(make, call, tmp_path):
 
 
 @pytest.mark.bad_input
+def test_a_photo_that_is_an_address_is_named(call, tmp_path):
+    result = call("predict", ADDRESS, "--checkpoint", write_checkpoint(tmp_path))
+    assert_one_line(result, 1, f"image 0 is '{ADDRESS}', an address; expected a path")
+
+
+@pytest.mark.bad_input
 def test_a_photo_that_is_none_is_named(call, tmp_path):
     photo = tmp_path / "photo.jpg"
     photo.write_text("not a photo")
@@ -1290,6 +1296,9 @@ def test_version_and_help_have_their_usual_options(call):
         assert call(*command.split(), "-h") == call(*command.split(), "--help")
 
 
+ADDRESS = "https://example.org/file"
+
+
 def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
     _, output, _ = call("train", "shapes", *TINY_RUN, "--out", "my run")
     Image.new("RGB", (20, 20)).save("photo.jpg")
@@ -1386,8 +1395,31 @@ def test_without_data_there_must_be_those_of_a_run(call, tmp_path):
         ("train shapes --recipe moderm", "did you mean 'modern'?"),
         ("train shapes --architecture single-tower", "did you mean 'single_tower'?"),
         ("train shapes --on-bad-image skipp", "did you mean 'skip'?"),
-        ("train https://example.org/images.zip", "an address; expected a path: download it first"),
-        ("predict photo.jpg --checkpoint https://example.org/w.pth", "an address"),
+        (
+            "train shapes --set lr=1 --set bs=2",
+            "['bs', 'lr']; expected fields of Recipe; did you mean 'batch_size' for 'bs', "
+            "'learning_rate' for 'lr'?",
+        ),
+        ("train shapes --set mnist=1 --set bs=2", "']; did you mean 'batch_size' for 'bs'?"),
+        *(
+            (command.format(ADDRESS), f"is '{ADDRESS}', an address; expected a path: download it")
+            for command in (
+                "train {}",
+                "train shapes --out {}",
+                "train shapes --resume {}",
+                "train shapes --recipe {}",
+                "train shapes --set architecture=one_weird_trick --set weights={}",
+                "doctor {}",
+                "stats {}",
+                "evaluate {}",
+                "evaluate {} shapes",
+                "evaluate run {}",
+                "figures {}",
+                "figures run {}",
+                "predict photo.jpg --checkpoint {}",
+                "download cifar10 --root {}",
+            )
+        ),
         ("train weights.pth", "is a file of weights; expected a folder of images"),
         ("train run", "is the folder of a run; expected the images"),
         ("evaluate shapes run", "expected the other order"),
