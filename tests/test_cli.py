@@ -1359,6 +1359,17 @@ def test_a_terminal_shows_the_test_once_and_the_output_alone_has_it(out, err, re
     assert err is None or re.findall(r"test: loss|test accuracy", err.getvalue()) == ["test: loss"]
 
 
+def test_figures_open_data_as_the_other_commands_do(call, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        alexnet_lib, "write_figures", lambda run, **options: seen.update(options) or [run]
+    )
+    options = ("--part", "train=a", "--classes", "b,c", "--on-bad-image", "skip")
+    assert call("figures", "run", "moved", *options) == (0, "run\n", "")
+    expected = {"parts": {"train": "a"}, "classes": ("b", "c"), "on_bad_image": "skip"}
+    assert seen == {"data": "moved", "progress": False, **expected}
+
+
 def test_the_curves_of_a_run_are_drawn_while_it_trains(call, tmp_path):
     call("train", "shapes", *TINY_RUN, "--out", "run", "--figures")
     assert "over 1 epoch" in (tmp_path / "run/figures/learning_curves.svg").read_text()
@@ -1422,7 +1433,8 @@ def test_without_data_there_must_be_those_of_a_run(call, tmp_path):
         ),
         ("train weights.pth", "is a file of weights; expected a folder of images"),
         ("train run", "is the folder of a run; expected the images"),
-        ("evaluate shapes run", "expected the other order"),
+        ("evaluate shapes run", "CHECKPOINT is 'shapes' and DATA a run; expected the other order"),
+        ("figures shapes run", "RUN is 'shapes' and DATA a run; expected the other order"),
         ("evaluate run shapes", "a folder without weights"),
     ],
 )

@@ -927,11 +927,56 @@ def test_the_confusion_matrix_of_a_run_in_progress_is_computed(run):
     assert seen[0].confusion.tolist() == expected
 
 
-def test_the_classes_that_a_run_was_given_are_those_of_its_figures(run):
+@pytest.fixture
+def batches(monkeypatch) -> list[Any]:
+    """The training loaders that were drawn."""
+    drawn, draw = [], run_figures.plot_batch
+    monkeypatch.setattr(
+        run_figures, "plot_batch", lambda loader: (drawn.append(loader), draw(loader))[1]
+    )
+    return drawn
+
+
+def test_the_classes_that_a_run_was_given_are_those_of_its_figures(run, batches):
     fit("photos", recipe=tiny_recipe(epochs=1), classes=["dog", "cat"], out="b", options=QUIET)
     assert len(write_figures("b")) == len(OF_RUN + OF_DATA)
-    stored = json.loads(Path("b", "recipe.json").read_text())
-    assert run_figures._loaders(stored, None).classes == ("dog", "cat")
+    assert batches[0].dataset.classes == ("dog", "cat")
+
+
+def test_parts_and_classes_that_a_run_was_given_can_be_given_to_its_figures(run, batches):
+    write_class_folders(Path("parts", "a b"), ("cat", "cow", "dog"), count=20)
+    write_class_folders(Path("parts", "c"), ("cat", "cow", "dog"), count=2)
+    given = {"parts": {"train": "a b", "test": "c"}, "classes": ["dog", "cat"]}
+    fit("parts", recipe=tiny_recipe(epochs=1), out="b", options=QUIET, **given)
+    Path("parts").rename("moved")
+    assert len(write_figures("b", data="moved", **given)) == len(OF_RUN + OF_DATA)
+    assert (batches[0].dataset.classes, len(batches[0].dataset)) == (("dog", "cat"), 36)
+
+
+def test_labels_of_data_whose_classes_have_another_order_are_those_of_the_run(run, monkeypatch):
+    fit("photos", recipe=tiny_recipe(epochs=1), classes=["dog", "cat"], out="b", options=QUIET)
+    labels = []
+    draw = run_figures.plot_predictions
+    monkeypatch.setattr(
+        run_figures,
+        "plot_predictions",
+        lambda model, images: (
+            labels.append([model.classes[n] for _, n in images]),
+            draw(model, images),
+        )[1],
+    )
+    for folder, options in (("run", {}), ("b", {"data": "photos"}), ("b", {})):
+        write_figures(folder, **options)
+    assert labels[0] == labels[1]
+    assert len(set(labels[0])) == 2
+
+
+@pytest.mark.bad_input
+def test_data_of_classes_that_a_run_does_not_have_are_refused_before_anything_is_written(run):
+    write_class_folders(Path("others"), ("cat", "cow"), count=20, size=(12, 12))
+    with pytest.raises(ValueError, match=r"the model does not have \['cow'\]"):
+        write_figures("run", data="others")
+    assert not (run / "figures").exists()
 
 
 @pytest.mark.bad_input
