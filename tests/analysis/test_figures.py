@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from helpers import in_memory, random_batch, random_pixels, seeded, write_class_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -293,12 +296,86 @@ def test_only_one_module_imports_matplotlib_before_a_figure_is_drawn():
 @given(st.text(max_size=60), st.floats(0.2, 3), st.floats(5, 12))
 def test_a_shortened_name_fits_and_keeps_both_ends(name, inches, points):
     short = canvas.shortened(name, inches, points)
+    canvas._unshown.clear()  # or the next figure would warn of it
     assert canvas.width_of(short, points) <= max(inches, 4 * canvas.width_of("m", points)) + 1e-9
     assert printable(short) == short
-    if name.isprintable() and short != name:
+    if name.isprintable() and short != name and "\\" not in short:
         start, end = short.split("…")[0], short.rpartition("…")[2]
         assert name.startswith(start)
         assert name.endswith(end)
+
+
+def write_font(file: Path, sign: str) -> str:
+    """A font that has one sign, which is a triangle."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 700))
+    pen.lineTo((700, 0))
+    pen.closePath()
+    builder, glyphs = FontBuilder(1000, isTTF=True), (".notdef", "sign")
+    builder.setupGlyphOrder([*glyphs])
+    builder.setupCharacterMap({ord(sign): "sign"})
+    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "One sign", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(file)
+    return str(file)
+
+
+@pytest.fixture
+def system_fonts(monkeypatch) -> list[str]:
+    """The files of fonts of the system, which has none but matplotlib's own."""
+    fonts: list[str] = []
+    own = [e for e in font_manager.fontManager.ttflist if matplotlib.get_data_path() in e.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
+    monkeypatch.setattr(canvas, "_unshown", [])
+    monkeypatch.setattr(canvas, "_told", set())
+    canvas._known_families.cache_clear()
+    yield fonts
+    canvas._known_families.cache_clear()
+
+
+NAMED: dict[str, Callable[[Any], Figure]] = {
+    "confusion": lambda names: plot_confusion_matrix(confusion(np.eye(len(names)), names)),
+    "curves": lambda names: plot_learning_curves({name: [record(1)] for name in names}),
+    "predictions": lambda names: plot_predictions(
+        two_towers(classes=len(names)), [(photos()[0], names[0])], classes=names
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_a_sign_that_the_usual_font_lacks_is_drawn_in_one_of_the_system(
+    draw, system_fonts, tmp_path
+):
+    system_fonts += [write_font(tmp_path / "one.ttf", "猫"), __file__]  # the other is no font
+    figure = draw(("猫", "dog"))
+    figure.savefig(tmp_path / "figure.png")  # a missing sign is a warning, here an error
+    families = {t.get_text(): t.get_fontfamily() for t in texts_of(figure)}
+    assert families["猫"] == [*families["dog"], "One sign"]
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_signs_that_no_font_has_are_numbers_and_one_warning(draw, system_fonts, tmp_path):
+    with pytest.warns(UserWarning, match="no font") as warned:
+        figure = draw(("猫", "犬猫", "dog"))
+    figure.savefig(tmp_path / "figure.png")  # where matplotlib would warn of each
+    (text,) = (str(warning.message) for warning in warned)
+    assert "all signs of 猫, 犬猫: figures show their numbers; install a font" in text
+    assert {"\\u732b", "dog"} <= {*written(figure)}
+    draw(("猫", "dog")).savefig(tmp_path / "again.png")
+
+
+def test_a_name_of_wide_signs_is_shortened_to_its_width(system_fonts, tmp_path):
+    system_fonts.append(write_font(tmp_path / "one.ttf", "猫"))
+    short = canvas.shortened("猫" * 30, 1, 8.5)
+    assert canvas.width_of(short, 8.5) <= 1
+    assert (short[0], short[-1], "…" in short) == ("猫", "猫", True)
+    assert len(short) < len(canvas.shortened("c" * 30, 1, 8.5))
 
 
 def test_names_are_no_formulas():
