@@ -21,6 +21,7 @@ from alexnet_lib.checks import (
     check_fields,
     check_integer,
     did_you_mean,
+    nearest,
     shown,
     type_name,
 )
@@ -287,11 +288,16 @@ class Recipe:
                 "{'epochs': 3}"
             )
         if unknown := sorted({*overrides} - known, key=str):
-            meant = [did_you_mean(name, known, _SHORT_NAMES) for name in unknown]
+            fields_meant = [nearest(name, known, _SHORT_NAMES) for name in unknown]
+            hints = [
+                repr(field) + f" for {name!r}" * (len(unknown) > 1)
+                for name, field in zip(unknown, fields_meant, strict=True)
+                if field is not None
+            ]
             raise ValueError(
-                f"overrides has {shown(unknown)}; expected fields of Recipe{meant[0]}"
-                if all(meant)
-                else f"overrides has {shown(unknown)}; expected names among {sorted(known)}"
+                f"overrides has {shown(unknown)}; expected "
+                + (f"names among {sorted(known)}" if None in fields_meant else "fields of Recipe")
+                + (f"; did you mean {', '.join(hints)}?" if hints else "")
             )
         return replace(self, **overrides)
 
