@@ -64,12 +64,12 @@ gpu: $(if $(filter .venv/bin,$(BIN)),.venv/dev) ## on a GPU: tests, tables, a wh
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # A fresh environment, because a page that is not read again does not repeat its warnings.
-docs: .venv/dev ## build the documentation into docs/_build/html/, check its pages (in Chromium too, if installed)
+docs: .venv/dev ## run the notebooks, build docs/_build/html/, check its pages (in Chromium too, if installed)
 	$(BIN)/sphinx-build -W --keep-going --fresh-env -b html docs docs/_build/html
 	$(BIN)/python docs/check_pages.py docs/_build/html
 
 clean: ## remove .venv and what was built; data/ and runs/ stay
-	rm -rf .venv docs/_build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv docs/_build docs/_static docs/examples dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
 
 # Each of the three files below is written when its step is complete. What an interruption has left

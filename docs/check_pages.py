@@ -60,6 +60,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
+        self.undescribed: list[str] = []
         self.texts: list[str] = []
         self.code: list[Box] = []
         self.tables: list[Box] = []
@@ -70,6 +71,9 @@ class Page(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if tag in ("script", "img", "iframe"):
             self.loaded += [values["src"]] if "src" in values else []
+        # Sphinx takes the name of the file where there is no text.
+        if tag == "img" and re.fullmatch(r"|\S+\.\w+", values.get("alt", "")):
+            self.undescribed.append(values["src"])
         if tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon"):
             self.loaded.append(values["href"])
         if tag in ("img", "link", "meta", "br", "hr", "input", "col", "wbr"):
@@ -121,6 +125,8 @@ def faults_of_page(site: Path, name: str, page: Page) -> Iterator[str]:
             yield f"{name}: loaded from the network: {address}"
         elif not (site / name).parent.joinpath(unquote(parts.path)).is_file():
             yield f"{name}: a file that is missing: {address}"
+    for address in page.undescribed:
+        yield f"{name}: an image without a text that says what it shows: {address}"
     for text in page.texts:
         if found := RAW_FORMULA.search(text):
             yield f"{name}: a raw formula: {text[max(0, found.start() - 20) :][:60]!r}"

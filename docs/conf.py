@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ copyright = f"2026, {author}"
 version = release = alexnet_lib.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # MyST's Markdown, and notebooks
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -49,6 +50,15 @@ myst_enable_extensions = ["attrs_inline", "deflist", "dollarmath", "substitution
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+copybutton_selector = "div:not(.output) > div.highlight pre"
+
+# Each build runs the notebooks: an error, or anything on stderr, is a warning of the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 1800  # seconds for a cell
+nb_execution_show_tb = True
+nb_merge_streams = True
+nb_output_stderr = "error"
 
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -84,6 +94,15 @@ def layer_table(table: alexnet_lib.Summary) -> str:
     rows.append(("total", "", "", f"{table.parameters:,}", macs))
     header = ("layer", "feature map", "kernel, and what follows", "parameters", "MACs, M")
     return markdown_table(header, rows, numbers=2)
+
+
+# Sphinx reads nothing outside of docs/. Links to pages are one folder shorter there.
+_notebooks = ROOT / "docs/examples"
+shutil.rmtree(_notebooks, ignore_errors=True)
+_notebooks.mkdir()
+for _file in (ROOT / "examples").glob("*.md"):
+    _text = _file.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    (_notebooks / _file.name).write_text(_text, encoding="utf-8")
 
 
 # The pages' numbers are read from the code: {{ paper_table }}, {{ paper_parameters }} ...
@@ -321,7 +340,24 @@ def visit_block_math(translator: HTML5Translator, node: nodes.math_block) -> Non
     raise nodes.SkipNode
 
 
+def show_outputs(_app: Sphinx, page: nodes.document) -> None:
+    """Gives what notebooks show the form of the pages: figures a text alternative, tables a box."""
+    for output in page.findall(nodes.container):
+        if output.get("nb_element") == "mime_bundle":
+            for image in output.findall(nodes.image):
+                # A figure as plain text is its description.
+                image["alt"] = next(output.findall(nodes.literal_block)).astext()
+                del image["height"]  # follows from the width, which is smaller on a phone
+            for html in output.findall(nodes.raw):
+                # The line above a table that scrolls must not scroll with it.
+                caption, _, table = html.astext().removeprefix("<table>").rpartition("</caption>")
+                above = f"<p>{caption.removeprefix('<caption>')}</p>" if caption else ""
+                box = f'<div class="table-wrapper container"><table class="docutils">{table}</div>'
+                html[:] = [nodes.Text(above + box)]
+
+
 def setup(sphinx: Sphinx) -> None:
+    sphinx.connect("doctree-read", show_outputs)
     sphinx.connect("source-read", add_help_texts)
     sphinx.connect("autodoc-process-signature", plain_signature)
     sphinx.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_block_math, None))

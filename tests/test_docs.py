@@ -27,7 +27,15 @@ import recipes  # noqa: E402
 import starts  # noqa: E402
 import trials  # noqa: E402
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COPIES = ROOT / "docs" / "examples"  # where the build shows the notebooks to Sphinx
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent != COPIES),
+    *sorted((ROOT / "examples").glob("*.md")),
+]
+
+
+PYTHON = r"(?:python|\{code-cell\})"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -68,7 +76,7 @@ def test_every_public_name_stands_once_in_the_reference_and_no_other() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_on_a_page_is_valid_and_imports_what_there_is(page: Path) -> None:
-    for code in blocks(page, "python"):
+    for code in blocks(page, PYTHON):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module == "alexnet_lib":
                 names = {alias.name for alias in node.names}
@@ -77,7 +85,7 @@ def test_python_on_a_page_is_valid_and_imports_what_there_is(page: Path) -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_calls_on_a_page_have_arguments_that_there_are(page: Path) -> None:
-    for code in blocks(page, "python"):
+    for code in blocks(page, PYTHON):
         for node in ast.walk(ast.parse(code)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
@@ -170,7 +178,9 @@ def test_the_stored_trials_are_those_of_today() -> None:
 PLANTED = {
     "script": ('<script src="https://cdn.example.org/mathjax.js"></script>', "from the network"),
     "style": ('<link rel="stylesheet" href="//fonts.example.org/a.css">', "from the network"),
-    "image": ('<img src="gone.svg">', "missing"),
+    "image": ('<img src="gone.svg" alt="A curve">', "missing"),
+    "undescribed": ('<img src="data.html">', "an image without a text"),
+    "described by its name": ('<img src="data.html" alt="a/b.png">', "an image without a text"),
     "inline formula": (r"<p>at most \(x^2\)</p>", "raw formula"),
     "dollars": ("<p>at most $x^2$ of it</p>", "raw formula"),
     "command": (r"<p>\frac{1}{2}</p>", "raw formula"),
