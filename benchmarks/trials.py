@@ -92,8 +92,8 @@ MODERN = RECIPES["modern"].overridden(PART)
 SCALED = {"dropout_scaling": "training"}  # nn.Dropout
 SAME_SIZE = {"growth_fraction": 0.0}
 CROPS = {"random_shift": 0.0, "random_crop": True, "resize_ratio": PAPER_RESIZE_RATIO}
-SLOWER = {"learning_rate": 0.02}
-SGD = {**SCALED, **SAME_SIZE, **CROPS, **SLOWER, "optimizer": "sgd"}
+SLOWER = {"learning_rate": 0.02, "filter_rate_factor": 1.0}
+SGD = {**SCALED, **SAME_SIZE, **CROPS, "optimizer": "sgd", "learning_rate": 0.02}
 # Images that grow cost in five epochs what others cost in three.
 SHORT, GROWING = {"epochs": 3}, {"epochs": 5}
 
@@ -107,8 +107,10 @@ SEARCH: dict[str, Trial] = {
     "and the paper's dropout: `modern`": trial(MODERN, **GROWING),
     "dropout 0.3": trial(MODERN, **GROWING, dropout=0.3),
     "no warm-up": trial(MODERN, **GROWING, warmup_fraction=0.0),
-    "filters' rate 0.03": trial(MODERN, **GROWING, filter_learning_rate=0.03),
-    "rate 0.06 for the rest": trial(MODERN, **GROWING, learning_rate=0.06),
+    "filters' rate 0.03": trial(MODERN, **GROWING, filter_rate_factor=0.75),
+    "rate 0.06 for the rest": trial(
+        MODERN, **GROWING, learning_rate=0.06, filter_rate_factor=1 / 3
+    ),
 }
 
 # What is against overfitting shows only in a run that is long enough to overfit: small images, many

@@ -271,7 +271,7 @@ UNCHANGED = {
     "accumulation_steps": 1,
     "early_stopping": None,
     "start_size": 0.58,
-    "filter_learning_rate": 0.02,
+    "filter_rate_factor": 0.5,
 }
 MODERN = {
     "name": "modern",
@@ -613,8 +613,8 @@ OUT_OF_RANGE = [
     ("learning_rate", math.nan),
     ("learning_rate", math.inf),
     ("learning_rate", "fast"),
-    ("filter_learning_rate", 0),
-    ("filter_learning_rate", math.inf),
+    ("filter_rate_factor", 0),
+    ("filter_rate_factor", math.inf),
     ("schedule", "linear"),
     ("schedule", None),
     ("warmup_fraction", 1),
@@ -750,6 +750,10 @@ def test_every_field_but_the_name_has_a_default():
         (
             {"image_size": 2**14, "resize_ratio": 1.1},
             "resize_ratio is 1.1, so that images of 16384 pixels would be resized to more than",
+        ),
+        (
+            {"learning_rate": 1e20, "filter_rate_factor": 1e20},
+            "filter_rate_factor is 1e+20 and learning_rate is 1e+20; expected a product that",
         ),
         (
             {"learning_rate": 1e20, "bias_rate_factor": 1e20},

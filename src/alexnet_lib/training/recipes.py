@@ -132,7 +132,8 @@ class Recipe:
             for the rest; or ``"adamw"``.
         learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
-        filter_learning_rate: that of the filters of ``"muon"``, which follows the same schedule.
+        filter_rate_factor: learning rate of the filters of ``"muon"``, divided by that of the other
+            weights; above 0.
         schedule: what follows: ``"cosine"`` falls to 0 at the end of the run; ``"plateau"`` divides
             by ten, at most three times, whenever the validation error has not improved for
             ``plateau_patience`` epochs (paper, section 5); ``"constant"``.
@@ -194,7 +195,7 @@ class Recipe:
     early_stopping: Annotated[int | None, _EPOCHS] = None
     optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
-    filter_learning_rate: Annotated[float, _ABOVE_ZERO] = 0.02
+    filter_rate_factor: Annotated[float, _ABOVE_ZERO] = 0.5
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_fraction: Annotated[float, FRACTION] = 0.1
     plateau_patience: Annotated[int, _EPOCHS] = 3
@@ -227,11 +228,12 @@ class Recipe:
             known = ", ".join(layers)
             raise ValueError(f"freeze has {shown(unknown)}; expected names among {known}")
         self._check_sizes()
-        if self.bias_rate_factor * self.learning_rate > MOST_FLOAT:
-            raise ValueError(
-                f"bias_rate_factor is {self.bias_rate_factor:g} and learning_rate is "
-                f"{self.learning_rate:g}; expected a product that float32 can hold"
-            )
+        for factor in ("bias_rate_factor", "filter_rate_factor"):
+            if getattr(self, factor) * self.learning_rate > MOST_FLOAT:
+                raise ValueError(
+                    f"{factor} is {getattr(self, factor):g} and learning_rate is "
+                    f"{self.learning_rate:g}; expected a product that float32 can hold"
+                )
         for name, expected in (
             ("architecture", "one_weird_trick"),
             ("dropout_scaling", "training"),
