@@ -501,6 +501,7 @@ class Bench:
         theirs += ["--train-images", str(self.images), "--device", str(self.device)]
         ours = [sys.executable, "-m", "alexnet_lib", "train", self.data, "--epochs", "1"]
         ours += ["--train-images", str(self.images + held_back), "--device", str(self.device)]
+        ours += ["--set", "optimizer=sgd"]  # as the script
         single = ["--architecture", "single_tower"]
         sides = {
             "tutorial": theirs,
@@ -524,9 +525,9 @@ class Bench:
 
     def state(self) -> dict[str, Any]:
         """Writing the state of a run of `modern` at 227 pixels, and a step of it."""
-        changed: dict[str, Any] = {"train_images": 142, "epochs": 1000}
+        changed: dict[str, Any] = {"train_images": 142, "epochs": 1000, "growth_fraction": 0.0}
         if self.small:
-            changed = {"train_images": 40, "epochs": 1000, "batch_size": 4, "image_size": 67}
+            changed |= {"train_images": 40, "batch_size": 4, "image_size": 67}
         recipe = RECIPES["modern"].overridden(changed)
         options = RunOptions(str(self.device), progress=False).resolved()
         loaders = prepare_loaders(self.data, recipe, options=options)

@@ -1,6 +1,7 @@
 """Trials on CIFAR-10: what a change of a recipe or of the network gives, in accuracy and in time.
 
     python benchmarks/trials.py cifar10-jpeg search              # the trials behind `modern`
+    python benchmarks/trials.py cifar10-jpeg augmentation        # against overfitting
     python benchmarks/trials.py cifar10-jpeg matters             # one change of `modern` at a time
     python benchmarks/trials.py cifar10-jpeg budget              # what fits into how many minutes
     python benchmarks/trials.py cifar10-jpeg matters --trials modern "no LRN" --seeds 0 1
@@ -16,10 +17,11 @@ import json
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes import spread
 from torch import nn
 
 from alexnet_lib import (
@@ -34,22 +36,22 @@ from alexnet_lib import (
     prepare_model,
 )
 from alexnet_lib.data.sources import Parts, open_parts
+from alexnet_lib.training.recipes import PAPER_RESIZE_RATIO
 
 RESULTS = Path(__file__).parent / "results" / "trials.jsonl"
 OPTIONS = RunOptions(progress=False)
 
 
 class Trial(NamedTuple):
-    """A recipe, what was changed in it, and a change of its network."""
+    """A recipe, and a change of its network."""
 
     recipe: Recipe
-    changed: dict[str, Any]
     change: Callable[[AlexNet], object] = lambda model: None
 
 
 def trial(base: Recipe, change: Any = None, /, **changed: Any) -> Trial:
     recipe = base.overridden(changed)
-    return Trial(recipe, changed) if change is None else Trial(recipe, changed, change)
+    return Trial(recipe) if change is None else Trial(recipe, change)
 
 
 def replaced(kind: type[nn.Module], build: Callable[[Any], nn.Module]) -> Callable[[AlexNet], None]:
@@ -81,53 +83,79 @@ def without_overlap(pool: nn.MaxPool2d) -> nn.MaxPool2d:
     return nn.MaxPool2d(pool.stride, pool.stride)  # the maps keep their sizes
 
 
-# At full size on a part of the images, because a whole run takes an hour.
-PART = {"train_images": 15_000, "validation_fraction": 1 / 3, "epochs": 3}
+# At full size on a part of the images, because a whole run takes an hour: 10,000 to train on and
+# 5,000 to judge by.
+PART = {"train_images": 15_000, "validation_fraction": 1 / 3}
 MODERN = RECIPES["modern"].overridden(PART)
 
-SGD = {"optimizer": "sgd", "learning_rate": 0.02, "dropout_scaling": "training"}
-MUON = {"optimizer": "muon", "learning_rate": 0.04, "dropout_scaling": "test"}
-GROWING = {**MUON, "epochs": 5, "growth_fraction": 0.8}
+# What `modern` was before Muon.
+SCALED = {"dropout_scaling": "training"}  # nn.Dropout
+SAME_SIZE = {"growth_fraction": 0.0}
+CROPS = {"random_shift": 0.0, "random_crop": True, "resize_ratio": PAPER_RESIZE_RATIO}
+SLOWER = {"learning_rate": 0.02, "filter_rate_factor": 1.0}
+SGD = {**SCALED, **SAME_SIZE, **CROPS, "optimizer": "sgd", "learning_rate": 0.02}
+# Images that grow cost in five epochs what others cost in three.
+SHORT, GROWING = {"epochs": 3}, {"epochs": 5}
+
 SEARCH: dict[str, Trial] = {
-    "SGD": trial(MODERN, **SGD),
-    "Muon": trial(MODERN, **SGD | {"optimizer": "muon"}),
-    "Muon, the paper's dropout, rate 0.04 for the rest": trial(MODERN, **MUON),
-    "and shifts instead of crops": trial(
-        MODERN, **MUON, random_shift=0.125, random_crop=False, resize_ratio=1.0
-    ),
+    "SGD": trial(MODERN, **SGD, **SHORT),
+    "Muon for the filters": trial(MODERN, **SCALED, **SAME_SIZE, **CROPS, **SLOWER, **SHORT),
+    "and rate 0.04 for the rest": trial(MODERN, **SCALED, **SAME_SIZE, **CROPS, **SHORT),
+    "and shifts instead of crops": trial(MODERN, **SCALED, **SAME_SIZE, **SHORT),
     # 131, 131, 163, 195 and 227 pixels.
-    "and growing images": trial(MODERN, **GROWING),
-    "and growing images, dropout 0.3": trial(MODERN, **GROWING, dropout=0.3),
-    "and growing images, no warm-up": trial(MODERN, **GROWING, warmup_fraction=0.0),
-    "and growing images, filters' rate 0.03": trial(MODERN, **GROWING, filter_learning_rate=0.03),
-    "and growing images, rate 0.06 for the rest": trial(
-        MODERN, **GROWING | {"learning_rate": 0.06}
+    "and growing images": trial(MODERN, **SCALED, **GROWING),
+    "and the paper's dropout: `modern`": trial(MODERN, **GROWING),
+    "dropout 0.3": trial(MODERN, **GROWING, dropout=0.3),
+    "no warm-up": trial(MODERN, **GROWING, warmup_fraction=0.0),
+    "filters' rate 0.03": trial(MODERN, **GROWING, filter_rate_factor=0.75),
+    "rate 0.06 for the rest": trial(
+        MODERN, **GROWING, learning_rate=0.06, filter_rate_factor=1 / 3
     ),
 }
 
+# What is against overfitting shows only in a run that is long enough to overfit: small images, many
+# epochs.
+LONG = RECIPES["modern"].overridden(
+    {"image_size": 67, "train_images": 30_000, "validation_fraction": 1 / 6}
+)
+AUGMENTATION: dict[str, Trial] = {
+    "modern": trial(LONG),
+    "random erasing, 0.5": trial(LONG, erasing=0.5),
+    "mixup, 0.2": trial(LONG, mixup=0.2),
+    "CutMix, 1": trial(LONG, cutmix=1.0),
+    "TrivialAugment": trial(LONG, trivial_augment=True),
+    "colour noise, 0.1": trial(LONG, color_noise=0.1),
+    "crops of 224 from 256 too": trial(LONG, random_crop=True, resize_ratio=PAPER_RESIZE_RATIO),
+    "weight decay 0.002": trial(LONG, weight_decay=0.002),
+    "label smoothing 0.2": trial(LONG, label_smoothing=0.2),
+    "average of the weights, 0.99": trial(LONG, ema_decay=0.99),
+    "AdamW": trial(LONG, optimizer="adamw", learning_rate=0.00035, weight_decay=0.05),
+}
+
+SHORTER = MODERN.overridden(GROWING)
 MATTERS: dict[str, Trial] = {
-    "modern": trial(MODERN),
-    "SGD for the filters too": trial(MODERN, optimizer="sgd"),
-    "no LRN": trial(MODERN, replaced(LocalResponseNorm, lambda norm: nn.Identity())),
-    "LRN after pooling": trial(MODERN, reordered("features", "norm", "pool")),
-    "no groups": trial(MODERN, architecture="single_tower"),
-    "pooling without overlap": trial(MODERN, replaced(nn.MaxPool2d, without_overlap)),
-    "average pooling": trial(MODERN, replaced(nn.MaxPool2d, lambda _: nn.AvgPool2d(3, 2))),
-    "tanh": trial(MODERN, replaced(nn.ReLU, lambda _: nn.Tanh())),
-    "GELU": trial(MODERN, replaced(nn.ReLU, lambda _: nn.GELU())),
-    "leaky ReLU": trial(MODERN, replaced(nn.ReLU, lambda _: nn.LeakyReLU(0.01))),
-    "dropout before the ReLU": trial(MODERN, reordered("classifier", "relu", "drop")),
-    "no dropout": trial(MODERN, dropout=0.0),
-    "PyTorch's initialisation": trial(MODERN, initialization="torch"),
-    "the code's initialisation": trial(MODERN, initialization="released_code"),
-    "no warm-up": trial(MODERN, warmup_fraction=0.0),
-    "constant learning rate": trial(MODERN, schedule="constant"),
-    "no clipping": trial(MODERN, max_grad_norm=None),
-    "no label smoothing": trial(MODERN, label_smoothing=0.0),
-    "no weight decay": trial(MODERN, weight_decay=0.0),
-    "no flips": trial(MODERN, flip=False),
-    "colour noise": trial(MODERN, color_noise=0.1),
-    "batches of 128": trial(MODERN, batch_size=128),
+    "modern": trial(SHORTER),
+    "SGD for the filters too": trial(SHORTER, optimizer="sgd"),
+    "no LRN": trial(SHORTER, replaced(LocalResponseNorm, lambda norm: nn.Identity())),
+    "LRN after pooling": trial(SHORTER, reordered("features", "norm", "pool")),
+    "no groups": trial(SHORTER, architecture="single_tower"),
+    "pooling without overlap": trial(SHORTER, replaced(nn.MaxPool2d, without_overlap)),
+    "average pooling": trial(SHORTER, replaced(nn.MaxPool2d, lambda _: nn.AvgPool2d(3, 2))),
+    "tanh": trial(SHORTER, replaced(nn.ReLU, lambda _: nn.Tanh())),
+    "GELU": trial(SHORTER, replaced(nn.ReLU, lambda _: nn.GELU())),
+    "leaky ReLU": trial(SHORTER, replaced(nn.ReLU, lambda _: nn.LeakyReLU(0.01))),
+    "dropout before the ReLU": trial(SHORTER, reordered("classifier", "relu", "drop")),
+    "no dropout": trial(SHORTER, dropout=0.0),
+    "PyTorch's initialisation": trial(SHORTER, initialization="torch"),
+    "the code's initialisation": trial(SHORTER, initialization="released_code"),
+    "no warm-up": trial(SHORTER, warmup_fraction=0.0),
+    "constant learning rate": trial(SHORTER, schedule="constant"),
+    "no clipping": trial(SHORTER, max_grad_norm=None),
+    "no label smoothing": trial(SHORTER, label_smoothing=0.0),
+    "no weight decay": trial(SHORTER, weight_decay=0.0),
+    "no flips": trial(SHORTER, flip=False),
+    "colour noise": trial(SHORTER, color_noise=0.1),
+    "batches of 128": trial(SHORTER, batch_size=128),
 }
 
 
@@ -149,11 +177,11 @@ BUDGET: dict[str, Trial] = {
     )
 }
 
-GROUPS = {"search": SEARCH, "matters": MATTERS, "budget": BUDGET}
+GROUPS = {"search": SEARCH, "augmentation": AUGMENTATION, "matters": MATTERS, "budget": BUDGET}
 
 
 def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:
-    recipe, changed, change = GROUPS[group][name]
+    recipe, change = GROUPS[group][name]
     loaders = prepare_loaders(data, recipe, seed=seed, options=OPTIONS)
     if group != "budget":
         loaders = loaders._replace(test=None)
@@ -166,12 +194,12 @@ def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:
         "group": group,
         "trial": name,
         "seed": seed,
-        "changed": changed,
         "recipe": recipe.to_dict(),
         "images_per_second": statistics.median(
             line["train"]["images_per_second"] for line in history
         ),
         "seconds": time.perf_counter() - started,
+        "training": [line["train"]["accuracy"] for line in history],
         "validation": [line["validation"]["accuracy"] for line in history],
         "test": None if run.test is None else run.test.accuracy,
     }
@@ -186,7 +214,7 @@ def stored() -> list[dict[str, Any]]:
 def report(group: str) -> str:
     """A row for each trial of a group, with the mean and the spread of its seeds."""
     lines = [line for line in stored() if line["group"] == group]
-    rows = [HEADER, ("---", *["--:"] * (len(HEADER) - 1))]
+    rows = []
     for name in dict.fromkeys(line["trial"] for line in lines):
         runs = [line for line in lines if line["trial"] == name]
         rows.append(
@@ -195,22 +223,17 @@ def report(group: str) -> str:
                 str(len(runs)),
                 f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}",
                 f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
+                spread([run["training"][-1] for run in runs if "training" in run]),
                 spread([run["validation"][-1] for run in runs]),
                 spread([run["test"] for run in runs if run["test"] is not None]),
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    table = [HEADER, ("---", *["--:"] * (len(HEADER) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(row[i] for i in kept)} |" for row in table)
 
 
-HEADER = ("trial", "seeds", "minutes", "images/s", "validation", "test")
-
-
-def spread(accuracies: Sequence[float]) -> str:
-    """The mean of some accuracies in per cent, and their standard deviation if there are two."""
-    if not accuracies:
-        return ""
-    mean = f"{100 * statistics.mean(accuracies):.1f}"
-    return mean if len(accuracies) < 2 else f"{mean} ± {100 * statistics.stdev(accuracies):.1f}"
+HEADER = ("trial", "seeds", "minutes", "images/s", "training, %", "validation, %", "test, %")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
 import recipes  # noqa: E402
+import trials  # noqa: E402
 
 project = "alexnet-lib"
 author = "the alexnet-lib authors"
@@ -154,37 +155,8 @@ myst_substitutions["precision_table"] = markdown_table(
 
 myst_substitutions["recipes_table"] = recipes.report()
 
-_trials = [
-    json.loads(line)
-    for line in (ROOT / "benchmarks/results/search.jsonl").read_text(encoding="utf-8").splitlines()
-]
-
-
-def accuracies(trial: dict[str, Any]) -> list[str]:
-    return [f"{line['validation']['accuracy']:.1%}" for line in trial["history"]]
-
-
-def search_table(epochs: int) -> str:
-    """The trials of so many epochs, the best first; with many epochs, one column for each trial."""
-    trials = [trial for trial in _trials if len(trial["history"]) == epochs]
-    trials.sort(key=lambda trial: -trial["history"][-1]["validation"]["accuracy"])
-    names = [trial["trial"] for trial in trials]
-    changes = [
-        ", ".join(f"`{name}={value}`" for name, value in trial["changed"].items())
-        for trial in trials
-    ]
-    columns = [accuracies(trial) for trial in trials]
-    numbers = [str(epoch) for epoch in range(1, epochs + 1)]
-    if epochs <= 5:
-        rows = zip(names, changes, *zip(*columns, strict=True), strict=True)
-        header = ("trial", "changed", *(f"epoch {number}" for number in numbers))
-        return markdown_table(header, rows, numbers=epochs)
-    rows = zip(numbers, *columns, strict=True)
-    return markdown_table(("epoch", *names), [("", *changes), *rows], numbers=len(trials))
-
-
-myst_substitutions["search_table"] = search_table(5)
-myst_substitutions["long_search_table"] = search_table(10)
+for _group in trials.GROUPS:
+    myst_substitutions[f"{_group}_table"] = trials.report(_group)
 
 _starts = json.loads((ROOT / "benchmarks/results/starts.json").read_text(encoding="utf-8"))
 myst_substitutions["starts_table"] = markdown_table(
@@ -291,14 +263,14 @@ def draw_starts() -> None:
 def draw_recipes() -> None:
     """Validation accuracy of the stored runs, by the number of images trained on."""
     with drawing("recipes", 3.6) as axes:
-        for run in sorted(recipes.RUNS.iterdir()):
+        for run, *_ in recipes.grouped(recipes.RUNS):  # the first seed
             lines = recipes.history(run)
             fields = recipes.read_json(run / "recipe.json")["recipe"]
             images = fields["train_images"] or 50_000
             images -= round(images * fields["validation_fraction"])
             seen = [images * line["epoch"] / 1000 for line in lines]
             accuracies = [100 * line["validation"]["accuracy"] for line in lines]
-            axes.plot(seen, accuracies, marker="o", markersize=3, label=run.name)
+            axes.plot(seen, accuracies, marker="o", markersize=3, label=recipes.name_of(run))
         axes.axhline(10, color="grey", linewidth=0.8, linestyle=":")
         axes.set(
             xlabel="images trained on, thousands", ylabel="validation accuracy, %", ylim=(0, 100)

@@ -1,6 +1,7 @@
 """The benchmarks at small sizes: that they run and print what they measured."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import bench  # noqa: E402
+import recipes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +60,15 @@ def test_a_block_that_fails_leaves_the_others_and_the_status_says_so(tmp_path, m
         bench.main(["--small", "--device", "cpu", "--only", "peak,copy", "--out", str(out)])
     assert [*json.loads(out.read_text(encoding="utf-8"))["blocks"]] == ["copy"]
     assert "no such kernel" in capsys.readouterr().err
+
+
+def test_runs_of_one_recipe_with_several_seeds_are_one_row(tmp_path):
+    for seed, accuracy in enumerate((0.81, 0.83)):
+        run = tmp_path / f"paper-seed-{seed}"
+        shutil.copytree(recipes.RUNS / "paper", run)
+        views = {"accuracy_by_views": {"1": accuracy, "10": accuracy + 0.01}}
+        (run / "views.json").write_text(json.dumps(views), encoding="utf-8")
+    shutil.copytree(recipes.RUNS / "tutorial", tmp_path / "tutorial")
+    first, second = recipes.rows(tmp_path)
+    assert (first[:2], first[-3:]) == (("paper", "2"), ("82.0 ± 1.4", "", "83.0 ± 1.4"))
+    assert (second[:2], second[-3:]) == (("tutorial", "1"), ("14.5", "", ""))

@@ -1,5 +1,6 @@
 """The promises of the command line: what it prints, its exit codes, one line for a mistake."""
 
+import io
 import json
 import os
 import platform
@@ -223,7 +224,8 @@ def hundred_seconds(monkeypatch):
 
 
 # There is time for three epochs of four steps, which take 20 minutes.
-PLANNED = (*TINY_RUN, "--epochs", "9", "--max-minutes", "27")
+SAME_SIZE = ("--set", "growth_fraction=0")
+PLANNED = (*TINY_RUN, *SAME_SIZE, "--epochs", "9", "--max-minutes", "27")
 
 
 @pytest.mark.usefixtures("hundred_seconds")
@@ -734,7 +736,8 @@ def test_an_interrupted_run_ends_with_130(call, monkeypatch):
     assert call("train", "shapes", *TINY_RUN) == (130, "", "error: interrupted\n")
 
 
-RUN_WITH_SPACE = ("--out", "a run")
+# Wider than a terminal.
+RUN_WITH_SPACE = ("--out", "a run of a long name" * 6)
 
 
 @pytest.mark.bad_input
@@ -878,6 +881,12 @@ def test_a_checkpoint_that_cannot_be_used_is_named(make, call, tmp_path):
     word = make(file)
     photo = write_photo(tmp_path / "photo.png")
     assert_one_line(call("predict", photo, "--checkpoint", file), 2, str(file), word)
+
+
+@pytest.mark.bad_input
+def test_a_photo_that_is_an_address_is_named(call, tmp_path):
+    result = call("predict", ADDRESS, "--checkpoint", write_checkpoint(tmp_path))
+    assert_one_line(result, 1, f"image 0 is '{ADDRESS}', an address; expected a path")
 
 
 @pytest.mark.bad_input
@@ -1288,6 +1297,9 @@ def test_version_and_help_have_their_usual_options(call):
         assert call(*command.split(), "-h") == call(*command.split(), "--help")
 
 
+ADDRESS = "https://example.org/file"
+
+
 def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
     _, output, _ = call("train", "shapes", *TINY_RUN, "--out", "my run")
     Image.new("RGB", (20, 20)).save("photo.jpg")
@@ -1299,6 +1311,64 @@ def test_after_training_the_next_commands_are_said_and_run(call, tmp_path):
         assert status == 0
         assert "%" in output
     assert [shlex.split(line)[1] for line in said] == ["evaluate", "predict"]
+
+
+def test_a_command_to_copy_is_one_line_whatever_its_length(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    data, run = tmp_path / ("many photos " * 8 + "1"), tmp_path / ("a run " * 20 + "1")
+    parts = [("--part", f"{part}={part} images {'1' * 80}") for part in ("train", "test")]
+    for _, part in parts:
+        write_class_folders(data / part.partition("=")[2], count=12)
+    options = [word for part in parts for word in part]
+    _, out, _ = call("train", data, *TINY_RUN, *options, "--out", run)
+    commands = [shlex.split(line) for line in out.splitlines() if line.startswith(" ")]
+    assert commands == [
+        ["alexnet-lib", "evaluate", str(run), *options],
+        ["alexnet-lib", "predict", "photo.jpg", "--checkpoint", str(run)],
+    ]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_the_next_command_skips_bad_images_where_the_run_did(call, tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=12)
+    write_broken(photos / "dog" / "broken.jpg")
+    _, out, _ = call("train", photos, *TINY_RUN, "--out", "run", "--on-bad-image", "skip")
+    assert call(*shlex.split(out.splitlines()[-2])[1:])[0] == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "read"),
+    [
+        (Terminal(), None, ["test: loss"]),  # both in one terminal
+        (io.StringIO(), Terminal(), ["test accuracy"]),  # > file
+        (Terminal(), io.StringIO(), ["test accuracy"]),  # 2> /dev/null
+    ],
+)
+def test_a_terminal_shows_the_test_once_and_the_output_alone_has_it(out, err, read, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", out if err is None else err)
+    monkeypatch.setattr(sys, "argv", ["alexnet-lib", "train", "shapes", *TINY_RUN])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert re.findall(r"test: loss|test accuracy", out.getvalue()) == read
+    assert err is None or re.findall(r"test: loss|test accuracy", err.getvalue()) == ["test: loss"]
+
+
+def test_figures_open_data_as_the_other_commands_do(call, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        alexnet_lib, "write_figures", lambda run, **options: seen.update(options) or [run]
+    )
+    options = ("--part", "train=a", "--classes", "b,c", "--on-bad-image", "skip")
+    assert call("figures", "run", "moved", *options) == (0, "run\n", "")
+    expected = {"parts": {"train": "a"}, "classes": ("b", "c"), "on_bad_image": "skip"}
+    assert seen == {"data": "moved", "progress": False, **expected}
 
 
 def test_the_curves_of_a_run_are_drawn_while_it_trains(call, tmp_path):
@@ -1337,11 +1407,35 @@ def test_without_data_there_must_be_those_of_a_run(call, tmp_path):
         ("train shapes --recipe moderm", "did you mean 'modern'?"),
         ("train shapes --architecture single-tower", "did you mean 'single_tower'?"),
         ("train shapes --on-bad-image skipp", "did you mean 'skip'?"),
-        ("train https://example.org/images.zip", "an address; expected a path: download it first"),
-        ("predict photo.jpg --checkpoint https://example.org/w.pth", "an address"),
+        (
+            "train shapes --set lr=1 --set bs=2",
+            "['bs', 'lr']; expected fields of Recipe; did you mean 'batch_size' for 'bs', "
+            "'learning_rate' for 'lr'?",
+        ),
+        ("train shapes --set mnist=1 --set bs=2", "']; did you mean 'batch_size' for 'bs'?"),
+        *(
+            (command.format(ADDRESS), f"is '{ADDRESS}', an address; expected a path: download it")
+            for command in (
+                "train {}",
+                "train shapes --out {}",
+                "train shapes --resume {}",
+                "train shapes --recipe {}",
+                "train shapes --recipe finetune --set weights={}",
+                "doctor {}",
+                "stats {}",
+                "evaluate {}",
+                "evaluate {} shapes",
+                "evaluate run {}",
+                "figures {}",
+                "figures run {}",
+                "predict photo.jpg --checkpoint {}",
+                "download cifar10 --root {}",
+            )
+        ),
         ("train weights.pth", "is a file of weights; expected a folder of images"),
         ("train run", "is the folder of a run; expected the images"),
-        ("evaluate shapes run", "expected the other order"),
+        ("evaluate shapes run", "CHECKPOINT is 'shapes' and DATA a run; expected the other order"),
+        ("figures shapes run", "RUN is 'shapes' and DATA a run; expected the other order"),
         ("evaluate run shapes", "a folder without weights"),
     ],
 )

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections import namedtuple
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import pytest
@@ -541,6 +541,15 @@ def test_a_run_folder_may_be_below_the_home_folder(home):
 def test_what_can_be_no_path_is_refused(path):
     with pytest.raises(ValueError, match=r"^out is .*; expected a path$"):
         as_path(path, "out")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", [str, Path, PureWindowsPath, os.fsencode])
+@pytest.mark.parametrize("address", ["https://example.org/a", "S3://a", "file:///home/a"])
+def test_an_address_is_shown_as_it_was_written(address, kind):
+    text = f"data is {address!r}, an address; expected a path: download it first"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        as_path(kind(address), "data")
 
 
 @pytest.mark.parametrize("name", ["", "dog", "café", "猫"])

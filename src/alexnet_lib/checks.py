@@ -80,18 +80,21 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> Any:
     raise ValueError(f"{name} is {shown(value)}; expected one of {expected}")
 
 
-def did_you_mean(
-    value: object, names: Iterable[object], short: Mapping[str, str] | None = None
-) -> str:
-    """For an error: ``"; did you mean 'cifar10'?"``, or nothing where no name is near.
+def did_you_mean(value: object, names: Iterable[object]) -> str:
+    """For an error: ``"; did you mean 'cifar10'?"``, or nothing where no name is near."""
+    name = nearest(value, names)
+    return "" if name is None else f"; did you mean {name!r}?"
 
-    ``short`` gives the names that are commonly used for some of them.
-    """
+
+def nearest(
+    value: object, names: Iterable[object], short: Mapping[str, str] | None = None
+) -> str | None:
+    """The name that was probably meant; ``short`` has common short names of some of them."""
     if not isinstance(value, str):
-        return ""
+        return None
     near = {_letters(name): name for name in names if isinstance(name, str)} | {**(short or {})}
     words = difflib.get_close_matches(_letters(value), near, 1)
-    return f"; did you mean {near[words[0]]!r}?" if words else ""
+    return near[words[0]] if words else None
 
 
 def _letters(name: str) -> str:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -88,6 +89,10 @@ Data = Annotated[
         "missing); a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and "
         "test/CLASS/*.jpg, or as CLASS/*.jpg; or a CSV file of image,label.",
     ),
+]
+DataOrOwn = Annotated[
+    str | None,
+    typer.Argument(metavar="DATA", help="As for train [default: the data of the run]."),
 ]
 _ARCHITECTURE_HELP = "'paper', 'single_tower' or 'one_weird_trick'."
 _CHECKPOINT_HELP = "A .safetensors file, or the folder of a run (its best weights)."
@@ -281,7 +286,10 @@ def train(
         if is_new:
             with suppress(OSError):  # something was written
                 folder.rmdir()
-    _report(run, data, part)
+    again = [word for name in part or () for word in ("--part", name)]
+    if on_bad_image != "stop":
+        again += ["--on-bad-image", on_bad_image]
+    _report(run, data, again)
 
 
 def _loggers(folder: Path, *, tensorboard: bool, figures: bool) -> list[Any]:
@@ -499,28 +507,28 @@ def _set_up_memory(keep: bool) -> None:
         lib.keep_freed_memory()
 
 
-def _report(run: Any, data: str, parts: list[str] | None = None) -> None:
-    images, epochs = run.history[-1].train.images, len(run.history)
+def _report(run: Any, data: str, options: Iterable[str] = ()) -> None:
+    """Prints the result; ``options`` are what a command needs to open the data again."""
+    images, epochs, folder = run.history[-1].train.images, len(run.history), str(run.folder)
     with suppress(OSError):  # the files are written: that nobody reads this is no failure
         print(f"trained on {data}: {images:,} images, {epochs} epoch{'s' * (epochs != 1)}")
-        if run.test is not None:
+        # In a terminal, the last line of the progress has just said it.
+        if run.test is not None and not (sys.stdout.isatty() and sys.stderr.isatty()):
             print(f"test accuracy {run.test.accuracy:.1%} on {run.test.images:,} images")
-        folder = shlex.quote(str(run.folder))
-        print(f"results in {run.folder}; next, for example")
-        named = shlex.join(word for part in parts or () for word in ("--part", part))
-        print(f"  alexnet-lib evaluate {folder} {named}".rstrip())
-        print(f"  alexnet-lib predict photo.jpg --checkpoint {folder}", flush=True)
+        print(f"results in {folder}; next, for example")
+        for words in (
+            ["evaluate", folder, *options],
+            ["predict", "photo.jpg", "--checkpoint", folder],
+        ):
+            print(f"  {shlex.join(['alexnet-lib', *words])}", flush=True)
         return
     _discard(sys.stdout)
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help=_CHECKPOINT_HELP, metavar="CHECKPOINT")],
-    data: Annotated[
-        str | None,
-        typer.Argument(metavar="DATA", help="As for train [default: the data of the run]."),
-    ] = None,
+    checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT_HELP, metavar="CHECKPOINT")],
+    data: DataOrOwn = None,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 128,
     views: Annotated[
         int,
@@ -544,11 +552,10 @@ def evaluate(
 
     _set_up_memory(keep_memory)
     names, seed = _names(classes), None
+    _check_order("CHECKPOINT", checkpoint, data)
     if data is None:
         data, seed, trained = _data_of_run(checkpoint)
         names = names or trained
-    elif not checkpoint.exists() and Path(data, "recipe.json").is_file():
-        raise ValueError(f"CHECKPOINT is '{checkpoint}' and DATA a run; expected the other order")
     model = _load(checkpoint)
     preprocess = known_preprocess(model)
     opened = open_parts(
@@ -589,22 +596,32 @@ def evaluate(
 
 @app.command()
 def figures(
-    run: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="RUN")],
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="As of train [default: the run's own].")
-    ] = None,
+    run: Annotated[str, typer.Argument(help="The folder of a run.", metavar="RUN")],
+    data: DataOrOwn = None,
+    classes: Classes = None,
+    part: Parts = None,
+    on_bad_image: OnBadImage = "stop",
 ) -> None:
     """Write the figures of a run to RUN/figures: curves, kernels, confusion matrix, images."""
-    print(*lib.write_figures(run, data=data, progress=sys.stderr.isatty()), sep="\n")
+    _check_order("RUN", run, data)
+    files = lib.write_figures(
+        run,
+        data=data,
+        classes=_names(classes),
+        parts=_parts(part),
+        on_bad_image=on_bad_image,
+        progress=sys.stderr.isatty(),
+    )
+    print(*files, sep="\n")
 
 
 @app.command()
 def predict(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Image files, or folders of image files.", metavar="IMAGE"),
     ],
-    checkpoint: Annotated[Path, typer.Option(help=_CHECKPOINT_HELP)],
+    checkpoint: Annotated[str, typer.Option(help=_CHECKPOINT_HELP, metavar="PATH")],
     top: Annotated[int, typer.Option(help="How many classes to print for each image.")] = 5,
 ) -> None:
     """Print the most likely classes of photos.
@@ -663,7 +680,7 @@ def _download() -> None:
 
 @download_app.command()
 def cifar10(
-    root: Annotated[Path, typer.Option(help="Folder to download to.")] = Path("data"),
+    root: Annotated[str, typer.Option(help="Folder to download to.", metavar="PATH")] = "data",
 ) -> None:
     """Download CIFAR-10 (170 MB), MD5-checked; an interrupted download is resumed."""
     print(f"CIFAR-10 is in {lib.download_cifar10(root)}")
@@ -701,42 +718,47 @@ def info() -> None:
     print(*format_table(rows), sep="\n")
 
 
-def _data_of_run(checkpoint: Path) -> tuple[str, int, tuple[str, ...] | None]:
-    """What a run was trained on, as ``train`` was given it; its seed; the classes to use."""
-    from alexnet_lib.data.cifar10 import is_cifar10
-    from alexnet_lib.data.sources import BUILT_IN
+def _check_order(name: str, run: str, data: str | None) -> None:
+    """Raises a ``ValueError`` if the folder of a run was given as its data."""
     from alexnet_lib.files import as_path
+
+    exchanged = data is not None and (as_path(data, "data") / "recipe.json").is_file()
+    if exchanged and not as_path(run, name.lower()).exists():
+        raise ValueError(f"{name} is '{run}' and DATA a run; expected the other order")
+
+
+def _data_of_run(checkpoint: str) -> tuple[str, int, tuple[str, ...] | None]:
+    """What a run was trained on, as ``train`` was given it; its seed; the classes to use."""
+    from alexnet_lib.files import as_path
+    from alexnet_lib.training.preparation import data_of_run
     from alexnet_lib.training.recipes import read_description
 
     path = as_path(checkpoint, "checkpoint")
     folder = path if path.is_dir() else path.parent
     try:
         stored = read_description(folder / "recipe.json")
-        data, seed, classes = str(stored["data"]), int(stored["seed"]), (*stored["classes"],)
+        described, seed = (str(stored["data"]), (*stored["classes"],)), int(stored["seed"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(
             f"DATA is missing, and '{checkpoint}' is not of a run, which has its own; expected both"
         ) from None
-    if data in BUILT_IN:
-        return data, seed, None
-    if not as_path(data, "data").exists():
-        raise FileNotFoundError(f"{data}, on which the run was trained: no such file or folder")
-    return data, seed, None if is_cifar10(as_path(data, "data")) else classes
+    data, classes = data_of_run(*described)
+    return data, seed, classes
 
 
-def _load(checkpoint: Path) -> Any:
+def _load(checkpoint: str) -> Any:
     from alexnet_lib.files import as_path
 
-    checkpoint = as_path(checkpoint, "checkpoint")
-    if checkpoint.is_dir():
-        files = (checkpoint / name for name in ("best.safetensors", "last.safetensors"))
-        folder, checkpoint = checkpoint, next(filter(Path.exists, files), checkpoint)
-        if checkpoint is folder:
+    path = as_path(checkpoint, "checkpoint")
+    if path.is_dir():
+        files = (path / name for name in ("best.safetensors", "last.safetensors"))
+        if (file := next(filter(Path.exists, files), None)) is None:
             raise FileNotFoundError(
-                f"checkpoint is '{folder}', a folder without weights; expected that of a run, or a "
-                ".safetensors file"
+                f"checkpoint is '{checkpoint}', a folder without weights; expected that of a run, "
+                "or a .safetensors file"
             )
-    return lib.load_checkpoint(checkpoint)
+        path = file
+    return lib.load_checkpoint(path)
 
 
 def main() -> None:

@@ -54,7 +54,11 @@ def as_path(path: object, name: str = "path") -> Path:
         text = ascii(text) + "\0"
     if not text or "\0" in text:
         raise ValueError(f"{name} is {text!r}; expected a path")
-    if re.match(r"(https?|ftp|s3|gs|hf|file):/", text, re.IGNORECASE):
+    if address := re.match(r"(https?|ftp|s3|gs|hf|file):([/\\]+)", text, re.IGNORECASE):
+        if isinstance(path, os.PathLike) and address[2] in {"/", "\\"}:
+            # A Path has folded the slashes that the user typed.
+            slashes = "///" if address[1].lower() == "file" else "//"
+            text = address[1] + ":" + slashes + text[address.end() :].replace("\\", "/")
         raise ValueError(f"{name} is {text!r}, an address; expected a path: download it first")
     try:
         return Path(text).expanduser()

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 def format_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
     """The lines of a table; the columns of these numbers, from 0, are aligned to the right."""
     rows = [*rows]
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            space = " " * (width - _width(cell))
+            space = " " * (width - columns_of(cell))
             cells.append(space + cell if column in right else cell + space)
         lines.append("  ".join(cells).rstrip())
     return lines
@@ -33,7 +33,7 @@ def html_table(rows: Iterable[Sequence[str]], caption: str = "") -> str:
     return f"<table>{title}<thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def _width(text: str) -> int:
+def columns_of(text: str) -> int:
     """Columns of a terminal that the text takes: two for a Chinese sign, none for an accent."""
     return sum(
         0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from helpers import in_memory, random_batch, random_pixels, seeded, write_class_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -293,12 +296,86 @@ def test_only_one_module_imports_matplotlib_before_a_figure_is_drawn():
 @given(st.text(max_size=60), st.floats(0.2, 3), st.floats(5, 12))
 def test_a_shortened_name_fits_and_keeps_both_ends(name, inches, points):
     short = canvas.shortened(name, inches, points)
+    canvas._unshown.clear()  # or the next figure would warn of it
     assert canvas.width_of(short, points) <= max(inches, 4 * canvas.width_of("m", points)) + 1e-9
     assert printable(short) == short
-    if name.isprintable() and short != name:
+    if name.isprintable() and short != name and "\\" not in short:
         start, end = short.split("…")[0], short.rpartition("…")[2]
         assert name.startswith(start)
         assert name.endswith(end)
+
+
+def write_font(file: Path, sign: str) -> str:
+    """A font that has one sign, which is a triangle."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 700))
+    pen.lineTo((700, 0))
+    pen.closePath()
+    builder, glyphs = FontBuilder(1000, isTTF=True), (".notdef", "sign")
+    builder.setupGlyphOrder([*glyphs])
+    builder.setupCharacterMap({ord(sign): "sign"})
+    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "One sign", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(file)
+    return str(file)
+
+
+@pytest.fixture
+def system_fonts(monkeypatch) -> list[str]:
+    """The files of fonts of the system, which has none but matplotlib's own."""
+    fonts: list[str] = []
+    own = [e for e in font_manager.fontManager.ttflist if matplotlib.get_data_path() in e.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: fonts)
+    monkeypatch.setattr(canvas, "_unshown", [])
+    monkeypatch.setattr(canvas, "_told", set())
+    canvas._known_families.cache_clear()
+    yield fonts
+    canvas._known_families.cache_clear()
+
+
+NAMED: dict[str, Callable[[Any], Figure]] = {
+    "confusion": lambda names: plot_confusion_matrix(confusion(np.eye(len(names)), names)),
+    "curves": lambda names: plot_learning_curves({name: [record(1)] for name in names}),
+    "predictions": lambda names: plot_predictions(
+        two_towers(classes=len(names)), [(photos()[0], names[0])], classes=names
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_a_sign_that_the_usual_font_lacks_is_drawn_in_one_of_the_system(
+    draw, system_fonts, tmp_path
+):
+    system_fonts += [write_font(tmp_path / "one.ttf", "猫"), __file__]  # the other is no font
+    figure = draw(("猫", "dog"))
+    figure.savefig(tmp_path / "figure.png")  # a missing sign is a warning, here an error
+    families = {t.get_text(): t.get_fontfamily() for t in texts_of(figure)}
+    assert families["猫"] == [*families["dog"], "One sign"]
+
+
+@pytest.mark.parametrize("draw", NAMED.values(), ids=NAMED)
+def test_signs_that_no_font_has_are_numbers_and_one_warning(draw, system_fonts, tmp_path):
+    with pytest.warns(UserWarning, match="no font") as warned:
+        figure = draw(("猫", "犬猫", "dog"))
+    figure.savefig(tmp_path / "figure.png")  # where matplotlib would warn of each
+    (text,) = (str(warning.message) for warning in warned)
+    assert "all signs of 猫, 犬猫: figures show their numbers; install a font" in text
+    assert {"\\u732b", "dog"} <= {*written(figure)}
+    draw(("猫", "dog")).savefig(tmp_path / "again.png")
+
+
+def test_a_name_of_wide_signs_is_shortened_to_its_width(system_fonts, tmp_path):
+    system_fonts.append(write_font(tmp_path / "one.ttf", "猫"))
+    short = canvas.shortened("猫" * 30, 1, 8.5)
+    assert canvas.width_of(short, 8.5) <= 1
+    assert (short[0], short[-1], "…" in short) == ("猫", "猫", True)
+    assert len(short) < len(canvas.shortened("c" * 30, 1, 8.5))
 
 
 def test_names_are_no_formulas():
@@ -927,11 +1004,56 @@ def test_the_confusion_matrix_of_a_run_in_progress_is_computed(run):
     assert seen[0].confusion.tolist() == expected
 
 
-def test_the_classes_that_a_run_was_given_are_those_of_its_figures(run):
+@pytest.fixture
+def batches(monkeypatch) -> list[Any]:
+    """The training loaders that were drawn."""
+    drawn, draw = [], run_figures.plot_batch
+    monkeypatch.setattr(
+        run_figures, "plot_batch", lambda loader: (drawn.append(loader), draw(loader))[1]
+    )
+    return drawn
+
+
+def test_the_classes_that_a_run_was_given_are_those_of_its_figures(run, batches):
     fit("photos", recipe=tiny_recipe(epochs=1), classes=["dog", "cat"], out="b", options=QUIET)
     assert len(write_figures("b")) == len(OF_RUN + OF_DATA)
-    stored = json.loads(Path("b", "recipe.json").read_text())
-    assert run_figures._loaders(stored, None).classes == ("dog", "cat")
+    assert batches[0].dataset.classes == ("dog", "cat")
+
+
+def test_parts_and_classes_that_a_run_was_given_can_be_given_to_its_figures(run, batches):
+    write_class_folders(Path("parts", "a b"), ("cat", "cow", "dog"), count=20)
+    write_class_folders(Path("parts", "c"), ("cat", "cow", "dog"), count=2)
+    given = {"parts": {"train": "a b", "test": "c"}, "classes": ["dog", "cat"]}
+    fit("parts", recipe=tiny_recipe(epochs=1), out="b", options=QUIET, **given)
+    Path("parts").rename("moved")
+    assert len(write_figures("b", data="moved", **given)) == len(OF_RUN + OF_DATA)
+    assert (batches[0].dataset.classes, len(batches[0].dataset)) == (("dog", "cat"), 36)
+
+
+def test_labels_of_data_whose_classes_have_another_order_are_those_of_the_run(run, monkeypatch):
+    fit("photos", recipe=tiny_recipe(epochs=1), classes=["dog", "cat"], out="b", options=QUIET)
+    labels = []
+    draw = run_figures.plot_predictions
+    monkeypatch.setattr(
+        run_figures,
+        "plot_predictions",
+        lambda model, images: (
+            labels.append([model.classes[n] for _, n in images]),
+            draw(model, images),
+        )[1],
+    )
+    for folder, options in (("run", {}), ("b", {"data": "photos"}), ("b", {})):
+        write_figures(folder, **options)
+    assert labels[0] == labels[1]
+    assert len(set(labels[0])) == 2
+
+
+@pytest.mark.bad_input
+def test_data_of_classes_that_a_run_does_not_have_are_refused_before_anything_is_written(run):
+    write_class_folders(Path("others"), ("cat", "cow"), count=20, size=(12, 12))
+    with pytest.raises(ValueError, match=r"the model does not have \['cow'\]"):
+        write_figures("run", data="others")
+    assert not (run / "figures").exists()
 
 
 @pytest.mark.bad_input

@@ -206,6 +206,19 @@ def test_safetensors_and_checkpoints_of_this_library_are_read(tmp_path, monkeypa
     assert_same_weights(from_state_dict("~/model.safetensors", architecture=TINY), expected)
 
 
+def test_weights_that_were_trained_with_the_papers_dropout_are_known_as_such():
+    trained = AlexNet(2, image_size=67, dropout=0.3, dropout_scaling="test", seed=1).eval()
+    model = from_state_dict(
+        trained.state_dict(), architecture="paper", image_size=67, dropout=0.3
+    ).eval()
+    images = torch.rand(2, 3, 67, 67, generator=torch.Generator().manual_seed(0))
+    assert model.dropout_scaling == "test"
+    torch.testing.assert_close(model(images), trained(images), rtol=0, atol=0)
+    wrong = r"^dropout is 0\.5, but weights are those of a network with dropout 0\.3 and .* 0\.3$"
+    with pytest.raises(ValueError, match=wrong):
+        from_state_dict(trained.state_dict(), architecture="paper", image_size=67)
+
+
 def test_the_numbers_of_channels_and_classes_are_those_of_the_weights():
     expected = tiny(7, in_channels=2)
     model = from_state_dict(expected.state_dict(), architecture=TINY)

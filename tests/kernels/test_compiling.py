@@ -25,6 +25,8 @@ GCC = shutil.which("gcc")
 pytestmark = pytest.mark.skipif(GCC is None, reason="needs gcc")
 
 PREFIX = "kernels-test-"
+# Optimising takes most of the time of compiling. The last of such flags counts.
+QUICKLY = (*compiling._FLAGS, "-O0")
 
 COMPILES = f"""
 from alexnet_lib.kernels import compiling
@@ -38,6 +40,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv(compiling.SWITCH, raising=False)
+    monkeypatch.setattr(compiling, "_FLAGS", QUICKLY)
     forget()
     yield tmp_path / "caches" / "alexnet-lib"
     forget()
@@ -51,7 +54,9 @@ def forget():
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """The bytes of the compiled library, for tests that need not compile."""
-    return compiling._compiled(tmp_path_factory.mktemp("compiled"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "_FLAGS", QUICKLY)
+        return compiling._compiled(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture
@@ -315,7 +320,7 @@ def start(script=COMPILES, **environment):
 
 def processes_that_compile_at_once(number, folder, tmp_path):
     """How many of them have compiled, and how many files were loaded. All have succeeded."""
-    counting = compiler(tmp_path, f'echo >> {tmp_path}/times\nexec {GCC} -O0 "$@"')
+    counting = compiler(tmp_path, f'echo >> {tmp_path}/times\nexec {GCC} "$@" -O0')
     started = [start(CC=counting) for _ in range(number)]
     results = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * number, results
@@ -351,7 +356,7 @@ def test_a_process_that_is_ended_while_it_compiles_harms_no_other(folder, tmp_pa
     slow.touch()
     command = compiler(
         tmp_path,
-        f'if [ -e {slow} ]; then echo $$ > {tmp_path}/pid; exec sleep 100; fi\nexec {GCC} "$@"',
+        f'if [ -e {slow} ]; then echo $$ > {tmp_path}/pid; exec sleep 100; fi\nexec {GCC} "$@" -O0',
     )
     first = start(CC=command, TMPDIR=str(tmp_path))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():

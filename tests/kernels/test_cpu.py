@@ -35,6 +35,8 @@ memory_formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 def fresh(monkeypatch, tmp_path):
     """The state of a process that has compiled nothing yet, with an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # Optimising takes most of the time of compiling. The last of such flags counts.
+    monkeypatch.setattr(compiling, "_FLAGS", (*compiling._FLAGS, "-O0"))
     monkeypatch.setattr(kernels, "_values_seen", 0)
     monkeypatch.delenv(compiling.SWITCH, raising=False)
     forget()

@@ -98,6 +98,21 @@ def test_a_models_dropout_comes_back_as_it_scales(device, scaling, tmp_path):
     assert torch.equal(loaded(images), model(images))
 
 
+@pytest.mark.filterwarnings("ignore:.* has no checksum")
+def test_older_files_do_not_hold_how_much_dropout_keeps(tmp_path):
+    model = tiny_model(dropout=0.25, dropout_scaling="test").eval()
+    file = saved(tmp_path, model)
+    with safe_open(file, framework="pt") as opened:
+        texts = {"alexnet_lib": opened.metadata()["alexnet_lib"]}
+    weights = load_file(file)
+    del weights["classifier.drop2.keep_probability"]
+    save_file(weights, file, texts)
+    loaded = load_checkpoint(file)
+    assert loaded.classifier.drop2.keep_probability == 0.75
+    images = torch.rand(2, 3, model.image_size, model.image_size)
+    assert torch.equal(loaded(images), model(images))
+
+
 def test_classes_and_preprocessing_come_back(tmp_path):
     file = saved(tmp_path, classes=["a", "b", "c"], preprocess=PREPROCESS)
     loaded = load_checkpoint(file)

@@ -1266,3 +1266,29 @@ def test_another_size_that_is_too_small_is_refused(size):
     with pytest.raises(ValueError, match=r"^image_size is "), model.at_image_size(size):
         pass
     assert model.image_size == 99
+
+
+# Weights that were trained with one scaling compute something else with the other.
+
+
+def test_a_state_dict_is_refused_by_a_network_with_another_scaling_of_dropout():
+    scaled_in_test = AlexNet(2, architecture=DROPPING, dropout_scaling="test")
+    scaled_in_training = AlexNet(2, architecture=DROPPING)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*keep_probability"):
+        scaled_in_training.load_state_dict(scaled_in_test.state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*keep_probability"):
+        scaled_in_test.load_state_dict(scaled_in_training.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_state_dict_is_refused_by_a_network_with_another_probability(dtype):
+    def network(dropout: float) -> AlexNet:
+        return AlexNet(
+            2, architecture=DROPPING, dropout=dropout, dropout_scaling="test", seed=1
+        ).to(dtype)
+
+    network(0.3).load_state_dict(network(0.3).state_dict())
+    with pytest.raises(
+        RuntimeError, match=r"is 0\.7, of a network with dropout=0\.3; expected 0\.5"
+    ):
+        network(0.5).load_state_dict(network(0.3).state_dict())

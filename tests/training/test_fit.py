@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from helpers import network_tolerance, random_pixels, repeated, write_class_folders
+from helpers import network_tolerance, random_pixels, repeated, tolerance, write_class_folders
 from PIL import Image
 from tiny import QUIET, SMALL, TINY, Noisy, quiet, tiny_recipe, weights_of
 from torch import nn
@@ -684,7 +684,7 @@ def test_the_weights_are_those_of_training_by_hand(device):
     recipe = tiny_recipe(**BY_HAND, max_grad_norm=0.5)
     expected = weights_of(train_by_hand(recipe, device, lambda model: None))
     run = quick_fit(recipe=recipe, options=quiet(device))
-    torch.testing.assert_close(weights_of(run.model), expected, **network_tolerance(device))
+    torch.testing.assert_close(weights_of(run.model), expected, **network_tolerance(device, 1e-6))
 
 
 def test_ema_decay_keeps_the_moving_average_of_the_weights(device, tmp_path):
@@ -699,7 +699,7 @@ def test_ema_decay_keeps_the_moving_average_of_the_weights(device, tmp_path):
     last = weights_of(train_by_hand(recipe, device, after_step))
     run = quick_fit(recipe=recipe, out=tmp_path, options=quiet(device))
     stored = load_checkpoint(tmp_path / "last.safetensors")
-    torch.testing.assert_close(weights_of(run.model), average, **network_tolerance(device))
+    torch.testing.assert_close(weights_of(run.model), average, **network_tolerance(device, 1e-6))
     assert torch.equal(weights_of(stored), weights_of(run.model).cpu())
     assert (average - last).abs().max() > 1e-3
 
@@ -1036,9 +1036,9 @@ def test_a_run_in_steps_of_several_batches_is_that_of_a_larger_batch(device):
     )
     one = quick_fit(overrides={**changes, "batch_size": 12}, options=quiet(device))
     torch.testing.assert_close(
-        weights_of(several.model), weights_of(one.model), **network_tolerance(device)
+        weights_of(several.model), weights_of(one.model), **network_tolerance(device, 1e-6)
     )
-    assert losses_of(several) == pytest.approx(losses_of(one), rel=1e-4)
+    assert losses_of(several) == pytest.approx(losses_of(one), rel=tolerance(device, 1e-5, 1e-4))
 
 
 def test_a_run_that_is_ended_early_says_so(monkeypatch, tmp_path, capsys):

@@ -270,10 +270,8 @@ UNCHANGED = {
     "balance": "none",
     "accumulation_steps": 1,
     "early_stopping": None,
-    "random_shift": 0.0,
-    "growth_fraction": 0.0,
     "start_size": 0.58,
-    "filter_learning_rate": 0.02,
+    "filter_rate_factor": 0.5,
 }
 MODERN = {
     "name": "modern",
@@ -282,25 +280,27 @@ MODERN = {
     "weights": None,
     "freeze": [],
     "dropout": 0.5,
-    "dropout_scaling": "training",
+    "dropout_scaling": "test",
     "image_size": None,
-    "resize_ratio": 256 / 224,
+    "resize_ratio": 1.0,
     "edge": 0,
     "preprocessing": "standardize",
     "stats": "pixel",
     "train_images": None,
     "validation_fraction": 0.1,
     "flip": True,
-    "random_crop": True,
+    "random_crop": False,
+    "random_shift": 0.125,
     "color_noise": 0.0,
     "trivial_augment": False,
     "erasing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
     "batch_size": 64,
-    "epochs": 10,
-    "optimizer": "sgd",
-    "learning_rate": 0.02,
+    "epochs": 13,
+    "growth_fraction": 0.8,
+    "optimizer": "muon",
+    "learning_rate": 0.04,
     "schedule": "cosine",
     "warmup_fraction": 0.1,
     "plateau_patience": 3,
@@ -331,6 +331,7 @@ FINETUNE = {
     "validation_fraction": 0.1,
     "flip": True,
     "random_crop": True,
+    "random_shift": 0.0,
     "color_noise": 0.0,
     "trivial_augment": False,
     "erasing": 0.0,
@@ -338,6 +339,7 @@ FINETUNE = {
     "cutmix": 0.0,
     "batch_size": 64,
     "epochs": 4,
+    "growth_fraction": 0.0,
     "optimizer": "sgd",
     "learning_rate": 0.002,
     "schedule": "cosine",
@@ -371,6 +373,7 @@ PAPER = {
     "validation_fraction": 0.1,
     "flip": True,
     "random_crop": True,
+    "random_shift": 0.0,
     "color_noise": 0.1,
     "trivial_augment": False,
     "erasing": 0.0,
@@ -378,6 +381,7 @@ PAPER = {
     "cutmix": 0.0,
     "batch_size": 128,
     "epochs": 90,
+    "growth_fraction": 0.0,
     "optimizer": "sgd",
     "learning_rate": 0.01,
     "schedule": "plateau",
@@ -411,6 +415,7 @@ TUTORIAL = {
     "validation_fraction": 0.0,
     "flip": False,
     "random_crop": False,
+    "random_shift": 0.0,
     "color_noise": 0.0,
     "trivial_augment": False,
     "erasing": 0.0,
@@ -418,6 +423,7 @@ TUTORIAL = {
     "cutmix": 0.0,
     "batch_size": 128,
     "epochs": 10,
+    "growth_fraction": 0.0,
     "optimizer": "sgd",
     "learning_rate": 0.0001,
     "schedule": "constant",
@@ -451,10 +457,13 @@ def changed_from_the_defaults(name: str) -> dict:
 
 def test_the_modern_recipe_differs_from_the_defaults_in_these_fields():
     assert changed_from_the_defaults("modern") == {
-        "resize_ratio": 256 / 224,
-        "random_crop": True,
+        "dropout_scaling": "test",
+        "random_shift": 0.125,
         "batch_size": 64,
-        "learning_rate": 0.02,
+        "epochs": 13,
+        "growth_fraction": 0.8,
+        "optimizer": "muon",
+        "learning_rate": 0.04,
     }
 
 
@@ -604,8 +613,8 @@ OUT_OF_RANGE = [
     ("learning_rate", math.nan),
     ("learning_rate", math.inf),
     ("learning_rate", "fast"),
-    ("filter_learning_rate", 0),
-    ("filter_learning_rate", math.inf),
+    ("filter_rate_factor", 0),
+    ("filter_rate_factor", math.inf),
     ("schedule", "linear"),
     ("schedule", None),
     ("warmup_fraction", 1),
@@ -743,6 +752,10 @@ def test_every_field_but_the_name_has_a_default():
             "resize_ratio is 1.1, so that images of 16384 pixels would be resized to more than",
         ),
         (
+            {"learning_rate": 1e20, "filter_rate_factor": 1e20},
+            "filter_rate_factor is 1e+20 and learning_rate is 1e+20; expected a product that",
+        ),
+        (
             {"learning_rate": 1e20, "bias_rate_factor": 1e20},
             "bias_rate_factor is 1e+20 and learning_rate is 1e+20; expected a product that",
         ),
@@ -770,10 +783,10 @@ def test_fields_that_an_older_recipe_lacks_have_their_defaults():
 RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "runs"
 
 
-@pytest.mark.parametrize("run", ["modern", "modern-1-epoch", "paper", "tutorial"])
+@pytest.mark.parametrize("run", ["modern-sgd", "paper", "tutorial"])
 def test_the_stored_runs_of_the_benchmarks_are_read(run):
     recipe, seed = stored_recipe(RUNS / run)
-    assert (recipe.name, seed) == (run.removesuffix("-1-epoch"), 0)
+    assert (recipe.name, seed) == (run.removesuffix("-sgd"), 0)
     assert (recipe.accumulation_steps, recipe.balance) == (1, "none")
 
 

@@ -17,7 +17,7 @@ import torch
 from helpers import random_pixels, write_class_folders
 from PIL import Image
 from processes import PHOTO, assert_same_result
-from tiny import QUIET, TINY, tiny_recipe
+from tiny import QUIET, TINY, tiny_recipe, use_tiny
 from torch.utils.data import Dataset, TensorDataset
 
 from alexnet_lib import AlexNet, load_checkpoint, prepare_loaders, stored_recipe
@@ -61,10 +61,14 @@ def stopped(monkeypatch, *, data="shapes", out: Path, after: int = 6, **argument
     return out
 
 
-@pytest.fixture
-def whole(tmp_path) -> Path:
-    train(out=tmp_path / "whole")
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that was not stopped; no test changes it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny(patch)
+        train(out=folder)
+    return folder
 
 
 # What is continued

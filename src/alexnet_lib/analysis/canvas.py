@@ -1,10 +1,12 @@
 """Figures that are readable on white and on dark, and carry their text alternative."""
 
 import base64
+import functools
 import io
 import os
+import warnings
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,15 @@ except ImportError as error:
     raise ImportError(
         "matplotlib is not installed; the figures need it: pip install 'alexnet-lib[figures]'"
     ) from error
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 
 from alexnet_lib.checks import type_name
-from alexnet_lib.text import printable
+from alexnet_lib.data.folders import listed
+from alexnet_lib.text import columns_of, printable
 
 # Inches: in a column of 736 pixels text is as large as the page's, and on a phone of 390 pixels
 # still 9 pixels high.
@@ -111,7 +117,7 @@ def figure_for(
         new = DescribedFigure(figsize=(width, height), dpi=_DPI, layout="constrained")
         target = figure or new
         yield target
-        _finish(target, target.axes, alt_text)
+        _finish(target, alt_text)
 
 
 @contextmanager
@@ -132,7 +138,7 @@ def axes_for(
         if bare:
             axes.set_axis_off()
         yield axes
-        _finish(axes.figure, [axes], alt_text)
+        _finish(axes, alt_text)
 
 
 def root_of(part: Any) -> Figure:
@@ -144,12 +150,69 @@ def root_of(part: Any) -> Figure:
     return figure
 
 
-def _finish(part: Any, axes: Any, alt_text: str) -> None:
-    for each in axes:
+def _finish(part: Any, alt_text: str) -> None:
+    """Completes a figure, a part of one, or axes."""
+    for axes in part.findobj(Axes):
         # Ticks may be created when the figure is drawn, outside of the block.
-        each.tick_params(which="both", colors=INK)
+        axes.tick_params(which="both", colors=INK)
+    for text in part.findobj(Text):
+        if families := sorted({family for family in _families(text.get_text()).values() if family}):
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+    if names := [*dict.fromkeys(_unshown)]:
+        _unshown.clear()
+        _told.update(*names)
+        warnings.warn(
+            f"no font of this system has all signs of {listed(names)}: figures show their numbers; "
+            "install a font that has them, for example one of Noto (fonts.google.com/noto)",
+            stacklevel=5,
+        )
     figure: Any = root_of(part)
     figure.alt_text = f"{getattr(figure, 'alt_text', '')} {alt_text}".strip()
+
+
+# Names of the current figure with signs that no font has, and signs of which a warning has told.
+_unshown: list[str] = []
+_told: set[str] = set()
+
+
+def _families(text: str) -> dict[str, str | None]:
+    """For each sign of a text, the family of a font that has it.
+
+    ``""`` is the family that is used anyway; None: no font has the sign.
+    """
+    usual = tuple(matplotlib.rcParams["font.family"])
+    known = _known_families(usual)
+    if missing := {sign for sign in text if sign.isprintable()} - known.keys():
+        for family, file in _fonts(usual):
+            with suppress(OSError, RuntimeError):  # it was removed, or is damaged
+                font = FT2Font(file)
+                found = {sign for sign in missing if font.get_char_index(ord(sign))}
+                known |= dict.fromkeys(found, family)
+                missing -= found
+            if not missing:
+                break
+        known |= dict.fromkeys(missing)
+    return {sign: known.get(sign, "") for sign in text}
+
+
+@functools.cache
+def _known_families(usual: tuple[str, ...]) -> dict[str, str | None]:
+    return {}
+
+
+def _fonts(usual: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Families and files of fonts, the usual ones first."""
+    for name in usual:
+        yield "", font_manager.findfont(font_manager.FontProperties(family=[name]))
+    manager = font_manager.fontManager
+    # Those of last resort have a box for every sign.
+    files = {e.name: e.fname for e in manager.ttflist if "Resort" not in e.name}
+    yield from sorted(files.items(), key=lambda item: ("Sans" not in item[0], item[0]))
+    # matplotlib keeps its list, and does not look for fonts that were installed later.
+    for file in sorted({*font_manager.findSystemFonts()} - {e.fname for e in manager.ttflist}):
+        with suppress(Exception):  # it cannot be scaled, or is damaged
+            manager.addfont(file)
+            yield manager.ttflist[-1].name, file
 
 
 def luminance(color: Any) -> float:
@@ -173,7 +236,7 @@ def text_color_on(color: Any) -> str:
 
 def width_of(text: str, points: float) -> float:
     """About how wide a text is, in inches."""
-    return len(text) * 0.6 * points / 72
+    return columns_of(text) * 0.6 * points / 72
 
 
 def shortened(name: object, inches: float, points: float) -> str:
@@ -182,11 +245,19 @@ def shortened(name: object, inches: float, points: float) -> str:
     Signs that no font can show are written as their numbers.
     """
     text = printable(str(name))
+    families = _families(text)
+    if lacking := {sign for sign, family in families.items() if family is None}:
+        if lacking - _told:
+            _unshown.append(text)
+        numbers = {ord(sign): sign.encode("unicode_escape").decode() for sign in lacking}
+        text = text.translate(numbers)
     most = max(4, int(inches / width_of("m", points)))
-    if len(text) <= most:
-        return text
-    end = most // 3
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+    short, count = text, min(len(text), most)
+    while columns_of(short) > most:
+        end = count // 3
+        short = f"{text[: count - 1 - end]}…{text[len(text) - end :]}"
+        count -= 1
+    return short
 
 
 @contextmanager

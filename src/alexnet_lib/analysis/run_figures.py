@@ -3,7 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from alexnet_lib.files import as_path, replacing
 from alexnet_lib.network.architecture import Conv, ReLU
 from alexnet_lib.network.checkpoints import load_checkpoint
 from alexnet_lib.network.model import AlexNet
+from alexnet_lib.training.batches import ClassMap
 from alexnet_lib.training.loop import evaluate
 from alexnet_lib.training.metrics import EvalMetrics
-from alexnet_lib.training.preparation import prepare_loaders
+from alexnet_lib.training.preparation import data_of_run, prepare_loaders
 from alexnet_lib.training.recipes import Recipe, read_description
 
 # Images among which the nearest are looked for.
@@ -40,7 +42,13 @@ _SEARCHED = 1000
 
 
 def write_figures(
-    run: str | os.PathLike[str], *, data: Data | Loaders | None = None, progress: bool = False
+    run: str | os.PathLike[str],
+    *,
+    data: Data | Loaders | None = None,
+    classes: Iterable[str] | None = None,
+    parts: Mapping[str, str] | None = None,
+    on_bad_image: str = "stop",
+    progress: bool = False,
 ) -> list[Path]:
     """Writes the figures of a run to the folder ``figures`` in its folder.
 
@@ -53,8 +61,11 @@ def write_figures(
 
     Args:
         run: the folder of a run, which may be in progress.
-        data: as in ``fit``; None is the run's own. Where that cannot be opened, a warning says so,
-            and the figures that need it are left out.
+        data: as in ``fit``; None is the run's own, with its classes. Where that is not there, a
+            warning says so, and the figures that need it are left out.
+        classes: as in ``fit``. Data must not have others than the run.
+        parts: as in ``fit``; a run does not keep them.
+        on_bad_image: what to do with an image that cannot be read, as in ``RunOptions``.
         progress: show a bar where all images are evaluated.
 
     Returns:
@@ -83,6 +94,8 @@ def write_figures(
         )
     model = load_checkpoint(file)
     test = _test_metrics(folder)
+    options = RunOptions("cpu", "float32", progress=False, on_bad_image=on_bad_image)
+    loaders = _loaders(stored, data, classes, parts, options)
     figures: dict[str, Callable[[], Any]] = {
         "learning_curves.svg": lambda: plot_learning_curves(folder)
     }
@@ -90,17 +103,14 @@ def write_figures(
         figures["kernels.png"] = lambda: plot_kernels(model, layer=convolutions[0])
     if test is not None:
         figures["confusion_matrix.svg"] = lambda: plot_confusion_matrix(test)
-    files = [*_written(folder / "figures", figures)]
-    loaders = _loaders(stored, data)
     if loaders is not None:
-        of_data = _figures_of_data(model, loaders, int(stored["seed"]))
+        figures |= _figures_of_data(model, loaders, int(stored["seed"]))
         if test is None:
             part = loaders.test or loaders.validation or loaders.train
-            of_data["confusion_matrix.svg"] = lambda: plot_confusion_matrix(
+            figures["confusion_matrix.svg"] = lambda: plot_confusion_matrix(
                 evaluate(model, part, progress=progress)
             )
-        files += _written(folder / "figures", of_data)
-    return files
+    return [*_written(folder / "figures", figures)]
 
 
 def _written(folder: Path, figures: Mapping[str, Callable[[], Any]]) -> Iterator[Path]:
@@ -120,6 +130,7 @@ def _description(folder: Path) -> Any:
         Recipe.from_dict(stored["recipe"])
         if not isinstance(stored["seed"], int) or not isinstance(stored["data"], str):
             raise ValueError("it describes no run")
+        stored["classes"] = (*stored["classes"],)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not the recipe of a run: {error!r}") from error
     return stored
@@ -146,35 +157,36 @@ def _test_metrics(folder: Path) -> EvalMetrics | None:
         raise ValueError(f"{file} is not the result of a run: {error!r}") from error
 
 
-def _loaders(stored: Any, data: Any) -> Loaders | None:
-    """The loaders of a run; None where its own data cannot be opened."""
-    recipe, source = Recipe.from_dict(stored["recipe"]), data
-    options = RunOptions(device="cpu", precision="float32", progress=False)
+def _loaders(
+    stored: Any,
+    data: Any,
+    classes: Iterable[str] | None,
+    parts: Mapping[str, str] | None,
+    options: RunOptions,
+) -> Loaders | None:
+    """The loaders of a run; None where its own data is not there."""
+    recipe, seed = Recipe.from_dict(stored["recipe"]), stored["seed"]
     if data is None:
-        source = stored["data"]
         # Nothing is downloaded for a figure, and what was no path has only its type's name.
-        if source == "cifar10":
-            source = "data"
-        if source != "shapes" and not Path(source).exists():
+        source = "data" if stored["data"] == "cifar10" else stored["data"]
+        try:
+            data, own = data_of_run(source, stored["classes"])
+        except FileNotFoundError:
             warnings.warn(
                 f"the data of the run, {stored['data']}, cannot be opened, and the figures that "
-                "need it are left out: give it as data (--data)",
+                "need it are left out: give it as data (DATA)",
                 stacklevel=3,
             )
             return None
-    loaders = prepare_loaders(source, recipe, seed=stored["seed"], options=options)
-    classes = stored.get("classes")
-    if classes and [*loaders.classes] != classes:  # the run was given some of them, or their order
-        loaders = prepare_loaders(
-            source, recipe, classes=classes, seed=stored["seed"], options=options
-        )
-    return loaders
+        classes = own if classes is None else classes
+    return prepare_loaders(data, recipe, classes=classes, parts=parts, seed=seed, options=options)
 
 
 def _figures_of_data(model: AlexNet, loaders: Loaders, seed: int) -> dict[str, Callable[[], Any]]:
+    known = ClassMap(model, loaders.train, model.num_classes, torch.device("cpu"))
     held_out = (loaders.test or loaders.validation or loaders.train).dataset
     # The first of a folder are all of one class.
-    images = _drawn(held_out, 12, seed)
+    images = _drawn(held_out, 12, seed, known)
     figures: dict[str, Callable[[], Any]] = {
         "batch.png": lambda: plot_batch(loaders.train),
         "predictions.png": lambda: plot_predictions(model, images),
@@ -187,7 +199,7 @@ def _figures_of_data(model: AlexNet, loaders: Loaders, seed: int) -> dict[str, C
         last += isinstance(rows[last + 1], ReLU)
         figures["grad_cam.png"] = lambda: plot_grad_cam(model, images, layer=rows[last].name)
     if hidden := _layers(model, ReLU):
-        searched = _drawn(loaders.train.dataset, _SEARCHED, seed)
+        searched = _drawn(loaders.train.dataset, _SEARCHED, seed, known)
         figures["neighbors.png"] = lambda: plot_neighbors(model, images, searched, layer=hidden[-1])
     return figures
 
@@ -196,6 +208,11 @@ def _layers(model: AlexNet, kind: type) -> list[str]:
     return [row.name for row in model.architecture.layers if isinstance(row, kind)]
 
 
-def _drawn(images: ImageSet, count: int, seed: int) -> ImageSet:
+def _drawn(images: ImageSet, count: int, seed: int, known: ClassMap) -> ImageSet:
+    """Some of the images, labelled with the model's classes."""
     order = torch.randperm(len(images), generator=generator_for(seed))
-    return images.subset(order[:count])
+    drawn = images.subset(order[:count])
+    if known.numbers is None:
+        return drawn
+    numbers = known.numbers[drawn.labels]
+    return replace(drawn, labels=numbers, classes=known.outputs)  # type: ignore[type-var]

@@ -13,7 +13,7 @@ from alexnet_lib.checks import check_integer, shown, type_name
 from alexnet_lib.files import as_path, read_tensors
 from alexnet_lib.interop.torch_files import Unread, read_torch_file
 from alexnet_lib.network import architecture as tables
-from alexnet_lib.network.model import AlexNet
+from alexnet_lib.network.model import SAME_PROBABILITY, AlexNet
 from alexnet_lib.network.weight_files import (
     PYTORCH,
     SAFETENSORS,
@@ -88,7 +88,8 @@ def from_state_dict(
         architecture: as in ``AlexNet``; ``"single_tower"`` is that of most teaching code.
         in_channels: channels of the images; None is the number that the weights are for.
         image_size: as in ``AlexNet``; that which the weights are for.
-        dropout: as in ``AlexNet``.
+        dropout: as in ``AlexNet``. ``dropout_scaling`` is that of the weights: ``"test"`` for those
+            of an ``AlexNet`` that was trained with it.
         seed: for a new last layer, as in ``AlexNet``.
 
     Returns:
@@ -136,6 +137,20 @@ def load_layers(
     """The model of ``from_state_dict``, of tensors that ``read_state_dict`` has read."""
     architecture = tables.resolve_architecture(architecture)
     num_classes = check_integer("num_classes", num_classes, 1, tables.MOST_COUNT, optional=True)
+    state = dict(state)
+    # Of a network whose dropout scales in the test.
+    keep = [
+        state.pop(name)
+        for name, tensor in [*state.items()]
+        if name.endswith("keep_probability") and tensor.ndim == 0
+    ]
+    for probability in keep:
+        trained = 1 - float(probability)
+        if abs(trained - dropout) > SAME_PROBABILITY:
+            raise ValueError(
+                f"dropout is {dropout:g}, but weights are those of a network with dropout "
+                f"{trained:.2g} and dropout_scaling 'test'; expected {trained:.2g}"
+            )
     layers = _grouped(state, architecture)
     patterns = _patterns(architecture, image_size, in_channels)
     found = _matched(layers, patterns)
@@ -151,6 +166,7 @@ def load_layers(
         "in_channels": layers[found[first]]["weight"].shape[1] * groups,
         "image_size": image_size,
         "dropout": dropout,
+        "dropout_scaling": "test" if keep else "training",
         "seed": seed,
     }
     keeps_last = num_classes in {None, known}
@@ -164,7 +180,9 @@ def load_layers(
     kept = {}
     for name in model.state_dict():
         _, layer, kind = name.split(".")
-        if keeps_last or layer != last:
+        if kind == "keep_probability":
+            kept[name] = keep[0]
+        elif keeps_last or layer != last:
             kept[name] = layers[found[layer]][kind]
     model.load_state_dict(kept, strict=False)
     for name, weight in model.state_dict().items():  # float32 holds less than float64

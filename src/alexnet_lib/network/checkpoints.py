@@ -164,6 +164,10 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         model = _read(texts[_METADATA])
     except ValueError as error:
         raise ValueError(f"{file} was not written by save_checkpoint: {error}") from error
+    for name in model.state_dict():
+        if name.endswith(".keep_probability"):  # which older versions did not write
+            dtype = next(iter(weights.values())).dtype if weights else torch.float32
+            weights.setdefault(name, torch.tensor(1.0 - model.dropout, dtype=dtype))
     _check_weights(model, weights, f"{file} holds other weights than its architecture has")
     model.load_state_dict(weights, assign=True)  # the file's tensors, with their dtype
     return model.to(device).eval()

@@ -56,6 +56,8 @@ class AlexNet(nn.Module):
             1 / (1 - dropout), as by ``nn.Dropout``. ``"test"``: outside training, all are
             multiplied by 1 - dropout, as in the paper (section 4.2) and the released code; the next
             layers get half as much, which the paper's initial weights and learning rate are for.
+            Its state dict holds 1 - dropout for each dropout (``keep_probability``), so that
+            ``load_state_dict`` of a network that scales in another way refuses the weights.
         initialization: ``"kaiming"`` (He et al. 2015: normal with variance 2 / fan-in, zero
             biases, last layer N(0, 0.01)), which learns with ordinary normalised inputs;
             ``"released_code"`` (N(0, 0.01), but N(0, 0.03) in conv3 to conv5; biases 1 in conv2,
@@ -333,11 +335,35 @@ def _declared_size(module: nn.Module, attribute: str, last: bool) -> int | None:
     return 0 if module._parameters else None
 
 
+# bfloat16 rounds 0.7 to 0.699.
+SAME_PROBABILITY = 0.005
+
+
 class PaperDropout(nn.Dropout):
     """The paper's dropout: no scaling in training, multiplication by 1 - p in evaluation.
 
-    That is ``nn.Dropout``, which scales in training, times 1 - p in both modes.
+    That is ``nn.Dropout``, which scales in training, times 1 - p in both modes. The weights of the
+    next layer are those for this scale. So a state dict holds 1 - p as ``keep_probability``, and a
+    network with ``nn.Dropout`` or another p refuses it.
     """
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.register_buffer("keep_probability", torch.tensor(1.0 - p))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *rest: Any
+    ) -> None:
+        name = f"{prefix}keep_probability"
+        stored = state_dict.get(name)
+        if stored is not None and stored.ndim == 0:
+            kept = stored.item()
+            if abs(kept - (1 - self.p)) > SAME_PROBABILITY:
+                rest[-1].append(
+                    f"{name} is {kept:.2g}, of a network with dropout={1 - kept:.2g}; "
+                    f"expected {1 - self.p:.2g}, that of dropout={self.p:.2g}"
+                )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *rest)
 
     def forward(self, input: Tensor) -> Tensor:
         """The activations for the next layer."""

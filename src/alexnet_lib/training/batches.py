@@ -223,7 +223,8 @@ def check_order(model: Any, names: tuple[str, ...] | None) -> None:
 class ClassMap:
     """The classes of a model with ``outputs`` classes, and how labels of a loader's data map to it.
 
-    By name where both have names, else by number; ``outputs`` becomes the names of the model's.
+    By name where both have names, else by number; ``outputs`` becomes the names of the model's,
+    and ``numbers`` theirs of the data's, or None where they are the same.
 
     Raises:
         ValueError: data has a class that the model does not have, or more classes.
@@ -234,7 +235,7 @@ class ClassMap:
         if known is not None and len(known) != outputs:
             known = None  # of the last layer before it was replaced
         known, names = real(known), real(data)
-        self._numbers: Tensor | None = None
+        self.numbers: Tensor | None = None
         self._count = outputs
         if known and names:
             self._map(known, names, device)
@@ -258,11 +259,11 @@ class ClassMap:
                 "the model's classes"
             )
         self._count = len(names)
-        self._numbers = torch.tensor([known.index(name) for name in names], device=device)
+        self.numbers = torch.tensor([known.index(name) for name in names], device=device)
 
     def numbered(self, batch: Batch, logits: Tensor, *, cross_entropy: bool) -> Tensor:
         """The labels of a batch in the model's classes; errors are those of ``check_labels``."""
-        numbers = self._numbers
+        numbers = self.numbers
         if numbers is None or not self._are_of_data(batch.labels):
             outputs = logits.shape[1] if logits.ndim > 1 else 1
             check_labels(batch, logits, outputs, cross_entropy=cross_entropy)

@@ -51,7 +51,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         *(
             {
                 "params": [p],
-                "lr": recipe.filter_learning_rate,
+                "lr": recipe.filter_rate_factor * recipe.learning_rate,
                 "filter_groups": filter_groups[id(p)],
             }
             for p in trained.values()

@@ -6,8 +6,9 @@ from typing import Any
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.loaders import Loaders, assemble_loaders
-from alexnet_lib.data.sources import Data, Parts, open_parts
+from alexnet_lib.data.sources import BUILT_IN, Data, Parts, open_parts
 from alexnet_lib.devices import RunOptions, model_explained
+from alexnet_lib.files import as_path
 from alexnet_lib.interop.torchvision import from_torchvision
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.batches import check_order
@@ -99,6 +100,21 @@ def open_data(
                 f"{name}=None, or data that is still to be opened"
             )
     return data
+
+
+def data_of_run(data: str, classes: tuple[str, ...]) -> tuple[str, tuple[str, ...] | None]:
+    """The data of a run and the classes to open it with, from what its ``recipe.json`` has.
+
+    A ``FileNotFoundError`` says that they are not there.
+    """
+    if data in BUILT_IN:
+        return data, None
+    path = as_path(data, "data")
+    if not path.exists():
+        raise FileNotFoundError(f"{data}, on which the run was trained: no such file or folder")
+    from alexnet_lib.data.cifar10 import is_cifar10  # loads torchvision
+
+    return data, None if is_cifar10(path) else classes
 
 
 def _bad_images(options: RunOptions) -> dict[str, Any]:

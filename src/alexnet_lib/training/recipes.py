@@ -21,6 +21,7 @@ from alexnet_lib.checks import (
     check_fields,
     check_integer,
     did_you_mean,
+    nearest,
     shown,
     type_name,
 )
@@ -131,7 +132,8 @@ class Recipe:
             for the rest; or ``"adamw"``.
         learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
-        filter_learning_rate: that of the filters of ``"muon"``, which follows the same schedule.
+        filter_rate_factor: learning rate of the filters of ``"muon"``, divided by that of the other
+            weights; above 0.
         schedule: what follows: ``"cosine"`` falls to 0 at the end of the run; ``"plateau"`` divides
             by ten, at most three times, whenever the validation error has not improved for
             ``plateau_patience`` epochs (paper, section 5); ``"constant"``.
@@ -193,7 +195,7 @@ class Recipe:
     early_stopping: Annotated[int | None, _EPOCHS] = None
     optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
-    filter_learning_rate: Annotated[float, _ABOVE_ZERO] = 0.02
+    filter_rate_factor: Annotated[float, _ABOVE_ZERO] = 0.5
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_fraction: Annotated[float, FRACTION] = 0.1
     plateau_patience: Annotated[int, _EPOCHS] = 3
@@ -226,11 +228,12 @@ class Recipe:
             known = ", ".join(layers)
             raise ValueError(f"freeze has {shown(unknown)}; expected names among {known}")
         self._check_sizes()
-        if self.bias_rate_factor * self.learning_rate > MOST_FLOAT:
-            raise ValueError(
-                f"bias_rate_factor is {self.bias_rate_factor:g} and learning_rate is "
-                f"{self.learning_rate:g}; expected a product that float32 can hold"
-            )
+        for factor in ("bias_rate_factor", "filter_rate_factor"):
+            if getattr(self, factor) * self.learning_rate > MOST_FLOAT:
+                raise ValueError(
+                    f"{factor} is {getattr(self, factor):g} and learning_rate is "
+                    f"{self.learning_rate:g}; expected a product that float32 can hold"
+                )
         for name, expected in (
             ("architecture", "one_weird_trick"),
             ("dropout_scaling", "training"),
@@ -287,11 +290,16 @@ class Recipe:
                 "{'epochs': 3}"
             )
         if unknown := sorted({*overrides} - known, key=str):
-            meant = [did_you_mean(name, known, _SHORT_NAMES) for name in unknown]
+            fields_meant = [nearest(name, known, _SHORT_NAMES) for name in unknown]
+            hints = [
+                repr(field) + f" for {name!r}" * (len(unknown) > 1)
+                for name, field in zip(unknown, fields_meant, strict=True)
+                if field is not None
+            ]
             raise ValueError(
-                f"overrides has {shown(unknown)}; expected fields of Recipe{meant[0]}"
-                if all(meant)
-                else f"overrides has {shown(unknown)}; expected names among {sorted(known)}"
+                f"overrides has {shown(unknown)}; expected "
+                + (f"names among {sorted(known)}" if None in fields_meant else "fields of Recipe")
+                + (f"; did you mean {', '.join(hints)}?" if hints else "")
             )
         return replace(self, **overrides)
 
@@ -419,9 +427,16 @@ class Recipe:
         return total / len(labels)
 
 
-# The result of the search (`benchmarks/search.py`, docs/training.md).
+# The result of the search (`benchmarks/trials.py`, docs/training.md).
 _MODERN = Recipe(
-    "modern", resize_ratio=PAPER_RESIZE_RATIO, random_crop=True, batch_size=64, learning_rate=0.02
+    "modern",
+    dropout_scaling="test",
+    random_shift=0.125,
+    batch_size=64,
+    epochs=13,
+    growth_fraction=0.8,
+    optimizer="muon",
+    learning_rate=0.04,
 )
 
 # Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
@@ -481,9 +496,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 # What `alexnet-lib demo` changes in `modern` to learn the built-in set in a minute.
-DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType(
-    {"image_size": 67, "batch_size": 64, "epochs": 3, "learning_rate": 0.025}
-)
+DEMO_OVERRIDES: Mapping[str, Any] = MappingProxyType({"image_size": 67, "epochs": 3})
 
 
 def resolve_recipe(recipe: object, overrides: Mapping[str, Any] | None = None) -> Recipe:
