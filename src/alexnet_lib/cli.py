@@ -267,6 +267,8 @@ def train(
     from alexnet_lib.training.recipes import resolve_recipe
 
     group = current()
+    if resume is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        resume = "auto"  # torchrun has started the processes again, since one of them failed
     if recipe is None and resume not in {None, "auto"}:
         base, stored_seed = _resumed_recipe(resume)
     else:
