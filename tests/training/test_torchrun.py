@@ -1,7 +1,9 @@
 """The command line in processes of torchrun, which are real ones."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import write_class_folders
 from processes import result_of
 from tiny import QUIET
 from together import approximate
@@ -31,6 +34,25 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def test_the_readmes_line_trains_in_two_processes_of_which_one_writes_and_speaks(tmp_path):
+    photos = write_class_folders(tmp_path / "photos", count=20, size=(70, 70))
+    (line,) = re.findall(r"^torchrun (.*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.M)
+    words = ["photos" if word == "cifar10" else word for word in shlex.split(line)]
+    assert {"--nproc-per-node", "2", "photos"} <= {*words}
+    small = ["--image-size", "67", "--batch-size", "5", "--epochs", "1", "--device", "cpu"]
+    process = torchrun(tmp_path, *words, *small)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    (run,) = (tmp_path / "runs").iterdir()
+    for text in ("AlexNet (paper", "epoch 1/1: ", "test: ", "trained on photos", "results in "):
+        assert printed.count(text) == 1, printed
+    result = json.loads((run / "result.json").read_text())
+    (counts,) = re.findall(r"photos: (\d+) training, (\d+) validation, (\d+) test", printed)
+    assert sum(map(int, counts)) == len([*photos.rglob("*.png")])
+    assert sum(map(sum, result["test"]["confusion"])) == int(counts[2])
+    assert json.loads((run / "recipe.json").read_text())["processes"] == 2
 
 
 def test_a_process_that_is_killed_costs_the_steps_since_the_newest_state(tmp_path):
