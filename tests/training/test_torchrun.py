@@ -43,7 +43,7 @@ def test_the_readmes_line_trains_in_two_processes_of_which_one_writes_and_speaks
     assert {"--nproc-per-node", "2", "photos"} <= {*words}
     small = ["--image-size", "67", "--batch-size", "5", "--epochs", "1", "--device", "cpu"]
     process = torchrun(tmp_path, *words, *small)
-    printed, _ = process.communicate(timeout=600)
+    printed, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, printed
     (run,) = (tmp_path / "runs").iterdir()
     for text in ("AlexNet (paper", "epoch 1/1: ", "test: ", "trained on photos", "results in "):
@@ -68,7 +68,7 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_newest_state(tmp_pat
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     os.kill(int((tmp_path / "attempt 0 rank 1").read_text()), signal.SIGKILL)
-    printed, _ = process.communicate(timeout=600)
+    printed, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, printed
     assert (tmp_path / "attempt 1 rank 1").exists()
     assert re.search(r"error: process 1 of 2 .* gave no sign", printed), printed
