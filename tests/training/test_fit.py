@@ -325,6 +325,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
         "seed": 3,
         "options": asdict(options.resolved()),
         "threads": torch.get_num_threads(),
+        "processes": 1,
         "kernels": cpu.load() is not None,
         "classes": [*SHAPES_CLASSES],
         "data_sha256": stored["data_sha256"],

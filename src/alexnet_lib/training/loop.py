@@ -482,6 +482,8 @@ class _Counts:
 
     def sum_over(self, group: Group) -> None:
         """Counts what all processes have counted."""
+        if group.size == 1:  # nothing is read from the device
+            return
         if len(self._ranks):
             group.sum_(self._confusion, self._ranks)
         group.sum_(self._bad)
