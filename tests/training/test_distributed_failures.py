@@ -63,4 +63,4 @@ def test_a_process_that_hangs_ends_the_others_after_a_while(tmp_path):
     first, _ = in_processes(2, failures, tmp_path, ["stop"])
     assert "process 1 of 2" in first["stop"]["error"]
     assert "gave no sign" in first["stop"]["error"]
-    assert first["stop"]["seconds"] > 4.0  # the time that processes wait here
+    assert first["stop"]["seconds"] > 30.0  # the time that processes wait here

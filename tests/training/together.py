@@ -299,7 +299,7 @@ def _failure(rank: int, case: str) -> BaseException | None:
                 Path(out).mkdir()
                 Path(out, "recipe.json").touch()
         elif case == "stop":
-            patch.setattr(distributed, "WAIT_SECONDS", 4.0)
+            patch.setattr(distributed, "WAIT_SECONDS", 30.0)
         try:
             fit(data, recipe=recipe, out=out, options=QUIET)
         except Exception as error:

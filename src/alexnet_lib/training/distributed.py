@@ -425,11 +425,13 @@ def _begin() -> bool:
     return True
 
 
-_groups: dict[int, Group] = {}
+# torch's group of all processes, and what was made for it.
+_known: tuple[Any, Group] = None, ALONE
 
 
 def group_of(loader: Any) -> Group:
     """The processes that compute together on the shares of a loader."""
+    global _known  # noqa: PLW0603
     share = loader.share if isinstance(loader, BatchLoader) else None
     if share is None or share[1] == 1:
         return ALONE
@@ -441,12 +443,11 @@ def group_of(loader: Any) -> Group:
             "torch.distributed.init_process_group() before, or a loader without a share"
         )
     else:
-        world = id(dist.group.WORLD)
-        if world not in _groups:
-            _groups.clear()  # of an earlier world
-            _groups[world] = Group(dist.get_rank(), processes())
-            _groups[world].join()
-        group = _groups[world]
+        world, group = _known
+        if world is not dist.group.WORLD:
+            group = Group(dist.get_rank(), processes())
+            group.join()
+            _known = dist.group.WORLD, group
     group.check_share(share)
     return group
 
