@@ -60,7 +60,7 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_newest_state(tmp_pat
     process = torchrun(
         tmp_path,
         *("--standalone", "--nproc-per-node", "2", "--max-restarts", "1"),
-        *("-m", "elastic", "train", "shapes", *tiny, "--set", "dropout=.5", "--epochs", "12"),
+        *("-m", "elastic", "train", "shapes", *tiny, "--set", "dropout=.5", "--epochs", "4"),
         *("--precision", "float32", "--checkpoint-every", "0", "--out", "run"),
     )
     state = tmp_path / "run" / "state.safetensors"
@@ -72,8 +72,9 @@ def test_a_process_that_is_killed_costs_the_steps_since_the_newest_state(tmp_pat
     assert process.returncode == 0, printed
     assert (tmp_path / "attempt 1 rank 1").exists()
     assert re.search(r"error: process 1 of 2 .* gave no sign", printed), printed
-    assert re.search(r"goes on after [1-9]\d* of 132 steps", printed), printed
+    assert re.search(r"goes on after [1-9]\d* of 44 steps", printed), printed
     recipe, seed = stored_recipe(tmp_path / "run")
     fit("shapes", recipe=recipe, seed=seed, out=tmp_path / "alone", options=QUIET)
     own, other = (result_of(tmp_path / name) for name in ("run", "alone"))
-    assert own["history"] == approximate(other["history"], 1e-4)
+    # The kernels may be compiled for one of the runs only; resized pixels differ by their rounding.
+    assert own["history"] == approximate(other["history"], 1e-3)
