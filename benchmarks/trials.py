@@ -120,7 +120,6 @@ LONG = RECIPES["modern"].overridden(
 )
 AUGMENTATION: dict[str, Trial] = {
     "modern": trial(LONG),
-    "random erasing, 0.25": trial(LONG, erasing=0.25),
     "random erasing, 0.5": trial(LONG, erasing=0.5),
     "mixup, 0.2": trial(LONG, mixup=0.2),
     "CutMix, 1": trial(LONG, cutmix=1.0),
@@ -215,7 +214,7 @@ def stored() -> list[dict[str, Any]]:
 def report(group: str) -> str:
     """A row for each trial of a group, with the mean and the spread of its seeds."""
     lines = [line for line in stored() if line["group"] == group]
-    rows = [HEADER, ("---", *["--:"] * (len(HEADER) - 1))]
+    rows = []
     for name in dict.fromkeys(line["trial"] for line in lines):
         runs = [line for line in lines if line["trial"] == name]
         rows.append(
@@ -224,14 +223,17 @@ def report(group: str) -> str:
                 str(len(runs)),
                 f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}",
                 f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
+                spread([run["training"][-1] for run in runs if "training" in run]),
                 spread([run["validation"][-1] for run in runs]),
                 spread([run["test"] for run in runs if run["test"] is not None]),
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    table = [HEADER, ("---", *["--:"] * (len(HEADER) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(row[i] for i in kept)} |" for row in table)
 
 
-HEADER = ("trial", "seeds", "minutes", "images/s", "validation, %", "test, %")
+HEADER = ("trial", "seeds", "minutes", "images/s", "training, %", "validation, %", "test, %")
 
 
 def main() -> None:

@@ -259,8 +259,9 @@ def _image_batches(
                 inputs.append(preprocess.network_input(pixels).to(device))
             yield sources, torch.stack(inputs) if inputs else torch.empty(0)
             coming.append(started())
+        pool.shutdown()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # as in read_in_threads
 
 
 def _sources(images: Any) -> Iterator[tuple[str, Any]]:

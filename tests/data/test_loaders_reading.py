@@ -413,11 +413,35 @@ def test_no_thread_is_left_and_nothing_is_read_after_a_pass(photos, threads, slo
             whole_pass(loader)
         except ValueError as raised:
             error = raised
+    while ending != "exhausted" and readers():
+        time.sleep(0.01)  # they end with the images that they are reading
     assert readers() == []
     count = len(slow_reads)
     time.sleep(0.05)
     assert len(slow_reads) == count
     assert (error is None) == (ending not in {"exception", "bad image"})  # and it is kept till here
+
+
+class _InCycle:
+    """What only the garbage collector frees, with a pass that nobody has closed."""
+
+    def __init__(self, batches) -> None:
+        self.batches, self.itself = batches, self
+
+
+def test_a_pass_that_is_collected_waits_for_no_thread(photos, threads, slow_reads, monkeypatch):
+    threads(3)
+    batches = loader_of(photos, batch_size=4, shuffle=False).batches(0)
+    next(batches)
+    pass_ = _InCycle(batches)
+    del batches, pass_
+    # The collector may run where a lock is held that the end of a thread needs, in Thread.start.
+    joined = []
+    monkeypatch.setattr(threading.Thread, "join", lambda *arguments: joined.append(arguments))
+    gc.collect()
+    while readers():
+        time.sleep(0.01)
+    assert joined == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")

@@ -216,7 +216,7 @@ def read_in_threads(
 ) -> Generator[RawBatch, None, None]:
     """The batches, read ahead in as many threads as torch computes with.
 
-    No thread is left when the iterator is exhausted or closed.
+    No thread is left when the iterator is exhausted; if it is closed before, they end soon.
     """
     pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "alexnet-lib-reader")
 
@@ -237,8 +237,11 @@ def read_in_threads(
                 task.result()
             running.extend(islice(coming, 1))
             yield batch.finished()
+        pool.shutdown()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # Without waiting: an iterator that nobody closes is closed by the garbage collector, in any
+        # thread, also in one of these, and while it holds a lock that their end needs.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Workers:
@@ -275,9 +278,15 @@ class Workers:
         self._requests[:] = requests
         batches = self._start()
         # A process that is stopped can leave whoever receives its batch waiting for ever.
-        with ThreadPoolExecutor(1, "alexnet-lib-receiver") as receiver:
+        receiver, idle = ThreadPoolExecutor(1, "alexnet-lib-receiver"), False
+        try:
             for _ in requests:
-                yield self._next(receiver, batches)
+                batch = self._next(receiver, batches)
+                idle = True
+                yield batch
+                idle = False
+        finally:
+            receiver.shutdown(wait=not idle)  # see read_in_threads
         # Says to torch that the pass is complete.
         next(batches, None)
 
