@@ -55,6 +55,7 @@ def test_the_readmes_line_trains_in_two_processes_of_which_one_writes_and_speaks
     assert json.loads((run / "recipe.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_the_steps_since_the_newest_state(tmp_path):
     tiny = ["--architecture", "tiny", "--batch-size", "5", "--device", "cpu", "--seed", "3"]
     process = torchrun(
