@@ -35,7 +35,7 @@ test: .venv/dev ## lint, types, tests, docs
 	$(BIN)/mypy
 	$(PYTEST) $(PARALLEL) -m "not slow"
 	$(PYTEST) $(PARALLEL) -m "not bad_input and not slow" $(TYPED)
-	$(MAKE) --no-print-directory docs
+	$(MAKE) --no-print-directory docs NOTEBOOKS=off
 
 test-slow: .venv/dev ## the tests that take minutes
 	$(PYTEST) -m slow
@@ -63,9 +63,11 @@ gpu: $(if $(filter .venv/bin,$(BIN)),.venv/dev) ## on a GPU: tests, tables, a wh
 		--runs $(if $(SMALL),$$run/stored,benchmarks/results/runs-$(DEVICE)) || failed="$$failed training"; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-# A fresh environment, because a page that is not read again does not repeat its warnings.
+# A fresh environment, because a page that is not read again does not repeat its warnings. With
+# NOTEBOOKS=off the notebooks are shown, but not run, which takes most of the time.
+docs: NOTEBOOKS ?= force
 docs: .venv/dev ## run the notebooks, build docs/_build/html/, check its pages (in Chromium too, if installed)
-	$(BIN)/sphinx-build -W --keep-going --fresh-env -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going --fresh-env -D nb_execution_mode=$(NOTEBOOKS) -b html docs docs/_build/html
 	$(BIN)/python docs/check_pages.py docs/_build/html
 
 clean: ## remove .venv and what was built; data/ and runs/ stay

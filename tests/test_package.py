@@ -111,6 +111,14 @@ def test_the_network_knows_nothing_of_data_but_the_preprocessing():
     assert {name for name in imported if name.startswith("data")} == {"data.preprocess"}
 
 
+def test_nothing_below_the_runs_of_several_processes_asks_which_one_it_is():
+    for name, file in modules().items():
+        if name.startswith(("data.", "network.")) or name == "training.loop":
+            nodes = ast.walk(tree_of(file))
+            attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            assert not attributes & {"rank", "get_rank", "is_first"}, name
+
+
 def test_the_tests_lie_in_the_folders_of_what_they_test():
     folders = {name for name in FLOOR_OF if (PACKAGE / name).is_dir()}
     tested = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}

@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,13 +25,30 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _processes():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            for line in _how_to_go_on(ctx.invoked_subcommand, stop):
-                say(printable(line))
-            say(f"error: {str(stop) or 'interrupted'}")
+            if text := _told(stop, "interrupted"):
+                for line in _how_to_go_on(ctx.invoked_subcommand, stop):
+                    say(printable(line))
+                say(f"error: {text}")
             number = getattr(stop, "number", signal.SIGINT)
             raise SystemExit(128 + number) from None
+
+
+def _processes() -> AbstractContextManager[Any]:
+    """The processes that torchrun has started, if this is one of them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from alexnet_lib.training.distributed import joined
+
+    return joined()
+
+
+def _told(error: BaseException, otherwise: str) -> str:
+    """What is to be said of an error; nothing if another process says it."""
+    told: str | None = getattr(error, "told", None)
+    return str(error) or otherwise if told is None else told
 
 
 def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
@@ -246,8 +263,12 @@ def train(
     given = {name: value for name, value in fields.items() if value is not None}
     if twice := sorted(set(overrides) & set(given)):
         raise ValueError(f"{', '.join(twice)} is given as an option and by --set; expected one")
+    from alexnet_lib.training.distributed import current
     from alexnet_lib.training.recipes import resolve_recipe
 
+    group = current()
+    if resume is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        resume = "auto"  # torchrun has started the processes again, since one of them failed
     if recipe is None and resume not in {None, "auto"}:
         base, stored_seed = _resumed_recipe(resume)
     else:
@@ -257,8 +278,9 @@ def train(
     if resume is not None:
         whole = resolve_recipe(base, overrides | given)
         wanted = _Wanted(whole, seed, data, _names(classes), max_minutes)
-    folder, is_new = _run_folder(out, resume, wanted)
-    if wanted is not None and _report_finished(folder, wanted):
+    path, is_new = group.first(lambda: _run_folder(out, resume, wanted))
+    folder = Path(path)
+    if wanted is not None and group.first(lambda: _report_finished(folder, wanted)):
         return
     try:
         run = lib.fit(
@@ -283,13 +305,14 @@ def train(
             ),
         )
     finally:
-        if is_new:
+        if is_new and group.is_first:
             with suppress(OSError):  # something was written
                 folder.rmdir()
     again = [word for name in part or () for word in ("--part", name)]
     if on_bad_image != "stop":
         again += ["--on-bad-image", on_bad_image]
-    _report(run, data, again)
+    if group.is_first:
+        _report(run, data, again)
 
 
 def _loggers(folder: Path, *, tensorboard: bool, figures: bool) -> list[Any]:
@@ -327,26 +350,26 @@ class _Wanted(NamedTuple):
             return False
 
 
-def _run_folder(out: str | None, resume: str | None, wanted: _Wanted | None) -> tuple[Path, bool]:
+def _run_folder(out: str | None, resume: str | None, wanted: _Wanted | None) -> tuple[str, bool]:
     """The folder of a run, and whether it was created here."""
     from itertools import count
 
     from alexnet_lib.files import as_path
 
     if out is not None:
-        return as_path(out, "out"), False
+        return str(as_path(out, "out")), False
     if resume not in {None, "auto"}:
-        return as_path(resume, "resume"), False
+        return str(as_path(resume, "resume")), False
     if wanted is not None:
         for folder in sorted(Path("runs").glob("*"), reverse=True):
             if not (folder / "result.json").exists() and wanted.is_of(folder):
-                return folder, False
+                return str(folder), False
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in count(1):
         folder = Path("runs", name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):  # of a run that was begun in the same second
             folder.mkdir(parents=True)
-            return folder, True
+            return str(folder), True
     raise AssertionError
 
 
@@ -549,7 +572,9 @@ def evaluate(
     from alexnet_lib.data.sources import open_parts, split
     from alexnet_lib.inference import known_preprocess
     from alexnet_lib.text import format_table
+    from alexnet_lib.training.distributed import current
 
+    group = current()
     _set_up_memory(keep_memory)
     names, seed = _names(classes), None
     _check_order("CHECKPOINT", checkpoint, data)
@@ -583,12 +608,15 @@ def evaluate(
             batch_size=batch_size,
             num_workers=num_workers,
             on_bad_image=on_bad_image,  # type: ignore[arg-type]
+            share=(group.rank, group.size),
         ),
-        device=device,
+        device=group.own(lib.RunOptions(device)).device,
         precision=precision,
         views=views,
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr.isatty() and group.is_first,
     )
+    if not group.is_first:
+        return
     print(metrics)
     if lines := metrics.class_lines():
         print(*format_table(lines, right=[1]), sep="\n")
@@ -794,10 +822,10 @@ def _fail(error: Exception, status: int) -> None:
 
     if sys.flags.dev_mode:
         raise error
-    text = str(error) or type_name(error)
     # What follows in torch's errors is about its own code.
-    for line in f"error: {text}".splitlines()[: 1 if status == 1 else None]:
-        say(printable(line))
+    if text := _told(error, type_name(error)):
+        for line in f"error: {text}".splitlines()[: 1 if status == 1 else None]:
+            say(printable(line))
     raise SystemExit(status)
 
 

@@ -249,6 +249,12 @@ class RunOptions:
         )
 
 
+def processes() -> int:
+    """How many processes compute together (``torch.distributed``); 1 where none were joined."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1
+
+
 def derived_seed(seed: int, *numbers: int) -> int:
     """One seed for each sequence of numbers, for example an epoch and a step."""
     seed = check_integer("seed", seed, 0)

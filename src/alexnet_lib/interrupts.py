@@ -12,6 +12,8 @@ from typing import Any
 
 _received: int | None = None
 _handling: int | None = None  # the thread that handles signals
+# Whether the processes of a run have told each other of the signal; None: there is only this one.
+_agreed: bool | None = None
 _local = threading.local()
 
 
@@ -31,8 +33,32 @@ def check() -> None:
     """Raises ``Interrupted`` if a signal asked the program to stop."""
     # As Python's own KeyboardInterrupt: other threads are the program's affair.
     postponed = getattr(_local, "postponed", False)
-    if _received is not None and threading.get_ident() == _handling and not postponed:
+    here = threading.get_ident() == _handling if _agreed is None else _agreed
+    if _received is not None and here and not postponed:
         raise Interrupted(_received)
+
+
+def received() -> int:
+    """The number of the signal that asked the program to stop, or 0."""
+    return _received or 0
+
+
+def agree(number: int) -> None:
+    """In a block of ``together``, lets ``check`` raise for a signal to any process; 0 is none."""
+    global _received, _agreed
+    if number and _agreed is not None:
+        _received, _agreed = _received or number, True
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Until the block ends, ``check`` raises nothing before ``agree``: all processes stop then."""
+    global _agreed  # noqa: PLW0603
+    _agreed = False
+    try:
+        yield
+    finally:
+        _agreed = None
 
 
 @contextmanager

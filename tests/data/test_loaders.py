@@ -1028,6 +1028,66 @@ def test_a_data_sets_classes_can_be_named():
     assert loaders.classes == loaders.test.dataset.classes == ("cat", "dog")
 
 
+@any_kind
+@any_augmentation
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_shares_of_a_batch_are_the_batch(kind, augmentation, parts):
+    whole = augmenting(kind, augmentation=augmentation, batch_size=6, seed=2)  # the last has 2
+    shares = [replace(whole, share=(number, parts)) for number in range(parts)]
+    for (images, labels), *several in zip(whole, *shares, strict=True):
+        torch.testing.assert_close(
+            torch.cat([part[0] for part in several]), images, rtol=0, atol=1e-6
+        )
+        assert torch.equal(torch.cat([part[1] for part in several]), labels)
+    assert {len(shares[0]), len(whole)} == {4}
+    assert shares[0].epoch == whole.epoch == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_shares_of_files_are_the_batches_of_files(photo_folder, workers):
+    def loaders(**options):
+        everything = {"validation_fraction": 0.0, "test_fraction": 0.0, "augmentation": Mixup()}
+        return build_loaders(photo_folder, image_size=32, batch_size=5, **everything, **options)
+
+    # Batches of 5 and 1 images.
+    shares = (loaders(num_workers=workers).share(number, 2).train for number in range(2))
+    for (images, labels), *several in zip(loaders().train, *shares, strict=True):
+        torch.testing.assert_close(torch.cat([part[0] for part in several]), images)
+        assert torch.equal(torch.cat([part[1] for part in several]), labels)
+
+
+def test_the_parts_of_a_share_are_as_equal_as_they_can_be():
+    for parts in range(1, 9):
+        shares = (shuffling(share=(i, parts)) for i in range(parts))
+        counts = [[len(labels) for _, labels in share] for share in shares]
+        for several in zip(*counts, strict=True):
+            assert max(several) - min(several) <= 1
+        assert sum(map(sum, counts)) == 50
+
+
+def test_shares_have_epoch_and_bad_images_in_common_with_the_loaders_they_came_from():
+    loaders = build_loaders("shapes", image_size=32, train_images=20, batch_size=4)
+    shared = loaders.share(1, 2)
+    for _ in shared.train:
+        pass
+    assert loaders.train.epoch == shared.train.epoch == 1
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("share", [1, "12", (0,), (2, 2), (-1, 2), (0, 0), (0.0, 1), (True, 2), {}])
+def test_what_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match=r"^share is .*; expected the number of a part"):
+        shuffling(share=share)
+
+
+@pytest.mark.bad_input
+def test_more_parts_than_images_in_a_batch_are_refused():
+    with pytest.raises(
+        ValueError, match="batch_size is 8, of which 9 processes have no image each"
+    ):
+        shuffling(share=(0, 9))
+
+
 def test_batch_size_seed_and_workers_are_those_of_all_parts():
     for part in dataset_loaders(batch_size=7, seed=3, num_workers=2):
         assert (part.batch_size, part.seed, part.num_workers) == (7, 3, 2)

@@ -325,6 +325,7 @@ def test_recipe_json_holds_all_that_determines_the_run(tmp_path):
         "seed": 3,
         "options": asdict(options.resolved()),
         "threads": torch.get_num_threads(),
+        "processes": 1,
         "kernels": cpu.load() is not None,
         "classes": [*SHAPES_CLASSES],
         "data_sha256": stored["data_sha256"],
@@ -721,11 +722,13 @@ def test_the_moving_average_is_what_validation_and_test_are_about(device, monkey
 def test_only_the_test_images_are_seen_in_several_views(device, views, monkeypatch):
     seen = []
 
-    def witness(model, loader, **options):
-        seen.append((len(loader.dataset), options["views"]))
-        return evaluate(model, loader, **options)
+    real = state.evaluate_together
 
-    monkeypatch.setattr(state, "evaluate", witness)
+    def witness(model, loader, *processes, **options):
+        seen.append((len(loader.dataset), options["views"]))
+        return real(model, loader, *processes, **options)
+
+    monkeypatch.setattr(state, "evaluate_together", witness)
     loaders = loaders_of(resize_ratio=1.5)
     run = quick_fit(loaders, overrides={"views": views, "resize_ratio": 1.5}, options=quiet(device))
     assert seen == [(6, 1), (6, 1), (20, views)]
@@ -1306,11 +1309,13 @@ def test_weights_that_the_last_step_spoiled_are_not_written(device, tmp_path, mo
     ],
 )
 def test_an_evaluation_whose_loss_is_not_finite_is_named(part, message, monkeypatch):
-    def spoiled(model, loader, **named):
-        metrics = evaluate(model, loader, **named)
+    real = state.evaluate_together
+
+    def spoiled(model, loader, *processes, **named):
+        metrics = real(model, loader, *processes, **named)
         return replace(metrics, loss=float("nan")) if metrics.images == part else metrics
 
-    monkeypatch.setattr(state, "evaluate", spoiled)
+    monkeypatch.setattr(state, "evaluate_together", spoiled)
     with pytest.raises(FloatingPointError, match=message):
         quick_fit()
 

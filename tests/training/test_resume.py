@@ -46,9 +46,8 @@ def whole(files, tmp_path_factory):
 
 
 @posix
-@pytest.mark.parametrize(
-    "name", ["files in workers", pytest.param("plateau", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["files in workers", "plateau"])
 def test_a_run_that_is_killed_five_times_ends_with_the_same_bits(name, files, whole, tmp_path):
     expected, seconds = whole(name)
     kill_at_random(name, tmp_path / "run", files, kills=5, seed=1, seconds=seconds)

@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_lib.checks import check_choice, check_integer, check_number, shown, type_name
+from alexnet_lib.checks import (
+    as_integer,
+    check_choice,
+    check_integer,
+    check_number,
+    shown,
+    type_name,
+)
 from alexnet_lib.data.augmentation import (
     Augmentation,
     ColorNoise,
@@ -32,7 +39,7 @@ from alexnet_lib.data.folders import (
     PartNames,
     check_bad_images,
 )
-from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, to_unit
+from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, as_list, to_unit
 from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
     Failure,
@@ -58,6 +65,7 @@ from alexnet_lib.devices import (
     derived_seed,
     generator_for,
     memory_explained,
+    processes,
     resolve_device,
 )
 from alexnet_lib.kernels import cpu
@@ -138,9 +146,15 @@ class BatchLoader:
             epoch, with one warning for each image.
         bad_image_limit: fraction of the images, from 0 to 1: more bad ones are an error. Unless it
             is 0, one is allowed.
+        share: ``(i, n)``: of each batch, the part number i, from 0, of n parts of consecutive
+            images, whose sizes differ by at most one; ``batch_size`` and ``len`` are those of the
+            whole batches. A part without images is an empty batch. None: whole batches, which are
+            refused in one of several processes of ``torch.distributed``, since each of them would
+            get the same ones; ``(0, 1)`` is for a process that is to have them all.
 
     Raises:
-        ValueError: an argument is out of its range, or does not fit the images.
+        ValueError: an argument is out of its range, or does not fit the images; this is one of
+            several processes and has no share.
         TypeError: ``dataset``, ``preprocess`` or an augmentation has another type.
     """
 
@@ -157,6 +171,7 @@ class BatchLoader:
     balanced: bool = False
     on_bad_image: OnBadImage = "stop"
     bad_image_limit: float = 0.1
+    share: tuple[int, int] | None = None
     _state: _State = field(default_factory=_State, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -180,6 +195,8 @@ class BatchLoader:
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the class is frozen
         check_choice("on_bad_image", self.on_bad_image, get_args(OnBadImage))
+        if self.share is not None:
+            object.__setattr__(self, "share", _checked_share(self.share, self.batch_size))
         if not isinstance(self.placement, Placement):
             raise TypeError(f"placement is a {type_name(self.placement)}; expected a Placement")
         if not isinstance(self.stats, ChannelStats | None):
@@ -274,6 +291,11 @@ class BatchLoader:
         """The images that could not be read so far, as files or items, each with the reason."""
         return {**self._state.bad_images}
 
+    def add_bad_images(self, bad_images: Mapping[str, str]) -> None:
+        """Counts images that another loader of the same images could not read."""
+        self._state.bad_images |= bad_images
+        self._check_bad_images()
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next pass, an integer counted from 0."""
         self._state.epoch = check_integer("epoch", epoch, 0)
@@ -350,12 +372,20 @@ class BatchLoader:
         self, epoch: int, start: int, preprocess: Preprocess
     ) -> Generator[tuple[int, Batch], None, None]:
         """Preprocessed and augmented batches with their numbers in the epoch."""
+        if self.share is None and (number := processes()) > 1:
+            raise ValueError(
+                f"this is one of {number} processes of torch.distributed, each of which would get "
+                "the same batches; expected loaders.share(torch.distributed.get_rank(), "
+                f"{number}), or loaders.share(0, 1) where one process is to have all images"
+            )
         plan, count, size = self._plan(epoch, preprocess), len(self.dataset), self.batch_size
-        # An image is mixed with the next one of the epoch, which may be in the next batch.
         wanted = [
-            slice(first, min(first + size, count) + self._mixes)
+            self._part(first, min(first + size, count))
             for first in range(start * size, len(self) * size, size)
         ]
+        # Only a last batch of fewer images than there are parts has a part without any.
+        last = [part for part in wanted if part.start == part.stop]
+        wanted = wanted[: len(wanted) - len(last)]
         with closing(self._raw_batches(plan, wanted)) as raw_batches:
             for number, (batch, raw) in enumerate(zip(wanted, raw_batches, strict=True), start):
                 positions: slice | Tensor = batch
@@ -363,6 +393,29 @@ class BatchLoader:
                     positions, raw = self._without_failures(batch, raw, plan)  # noqa: PLW2901
                 if len(raw.images) > self._mixes:
                     yield number, self._finished(raw.images, positions, plan, preprocess)
+                elif self.share is not None and self.share[1] > 1:
+                    yield number, self._empty(plan, preprocess)
+        if last:
+            yield len(self) - 1, self._empty(plan, preprocess)
+
+    def _part(self, first: int, end: int) -> slice:
+        """The positions of a batch that are this loader's, and the one that the last is mixed with.
+
+        An image is mixed with the next one of the epoch, which may be in the next batch.
+        """
+        i, n = self.share or (0, 1)
+        count = end - first
+        begin, end = first + count * i // n, first + count * (i + 1) // n
+        return slice(begin, end + (self._mixes and begin < end))
+
+    def _empty(self, plan: _Plan, preprocess: Preprocess) -> Batch:
+        """A batch without images."""
+        placement, side = self.placement, preprocess.image_size
+        shape = (0, self.dataset.channels, side, side)
+        labels = plan.labels[:0]
+        if self._mixes:
+            labels = F.one_hot(labels, len(self.dataset.classes)).float()
+        return torch.empty(shape, dtype=placement.dtype, device=placement.device), labels
 
     @property
     def _mixes(self) -> bool:
@@ -435,7 +488,10 @@ class BatchLoader:
                 bad[failure.name] = failure.reason
                 text = f"{failure.name} cannot be read and is left out: {failure.reason}"
                 warnings.warn(text, stacklevel=2)
-        problems = [f"{name}: {reason}" for name, reason in bad.items()]
+        self._check_bad_images()
+
+    def _check_bad_images(self) -> None:
+        problems = [f"{name}: {reason}" for name, reason in self._state.bad_images.items()]
         check_bad_images(problems, len(self.dataset), self.bad_image_limit)
 
     def _finished(
@@ -498,6 +554,23 @@ class BatchLoader:
         if device.type == "cuda" and images.device.type == "cpu":
             images = images.pin_memory()  # of those that are read, most are in pinned memory
         return images.to(device, non_blocking=True)
+
+
+def _checked_share(share: Any, batch_size: int) -> tuple[int, int]:
+    """A share of two plain integers."""
+    numbers = [as_integer(number) for number in as_list(share) or ()]
+    number, parts = numbers if len(numbers) == 2 else (None, None)
+    if number is None or parts is None or not 0 <= number < parts:
+        raise ValueError(
+            f"share is {shown(share)}; expected the number of a part, from 0, and how many there "
+            "are, for example (0, 2)"
+        )
+    if parts > batch_size:
+        raise ValueError(
+            f"batch_size is {batch_size}, of which {parts} processes have no image each; expected "
+            f"at least {parts}"
+        )
+    return number, parts
 
 
 def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -577,6 +650,34 @@ class Loaders(NamedTuple):
             return replace(part, dataset=_moved(part.dataset, device), placement=placement)
 
         return Loaders(moved(self.train), *(part and moved(part) for part in self[1:]))
+
+    def share(self, number: int, parts: int) -> "Loaders":
+        """The same loaders, with a part of each batch: for one of several processes.
+
+        ``train_one_epoch`` and ``evaluate`` of a share compute with all processes of
+        ``torch.distributed`` together, each of which calls them. ``fit`` shares by itself.
+
+        Args:
+            number: of the part, from 0; that of a process is ``torch.distributed.get_rank()``.
+            parts: how many there are: the number of processes. With 1, a process has all images.
+
+        Raises:
+            ValueError: there is no such part, or a batch has fewer images than there are parts.
+
+        Example:
+            >>> from alexnet_lib import build_loaders
+            >>> loaders = build_loaders("shapes", image_size=67, batch_size=64)
+            >>> images, labels = next(iter(loaders.share(0, 3).train))
+            >>> len(images)
+            21
+        """
+
+        def shared(part: BatchLoader) -> BatchLoader:
+            loader = replace(part, share=(number, parts))
+            object.__setattr__(loader, "_state", part._state)  # the class is frozen
+            return loader
+
+        return Loaders(shared(self.train), *(part and shared(part) for part in self[1:]))
 
 
 def _moved(data: ImageSet, device: torch.device) -> ImageSet:

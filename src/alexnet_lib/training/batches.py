@@ -1,6 +1,6 @@
 """What a loader yields, as tensors on a device; and what the numbers of its labels mean."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.images import IMAGE_KEYS, LABEL_KEYS, image_and_label
 from alexnet_lib.network.architecture import MOST_COUNT
+from alexnet_lib.training.distributed import WHOLE, Place
 from alexnet_lib.training.metrics import NO_SHARES
 
 _PARTS = ("images", "labels")
@@ -23,17 +24,25 @@ class Batch(NamedTuple):
 
     ``bounds`` are the smallest and the largest integer label; ``shares`` tells whether the rows of
     floating labels are shares of the classes. Both are None where looking would have meant to wait
-    for a device.
+    for a device. ``place`` is its place in the whole batch, which it is unless it is a share of it.
     """
 
     images: Tensor
     labels: Tensor
+    place: Place
     bounds: tuple[int, int] | None = None
     shares: bool | None = None
 
 
-def moved_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch]:
-    """The batches of any loader, on a device, without those that have no images."""
+def moved_batches(
+    loader: Iterable[Any],
+    device: torch.device,
+    place: Callable[[int], Place] = WHOLE,
+) -> Iterator[Batch]:
+    """The batches of any loader, on a device, without those that have no images.
+
+    ``place`` is what ``Group.places`` returns, where they are shares.
+    """
     try:
         items = iter(loader)
     except TypeError as error:
@@ -46,8 +55,19 @@ def moved_batches(loader: Iterable[Any], device: torch.device) -> Iterator[Batch
                 f"loader yields images of shape {tuple(images.shape)} with labels of shape "
                 f"{tuple(labels.shape)}; expected as many labels as images"
             )
-        if len(images):
-            yield labelled(images, labels, device)
+        where = place(len(images))
+        if where.whole:
+            yield labelled(*placed(images, labels, where), device, where)
+
+
+def placed(images: Tensor, labels: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """Images and labels; for a share without any, an image of zeros of the first class."""
+    if place.images:
+        return images, labels
+    images, labels = (part.new_zeros((1, *part.shape[1:])) for part in (images, labels))
+    if labels.is_floating_point():
+        labels[:, 0] = 1
+    return images, labels
 
 
 def pair(item: Any) -> tuple[Any, Any]:
@@ -85,7 +105,9 @@ def as_tensor(name: str, value: Any) -> Tensor:
     )
 
 
-def labelled(images: Tensor, labels: Tensor, device: torch.device) -> Batch:
+def labelled(
+    images: Tensor, labels: Tensor, device: torch.device, place: Place | None = None
+) -> Batch:
     """A batch on the device, its labels looked at where they are on the CPU."""
     if labels.ndim == 0:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; expected {_LABELS}")
@@ -98,7 +120,10 @@ def labelled(images: Tensor, labels: Tensor, device: torch.device) -> Batch:
         labels = labels.long()
     looked = _look(labels) if labels.device.type == "cpu" else (None, None)
     return Batch(
-        images.to(device, non_blocking=True), labels.to(device, non_blocking=True), *looked
+        images.to(device, non_blocking=True),
+        labels.to(device, non_blocking=True),
+        place or Place(0, len(images), len(images)),
+        *looked,
     )
 
 

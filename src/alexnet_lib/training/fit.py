@@ -21,6 +21,7 @@ from alexnet_lib.devices import RunOptions, restored_generators, versions
 from alexnet_lib.kernels import cpu
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.text import format_duration, format_table, html_table, printable, say
+from alexnet_lib.training.distributed import Group, joined
 from alexnet_lib.training.loggers import Logger, RunLog
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
@@ -106,6 +107,10 @@ def fit(
     stopped run needs to go on (``resume``): it ends with the weights of an uninterrupted run, bit
     for bit, on the same machine with the same versions, number of threads and kernels.
 
+    The processes of ``torchrun``, or of an initialised ``torch.distributed``, compute one run
+    together: each calls ``fit`` with the same arguments, and gets the same result, that of one
+    process but for rounding. The first one writes and prints. If one fails, all end.
+
     SIGINT (Ctrl-C, or the stop of a notebook's cell) ends the step, writes the state and raises
     ``KeyboardInterrupt``; a second one stops at once. The first one's error has the run so far as
     its ``run``: a ``Run`` without test metrics, with the best weights so far (before the first
@@ -137,7 +142,7 @@ def fit(
             first step, its speed is measured; then it has as many of the recipe's ``epochs`` as
             there is time for, or one epoch of fewer ``train_images``. ``recipe.json`` has the
             recipe as planned, which repeats the run. A resumed run keeps its plan. A run that
-            becomes slower is not cut. None: all epochs.
+            becomes slower is not cut. None, which several processes need: all epochs.
         loggers: what is told the recipe and the metrics while the run goes on, for example a
             ``TensorBoardLogger``; see ``Logger``. One that fails before the first step ends the
             run with its error; one that fails later is a warning and is called no more.
@@ -146,13 +151,15 @@ def fit(
     Raises:
         TypeError: ``data``, ``model`` or one of ``loggers`` has another type.
         ValueError: an argument is out of its range, the model does not fit the data, or
-            ``max_minutes`` are too few for this machine.
+            ``max_minutes`` are too few for this machine; the processes of a run have other
+            arguments, data or versions, or do not see the same ``out``.
         FileExistsError: ``out`` holds a run already, or the run to be continued is finished.
         FileNotFoundError: ``resume`` holds no run.
         BlockingIOError: another run is writing to ``out``.
         OSError: ``out`` cannot be written, or the disk has too little space for the checkpoints.
         KeyboardInterrupt: SIGINT.
-        RuntimeError: ``fit`` is running in another thread.
+        RuntimeError: ``fit`` is running in another thread; another process of the run has failed:
+            the message says which, and why.
         FloatingPointError: a loss or a weight became NaN or infinite; the message names the epoch
             (and the step of a training loss), and the files keep the last good weights.
 
@@ -167,19 +174,16 @@ def fit(
         (54, 6, 60)
     """
     started = time.perf_counter()
-    recipe = resolve_recipe(recipe, overrides)
-    number = as_integer(seed)
-    if number is None or not 0 <= number < 2**63:
-        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to below 2**63")
-    seed = number
-    if not isinstance(options, RunOptions):
-        raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
-    checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
-    if max_minutes is not None:
-        max_minutes = check_number("max_minutes", max_minutes, ABOVE_ZERO)
-    log = RunLog(loggers)
-    _refuse_processes()
     with ExitStack() as stack:
+        group = stack.enter_context(joined())  # first: an error is one of all processes
+        recipe = resolve_recipe(recipe, overrides)
+        seed = _checked_seed(seed)
+        if not isinstance(options, RunOptions):
+            raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
+        checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
+        if max_minutes is not None:
+            max_minutes = _checked_minutes(max_minutes, group)
+        log = RunLog(loggers if group.is_first else ())
         if not _running.acquire(blocking=False):
             raise RuntimeError(
                 "fit is running in another thread of this process; expected one at a time, since "
@@ -187,8 +191,11 @@ def fit(
             )
         stack.callback(_running.release)
         stack.enter_context(interrupts.handled())
-        files = stack.enter_context(RunFiles(out, resume, every=checkpoint_every))
-        options = files.options(options).resolved()
+        files = RunFiles(out, resume, every=checkpoint_every, writes=group.is_first)
+        with group.first_alone():
+            stack.enter_context(files)
+        group.check_seen(None if files.folder is None else files.folder.path)
+        options = group.own(files.options(options)).resolved()
         device = torch.device(options.device)
         if device.type == "cpu":
             # Compiled now, so that all steps of all runs of a seed are computed by the same code.
@@ -205,15 +212,17 @@ def fit(
             files=files,
             max_minutes=max_minutes,
             started=started,
+            group=group,
         )
         started -= files.begin(run, source=source, given=_describe(data, model))
         stack.enter_context(log).begin(run, _hyperparameters(run, source))
         if options.progress and files.folder is not None:
             say(_beginning(run, files))
         try:
-            _train(run, files, log, started)
-            if (test := _test(run)) is not None:
-                log.test(run, test)
+            with group.stopping_together():
+                _train(run, files, log, started)
+                if (test := _test(run)) is not None:
+                    log.test(run, test)
         except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
@@ -224,13 +233,35 @@ def fit(
             raise
         result = _result(run, test, time.perf_counter() - started)
         files.finish(result)
-    if options.progress and (bad_images := result["bad_images"]):
+    if options.progress:
+        _say_result(result, test)
+    return _as_result(run, files, test)
+
+
+def _say_result(result: Mapping[str, Any], test: EvalMetrics | None) -> None:
+    if bad_images := result["bad_images"]:
         names = ", ".join(map(printable, itertools.islice(bad_images, _NAMES_SHOWN)))
         more = "" if len(bad_images) <= _NAMES_SHOWN else ", ..."
         say(f"{len(bad_images)} images could not be read and were skipped: {names}{more}")
-    if options.progress and test is not None:
+    if test is not None:
         say(f"test: {test}; {format_duration(result['seconds'])} in all")
-    return _as_result(run, files, test)
+
+
+def _checked_seed(seed: object) -> int:
+    number = as_integer(seed)
+    if number is None or not 0 <= number < 2**63:
+        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to below 2**63")
+    return number
+
+
+def _checked_minutes(max_minutes: float, group: Group) -> float:
+    max_minutes = check_number("max_minutes", max_minutes, ABOVE_ZERO)
+    if group.size > 1:
+        raise ValueError(
+            f"max_minutes is {max_minutes:g}, but this is one of {group.size} processes, whose "
+            "speed is not measured yet; expected None: set epochs or train_images"
+        )
+    return max_minutes
 
 
 def _prepare(
@@ -245,9 +276,11 @@ def _prepare(
     files: RunFiles,
     max_minutes: float | None,
     started: float,
+    group: Group,
 ) -> tuple[TrainingRun, str]:
     """A run before its first step, planned if it is to be; and the name of its data."""
-    opened = open_data(data, recipe, classes=classes, parts=parts, options=options)
+    with group.first_alone():  # which may download the data
+        opened = open_data(data, recipe, classes=classes, parts=parts, options=options)
     began = time.perf_counter()
     loaders = prepare_loaders(opened, recipe, seed=seed, options=options)
     network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
@@ -277,7 +310,8 @@ def _prepare(
             loaders = prepare_loaders(opened, plan.recipe, seed=seed, options=options)
             network = prepare_model(loaders, plan.recipe, model=model, seed=seed, options=options)
         recipe = plan.recipe
-    return TrainingRun(recipe, loaders, network, seed=seed, options=options), source
+    own = group.shared(loaders)
+    return TrainingRun(recipe, own, network, seed=seed, options=options, group=group), source
 
 
 def _restore_best(run: TrainingRun) -> None:
@@ -313,19 +347,6 @@ def _result(run: TrainingRun, test: EvalMetrics | None, seconds: float) -> dict[
         "images_per_second": images / sum(record.train.seconds for record in run.history),
         "versions": versions(),
     }
-
-
-def _refuse_processes() -> None:
-    """Raises a ``ValueError`` in one of several processes that would train the same."""
-    size = os.environ.get("WORLD_SIZE", "")
-    processes = int(size) if size.isdecimal() else 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        processes = max(processes, torch.distributed.get_world_size())
-    if processes > 1:
-        raise ValueError(
-            f"this is one of {processes} processes (WORLD_SIZE, as torchrun sets it), which would "
-            "all train the same; expected one process: fit does not train in several yet"
-        )
 
 
 def _hyperparameters(run: TrainingRun, source: str) -> dict[str, Any]:

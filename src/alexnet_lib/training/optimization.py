@@ -13,6 +13,7 @@ from alexnet_lib.checks import check_integer
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.statistics import compute_class_weights
 from alexnet_lib.devices import RunOptions, resolve_precision
+from alexnet_lib.training.distributed import ALONE, Group
 from alexnet_lib.training.muon import Muon
 from alexnet_lib.training.recipes import Recipe
 from alexnet_lib.training.step import TrainingStep
@@ -122,11 +123,12 @@ def build_step(
     *,
     steps: int | None = None,
     class_weights: Tensor | None = None,
+    group: Group = ALONE,
 ) -> TrainingStep:
     """The training step of a recipe; its learning rate follows the schedule of a run of ``steps``.
 
     Without ``steps``, the learning rate is constant at its peak. ``options`` must be resolved;
-    ``class_weights`` are those of ``balanced_weights``.
+    ``class_weights`` are those of ``balanced_weights``, ``group`` the processes of the run.
     """
     optimizer = build_optimizer(recipe, model)
     device = torch.device(options.device)
@@ -145,6 +147,7 @@ def build_step(
         recipe.max_grad_norm,
         recipe.accumulation_steps,
         options.on_nonfinite,  # type: ignore[arg-type]  # one of the two
+        group,
     )
 
 

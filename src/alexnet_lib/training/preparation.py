@@ -171,7 +171,11 @@ def prepare_model(
                 **arguments,
             )
     if not isinstance(model, AlexNet):
-        raise TypeError(f"model is a {type_name(model)}; expected an alexnet_lib.AlexNet")
+        wrapped = isinstance(getattr(model, "module", None), AlexNet)
+        raise TypeError(
+            f"model is a {type_name(model)}; expected an alexnet_lib.AlexNet"
+            + ": pass model.module, which fit trains on several processes too" * wrapped
+        )
     if model.num_classes != len(loaders.classes):
         raise ValueError(
             f"model has {model.num_classes} classes; expected {len(loaders.classes)}, those of data"

@@ -59,15 +59,17 @@ class RunFiles:
         out: as in ``fit``, with its errors.
         resume: as in ``fit``.
         every: seconds from one state to the next.
+        writes: whether this process writes; of several that compute the run, only one does. The
+            others read what they need to go on.
 
     Attributes:
         planned_from: what the run was planned from (``planning.planned_from``), or None. It is that
             of the stored run, or set before ``begin``.
     """
 
-    def __init__(self, out: Any, resume: Any, *, every: float) -> None:
+    def __init__(self, out: Any, resume: Any, *, every: float, writes: bool = True) -> None:
         self.folder = _folder(out, resume)
-        self._resume, self._every = resume is not None, every
+        self._resume, self._every, self._writes = resume is not None, every, writes
         self._stored: dict[str, Any] | None = None
         self.planned_from: dict[str, Any] | None = None
         self._stack = ExitStack()
@@ -75,7 +77,8 @@ class RunFiles:
     def __enter__(self) -> "RunFiles":
         if self.folder is not None:
             with ExitStack() as stack:
-                stack.enter_context(self.folder)
+                if self._writes:
+                    stack.enter_context(self.folder)
                 if self._resume and self.folder.holds_run:
                     self._stored = _unfinished(self.folder)
                     self.planned_from = self._stored.get("planned_from")
@@ -137,9 +140,22 @@ class RunFiles:
         """Sets the run to the stored state, if there is one; the seconds that it has taken."""
         self._run, self._began = run, time.perf_counter()
         self._written, self._cost = self._began, 0.0
-        if (folder := self.folder) is None:
+        folder = self.folder
+        if folder is None and run.group.size == 1:
             return 0.0
         own = _description(run, source, given) | {"planned_from": self.planned_from}
+        run.group.check_same(_of_all_processes(own))
+        seconds = 0.0
+        if folder is not None and self._writes:
+            seconds = self._begin(folder, own)
+        elif folder is not None and self._stored is not None and folder.state.exists():
+            seconds = _read_state(folder, run)
+            self._began -= seconds
+        run.group.check_same({"the state of a run after so many steps:": run.steps_done})
+        return seconds
+
+    def _begin(self, folder: RunFolder, own: dict[str, Any]) -> float:
+        run = self._run
         if self._stored is not None:
             _check_same_run(folder, self._stored, own)
         self._check_can_write(run.recipe, run.model)
@@ -170,7 +186,7 @@ class RunFiles:
 
     def write_state(self) -> None:
         """Writes all that the run needs to go on."""
-        if self.folder is None:
+        if self.folder is None or not self._writes:
             return
         self.folder.check()
         begins = time.perf_counter()
@@ -189,13 +205,13 @@ class RunFiles:
     def write_epoch(self) -> None:
         """Writes the weights of the epoch that has ended, and the history; first the state."""
         self.write_state_when_due(epoch_ended=True)
-        if self.folder is not None:
+        if self.folder is not None and self._writes:
             self._write_weights()
             self._write_history()
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result; the state is not needed any more."""
-        if self.folder is not None:
+        if self.folder is not None and self._writes:
             self.folder.check()
             write_json(self.folder.result, result)
             self.folder.state.unlink(missing_ok=True)
@@ -298,11 +314,22 @@ def _description(run: TrainingRun, source: str, given: Mapping[str, Any]) -> dic
         "onednn": torch.backends.mkldnn.enabled,
         "float32_products": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
+        "processes": run.group.size,
         "kernels": run.options.device == "cpu" and cpu.load() is not None,
         "versions": versions(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(description))
     return plain
+
+
+def _of_all_processes(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in all processes of a run: paths, devices and processors may differ."""
+    own = {"device", "num_workers", "progress"}
+    return {
+        **{name: description[name] for name in ("recipe", "seed", "classes", "given")},
+        "data with the SHA-256": description["data_sha256"],
+        "options": {k: v for k, v in description["options"].items() if k not in own},
+    }
 
 
 def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -327,6 +354,7 @@ def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[s
             )
     pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
     pairs += [(name, stored.get(name), own[name]) for name in _MACHINE]
+    pairs += [("processes", stored.get("processes", 1), own["processes"])]  # once there was one
     former = stored["versions"]
     pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
     if others := [f"{name} {now} instead of {was}" for name, was, now in pairs if now != was]:

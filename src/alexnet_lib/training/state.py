@@ -16,7 +16,8 @@ from alexnet_lib.data.loaders import Loaders
 from alexnet_lib.devices import RunOptions, derived_seed, seed_generators
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.batches import Batch, moved_batches
-from alexnet_lib.training.loop import evaluate
+from alexnet_lib.training.distributed import ALONE, Group
+from alexnet_lib.training.loop import evaluate_together
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals, nonfinite_weight
 from alexnet_lib.training.optimization import balanced_weights, build_plateau, build_step
 from alexnet_lib.training.recipes import Recipe
@@ -34,6 +35,8 @@ class TrainingRun:
         model: as ``prepare_model`` returns it; its weights are trained.
         seed: for dropout.
         options: resolved options.
+        group: the processes that compute the run together, each with the same arguments but its
+            share of the batches. All of them have the same state.
 
     A step is one of the optimiser; with the recipe's ``accumulation_steps`` it reads several
     batches. An epoch in which images were skipped may have fewer steps than ``steps_in_epoch``.
@@ -51,10 +54,18 @@ class TrainingRun:
     """
 
     def __init__(
-        self, recipe: Recipe, loaders: Loaders, model: AlexNet, *, seed: int, options: RunOptions
+        self,
+        recipe: Recipe,
+        loaders: Loaders,
+        model: AlexNet,
+        *,
+        seed: int,
+        options: RunOptions,
+        group: Group = ALONE,
     ) -> None:
         self.recipe, self.loaders, self.model, self.seed = recipe, loaders, model, seed
-        self.options = options
+        self.options, self.group = options, group
+        group.same_weights(model)
         self._step = build_step(
             recipe,
             model,
@@ -63,6 +74,7 @@ class TrainingRun:
             class_weights=balanced_weights(
                 recipe, loaders.train.dataset, torch.device(options.device)
             ),
+            group=group,
         )
         self.scaler = self._step.scaler
         self._device = self._step.device
@@ -128,10 +140,13 @@ class TrainingRun:
         step = self.totals.steps
         if not step:
             self.totals = Totals(self._device)  # its time starts with the first step of the epoch
-        # Not step 0: its random numbers are those of the epoch's order.
-        seed_generators(derived_seed(self.seed, self.epoch, step + 1), self._device)
+        # Not step 0: its random numbers are those of the epoch's order. What is compiled draws for
+        # its share alone, so that the numbers of each process must be others.
+        own = [self.group.rank] if self.options.compile and not self.group.is_first else []
+        seed_generators(derived_seed(self.seed, self.epoch, step + 1, *own), self._device)
         if self._batches is None:
-            self._batches = moved_batches(self._read(), self._device)
+            place = self.group.places(self.loaders.train)
+            self._batches = moved_batches(self._read(), self._device, place)
             self.model.train()
         batches = itertools.islice(self._batches, self.recipe.accumulation_steps)
         # A step is taken as a whole.
@@ -196,9 +211,11 @@ class TrainingRun:
         if image_size not in {None, self.loaders.image_size}:
             batches = loader.batches(epoch, 0, loader.preprocess.at_image_size(image_size))
         with model.at_image_size(image_size or model.image_size):
-            metrics = evaluate(
+            metrics = evaluate_together(
                 model,
                 batches,
+                self.group,
+                self.group.places(loader),
                 precision=self._step.precision,
                 views=views,
                 progress=self.options.progress,

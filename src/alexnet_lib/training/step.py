@@ -35,6 +35,7 @@ from alexnet_lib.training.batches import (
     labelled,
     no_shares,
 )
+from alexnet_lib.training.distributed import ALONE, Group
 from alexnet_lib.training.metrics import (
     NONFINITE_LIMIT,
     Totals,
@@ -71,6 +72,8 @@ class TrainingStep:
 
     In float16, gradients are scaled up in the backward pass, so that small ones are not lost, and a
     step whose gradients overflow changes nothing but the scale (``scaler``), and is no error.
+
+    The processes of a ``group`` take a step together, each on its share of the batches.
     """
 
     model: nn.Module
@@ -82,6 +85,7 @@ class TrainingStep:
     max_grad_norm: float | None = None
     accumulation_steps: int = 1
     on_nonfinite: OnNonfinite = "stop"
+    group: Group = ALONE
     scaler: GradScaler = field(init=False, repr=False)
     _trained: tuple[nn.Parameter, ...] = field(init=False, repr=False)
     _checked: Mapping[str, nn.Parameter] = field(init=False, repr=False)
@@ -90,6 +94,7 @@ class TrainingStep:
     def __post_init__(self) -> None:
         check_optimizer(self.optimizer)
         _check_scheduler(self.batch_scheduler, self.optimizer)
+        self.group.check_model(self.model)
         norm, half = self.max_grad_norm, self.precision == "float16"
         trained, others = _parameters(self.model, self.optimizer)
         most = MOST_ACCUMULATION_STEPS
@@ -133,7 +138,10 @@ class TrainingStep:
         """
         totals.allowed = NONFINITE_LIMIT if self.on_nonfinite == "skip" else 0
         totals.trained, totals.model = tuple(self._checked), self.model
-        with memory_explained("a step of training") as shapes:
+        with (
+            memory_explained("a step of training") as shapes,
+            self.group.gradients_apart(self.model),
+        ):
             return self._train_on(batches, totals, shapes)
 
     def _train_on(
@@ -145,17 +153,19 @@ class TrainingStep:
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         for batch in batches:
             shapes.append(batch.images.shape)
-            count = len(batch.images)
-            first = first or count
+            place = batch.place
+            first = first or place.whole
             loss, hits, unfit = self._loss(batch)
             # The gradients are those of a mean over the first batch's number of images.
-            weighted = loss if count == first else loss * (count / first)
+            weighted = loss if place.images == first else loss * (place.images / first)
             self.scaler.scale(weighted).backward()
-            totals.add(loss, hits, count, unfit, begins=not images)
+            loss, hits, unfit = self.group.whole_batch(loss, hits, unfit, place)
+            totals.add(loss, hits, place.whole, unfit, begins=not images)
             finite = finite & loss.detach().isfinite()
-            images += count
+            images += place.whole
         if not images:
             return torch.zeros((), dtype=torch.bool, device=self.device)
+        self.group.sum_gradients(self._checked.values())
         gradients = _gradients(self._checked.values())
         if not any(i < len(self._trained) for i in gradients):
             raise ValueError(
@@ -230,7 +240,7 @@ class TrainingStep:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The loss; and for each image whether it is a hit, and whether its label is unfit."""
-        with arithmetic(self.precision, self.device):
+        with arithmetic(self.precision, self.device), self.group.dropout(batch.place):
             logits = checked_logits(self.model(batch.images), len(batch.images))
             classes = logits.shape[1] if logits.ndim > 1 else 1
             check_labels(batch, logits, classes, cross_entropy=self.cross_entropy)
