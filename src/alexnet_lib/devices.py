@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -247,6 +248,24 @@ class RunOptions:
         return Placement(
             torch.device(self.device), DTYPES[self.precision], MEMORY_FORMATS[self.memory_format]
         )
+
+
+@contextmanager
+def thread_pool(name: str, threads: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads for a block of a generator, as many as torch computes with; none is left after it.
+
+    If the generator is closed in the block, they end soon instead. One that nobody closes is closed
+    by the garbage collector, in any thread, also in one of these, and while it holds a lock that
+    their end needs.
+    """
+    pool, closed = ThreadPoolExecutor(threads or max(1, torch.get_num_threads()), name), False
+    try:
+        yield pool
+    except GeneratorExit:
+        closed = True
+        raise
+    finally:
+        pool.shutdown(wait=not closed, cancel_futures=True)
 
 
 def processes() -> int:

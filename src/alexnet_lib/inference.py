@@ -5,7 +5,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.folders import Notes, files_below
 from alexnet_lib.data.images import image_of, image_to_tensor
 from alexnet_lib.data.preprocess import Preprocess
-from alexnet_lib.devices import memory_explained
+from alexnet_lib.devices import memory_explained, thread_pool
 from alexnet_lib.files import as_path
 from alexnet_lib.text import printable
 from alexnet_lib.training.batches import as_tensor, model_names, names_of
@@ -234,7 +234,6 @@ def _image_batches(
 
     The files of the next batch are read, in threads, while the caller computes.
     """
-    pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "alexnet-lib-predict")
     images = _sources(images)
 
     def started() -> list[tuple[str, Any]]:
@@ -243,7 +242,7 @@ def _image_batches(
             for source, image in itertools.islice(images, _BATCH)
         ]
 
-    try:
+    with thread_pool("alexnet-lib-predict") as pool:
         coming = deque([started(), started()])
         while batch := coming.popleft():
             sources: list[Any] = []
@@ -259,9 +258,6 @@ def _image_batches(
                 inputs.append(preprocess.network_input(pixels).to(device))
             yield sources, torch.stack(inputs) if inputs else torch.empty(0)
             coming.append(started())
-        pool.shutdown()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # as in read_in_threads
 
 
 def _sources(images: Any) -> Iterator[tuple[str, Any]]:

@@ -36,8 +36,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from alexnet_lib import interrupts
-from alexnet_lib.data import decoding, reading
+from alexnet_lib import inference, interrupts
+from alexnet_lib.data import decoding, reading, statistics
 from alexnet_lib.data.augmentation import (
     ColorNoise,
     CutMix,
@@ -429,9 +429,21 @@ class _InCycle:
         self.batches, self.itself = batches, self
 
 
-def test_a_pass_that_is_collected_waits_for_no_thread(photos, threads, slow_reads, monkeypatch):
+PASSES = {
+    "batches": lambda photos: loader_of(photos, batch_size=4, shuffle=False).batches(0),
+    "statistics": lambda photos: statistics._read(photos, skip_bad=False),
+    "predictions": lambda photos: inference._image_batches(
+        photos.files, Preprocess(RESIZE, 33, mean=STATS.mean, std=STATS.std), torch.device("cpu")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_pass_that_is_collected_waits_for_no_thread(
+    kind, photos, threads, slow_reads, monkeypatch
+):
     threads(3)
-    batches = loader_of(photos, batch_size=4, shuffle=False).batches(0)
+    batches = PASSES[kind](photos)
     next(batches)
     pass_ = _InCycle(batches)
     del batches, pass_

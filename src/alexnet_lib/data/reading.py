@@ -37,7 +37,7 @@ from alexnet_lib.checks import type_name
 from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import ImageFiles, ImageSet, WrappedDataset
 from alexnet_lib.data.preprocess import Preprocess
-from alexnet_lib.devices import memory_explained
+from alexnet_lib.devices import memory_explained, thread_pool
 from alexnet_lib.text import printable
 
 # Index and seed of each image of a batch.
@@ -218,7 +218,6 @@ def read_in_threads(
 
     No thread is left when the iterator is exhausted; if it is closed before, they end soon.
     """
-    pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "alexnet-lib-reader")
 
     def started(request: Request) -> tuple[_BatchInProgress, list[Future[None]]]:
         batch = _BatchInProgress(reader, len(request))
@@ -226,7 +225,7 @@ def read_in_threads(
         parts = ((request[i : i + step], i) for i in range(0, len(request), step))
         return batch, [pool.submit(batch.read, reader, *part) for part in parts]
 
-    try:
+    with thread_pool("alexnet-lib-reader") as pool:
         coming = map(started, requests)
         running = deque(islice(coming, _AHEAD))
         while running:
@@ -237,11 +236,6 @@ def read_in_threads(
                 task.result()
             running.extend(islice(coming, 1))
             yield batch.finished()
-        pool.shutdown()
-    finally:
-        # Without waiting: an iterator that nobody closes is closed by the garbage collector, in any
-        # thread, also in one of these, and while it holds a lock that their end needs.
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Workers:
@@ -278,15 +272,9 @@ class Workers:
         self._requests[:] = requests
         batches = self._start()
         # A process that is stopped can leave whoever receives its batch waiting for ever.
-        receiver, idle = ThreadPoolExecutor(1, "alexnet-lib-receiver"), False
-        try:
+        with thread_pool("alexnet-lib-receiver", 1) as receiver:
             for _ in requests:
-                batch = self._next(receiver, batches)
-                idle = True
-                yield batch
-                idle = False
-        finally:
-            receiver.shutdown(wait=not idle)  # see read_in_threads
+                yield self._next(receiver, batches)
         # Says to torch that the pass is complete.
         next(batches, None)
 

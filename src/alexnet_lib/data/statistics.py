@@ -1,7 +1,6 @@
 """Channel statistics and colour components, measured in one pass over a set of images."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -25,7 +24,7 @@ from alexnet_lib.data.images import (
     image_of,
     image_to_tensor,
 )
-from alexnet_lib.devices import generator_for
+from alexnet_lib.devices import generator_for, thread_pool
 from alexnet_lib.text import progress_bar
 
 Images = np.ndarray | Tensor | Dataset[Any] | DataLoader[Any]
@@ -389,7 +388,7 @@ def _read(images: ImageSet, *, skip_bad: bool) -> Iterator[Tensor]:
     if not isinstance(images, ImageFiles):
         yield from (image for i in range(len(images)) if (image := read(i)) is not None)
         return
-    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+    with thread_pool("alexnet-lib-statistics") as pool:
         for indices in torch.arange(len(images)).split(_PHOTOS):
             yield from (image for image in pool.map(read, indices.tolist()) if image is not None)
 
