@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import table
+
 from alexnet_lib import BatchLoader, evaluate, keep_freed_memory, load_checkpoint
 from alexnet_lib.data.sources import open_parts
 
@@ -91,9 +93,9 @@ def name_of(run: Path) -> str:
     return run.name.partition("-seed-")[0]
 
 
-def rows(runs: Path) -> list[Sequence[str]]:
+def rows(runs: Path) -> list[tuple[str, ...]]:
     """A row for each recipe of the stored runs, the best first; the speed is the fastest seed's."""
-    table = []
+    lines: list[tuple[str, ...]] = []
     for seeds in grouped(runs):
         fields = read_json(seeds[0] / "recipe.json")["recipe"]
         results = [read_json(run / "result.json") for run in seeds]
@@ -102,7 +104,7 @@ def rows(runs: Path) -> list[Sequence[str]]:
         images = fields["train_images"] or 50_000
         trained = images - round(images * fields["validation_fraction"])
         best = [max(line["validation"]["accuracy"] for line in lines) for lines in histories]
-        table.append(
+        lines.append(
             (
                 name_of(seeds[0]),
                 str(len(seeds)),
@@ -117,12 +119,11 @@ def rows(runs: Path) -> list[Sequence[str]]:
                 ),
             )
         )
-    return sorted(table, key=lambda row: -float(row[-3].split()[0]))
+    return sorted(lines, key=lambda row: -float(row[-3].split()[0]))
 
 
 def report(runs: Path = RUNS) -> str:
-    lines = [HEADER, ["---", *["--:"] * (len(HEADER) - 1)], *rows(runs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(rows(runs), HEADER)
 
 
 def main() -> None:

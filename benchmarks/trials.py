@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import table
 from recipes import spread
 from torch import nn
 
@@ -229,8 +230,8 @@ def report(group: str) -> str:
             )
         )
     kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
-    table = [HEADER, ("---", *["--:"] * (len(HEADER) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(row[i] for i in kept)} |" for row in table)
+    header, *lines = [tuple(row[i] for i in kept) for row in (HEADER, *rows)]
+    return table(lines, header)
 
 
 HEADER = ("trial", "seeds", "minutes", "images/s", "training, %", "validation, %", "test, %")

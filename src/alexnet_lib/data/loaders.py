@@ -649,7 +649,7 @@ class Loaders(NamedTuple):
         def moved(part: BatchLoader) -> BatchLoader:
             return replace(part, dataset=_moved(part.dataset, device), placement=placement)
 
-        return Loaders(moved(self.train), *(part and moved(part) for part in self[1:]))
+        return self._each(moved)
 
     def share(self, number: int, parts: int) -> "Loaders":
         """The same loaders, with a part of each batch: for one of several processes.
@@ -677,7 +677,10 @@ class Loaders(NamedTuple):
             object.__setattr__(loader, "_state", part._state)  # the class is frozen
             return loader
 
-        return Loaders(shared(self.train), *(part and shared(part) for part in self[1:]))
+        return self._each(shared)
+
+    def _each(self, changed: Callable[[BatchLoader], BatchLoader]) -> "Loaders":
+        return Loaders(changed(self.train), *(part and changed(part) for part in self[1:]))
 
 
 def _moved(data: ImageSet, device: torch.device) -> ImageSet:
