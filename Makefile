@@ -65,9 +65,8 @@ gpu: $(if $(filter .venv/bin,$(BIN)),.venv/dev) ## on a GPU: tests, tables, a wh
 
 # A fresh environment, because a page that is not read again does not repeat its warnings. With
 # NOTEBOOKS=off the notebooks are shown, but not run, which takes most of the time.
-docs: NOTEBOOKS ?= force
 docs: .venv/dev ## run the notebooks, build docs/_build/html/, check its pages (in Chromium too, if installed)
-	$(BIN)/sphinx-build -W --keep-going --fresh-env -D nb_execution_mode=$(NOTEBOOKS) -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going --fresh-env $(if $(NOTEBOOKS),-D nb_execution_mode=$(NOTEBOOKS)) -b html docs docs/_build/html
 	$(BIN)/python docs/check_pages.py docs/_build/html
 
 clean: ## remove .venv and what was built; data/ and runs/ stay

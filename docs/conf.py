@@ -52,8 +52,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_selector = "div:not(.output) > div.highlight pre"
 
-# Each build runs the notebooks: an error, or anything on stderr, is a warning of the build.
-nb_execution_mode = "force"
+# The build runs the notebooks: an error, or anything on stderr, is a warning of the build.
+nb_execution_mode = "force"  # or "off" (make docs NOTEBOOKS=off)
 nb_execution_in_temp = True
 nb_execution_timeout = 1800  # seconds for a cell
 nb_execution_show_tb = True
