@@ -1056,13 +1056,14 @@ def ended(number: str) -> bool:
     "method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("end", ["kill -9", "SIGTERM", "exit while one is stopped"])
-def test_no_process_is_left_when_the_program_ends(end, method):
+def test_no_process_and_no_folder_is_left_when_the_program_ends(end, method, tmp_path):
     script = f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n{ENDING}"
     if end == "exit while one is stopped":
         script += "os.kill(processes[0].pid, signal.SIGSTOP)\ntime.sleep(0.1)\n"
     else:
         script += "time.sleep(100)\n"
-    program = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    command, environment = [sys.executable, "-c", script], {**os.environ, "TMPDIR": str(tmp_path)}
+    program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     numbers = program.stdout.readline().split()
     assert len(numbers) == 2
     if end != "exit while one is stopped":
@@ -1070,6 +1071,8 @@ def test_no_process_is_left_when_the_program_ends(end, method):
     program.wait(60)
     program.stdout.close()
     assert [ended(number) for number in numbers] == [True, True]
+    if end == "exit while one is stopped":  # the others leave no time to tidy up
+        assert [*tmp_path.iterdir()] == []
 
 
 # Random data sets

@@ -282,6 +282,9 @@ class Workers:
         """The iterator of torch over the batches; it starts the processes, or goes on with them."""
         if self._loader._iterator is not None:
             self._loader._iterator._timeout = 0
+        # The folder of the processes' sockets is this process's, which removes it at its end; those
+        # that a process makes for itself would stay when it is killed.
+        multiprocessing.util.get_temp_dir()
         with _deferred_signals():  # until a new process ignores them
             batches: Any = iter(self._loader)
         batches._timeout = _CHECK_SECONDS
