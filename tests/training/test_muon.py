@@ -69,14 +69,18 @@ def test_zeros_stay_zeros(device, in_bfloat16):
 
 @pytest.mark.parametrize("shape", [(24, 12), (12, 24)], ids=["tall", "wide"])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_the_steps_are_those_of_torchs_muon_for_matrices(device, shape, nesterov, monkeypatch):
+@pytest.mark.parametrize("decay", [0.0, 20.0])
+def test_the_steps_are_those_of_torchs_muon_for_matrices(
+    device, shape, nesterov, decay, monkeypatch
+):
     monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: True)  # as torch's
     layer = nn.Conv2d(shape[1], shape[0], 1, bias=False).to(device)
     matrix = nn.Parameter(torch.empty(shape, device=device))
     with torch.no_grad():
         matrix.copy_(start := layer.weight.detach().flatten(1).clone())
-    ours = build_optimizer(replace(RECIPE, momentum=0.8, nesterov=nesterov), layer)
-    torchs = torch.optim.Muon([matrix], lr=0.02, momentum=0.8, nesterov=nesterov, weight_decay=0)
+    settings = {"momentum": 0.8, "nesterov": nesterov}
+    ours = build_optimizer(replace(RECIPE, filter_decay=decay, **settings), layer)
+    torchs = torch.optim.Muon([matrix], lr=0.02, weight_decay=decay, **settings)
     for step in range(4):
         gradient = random(*shape, seed=step, device=device)
         layer.weight.grad, matrix.grad = gradient[:, :, None, None].clone(), gradient.clone()
@@ -120,11 +124,12 @@ def test_only_filters_are_orthogonalised_and_the_rest_is_sgd(device):
     assert {name for (name, p), other in parameters if not torch.equal(p, other)} == filters
 
 
-def test_filters_have_their_own_rate_no_decay_and_the_groups_of_their_layer():
-    groups = build_optimizer(RECIPE, AlexNet(10, image_size=67)).param_groups
+def test_filters_have_their_own_rate_and_decay_and_the_groups_of_their_layer():
+    recipe = replace(RECIPE, filter_decay=0.3)
+    groups = build_optimizer(recipe, AlexNet(10, image_size=67)).param_groups
     assert [group["lr"] for group in groups] == [0.1, 0.1, *[0.2 * 0.1] * 5]
     assert [group.get("filter_groups") for group in groups] == [None, None, 1, 2, 1, 2, 2]
-    assert [group["weight_decay"] for group in groups] == [0.0005, 0.0005, *[0.0] * 5]
+    assert [group["weight_decay"] for group in groups] == [0.0005, 0.0005, *[0.3] * 5]
 
 
 def test_frozen_filters_are_left_out():

@@ -615,6 +615,8 @@ OUT_OF_RANGE = [
     ("learning_rate", "fast"),
     ("filter_rate_factor", 0),
     ("filter_rate_factor", math.inf),
+    ("filter_decay", -0.1),
+    ("filter_decay", math.inf),
     ("schedule", "linear"),
     ("schedule", None),
     ("warmup_fraction", 1),

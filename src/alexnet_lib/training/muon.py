@@ -26,8 +26,9 @@ class Muon(SGD):
 
     Args:
         params: groups of parameters. One with ``"filter_groups"`` holds weights ``(filters,
-            in_channels / groups, height, width)`` of convolutions with that many groups; they do
-            not decay. The others are as in ``torch.optim.SGD``.
+            in_channels / groups, height, width)`` of convolutions with that many groups; their
+            ``"weight_decay"`` is apart from the momentum, as AdamW's: a step takes the fraction
+            ``lr x weight_decay`` of them. The others are as in ``torch.optim.SGD``.
         settings: the arguments of ``torch.optim.SGD``.
     """
 
@@ -35,8 +36,8 @@ class Muon(SGD):
         super().__init__(params, **settings)
         for group in self.param_groups:
             if "filter_groups" in group:
-                # The momentum is in the step that is handed to SGD.
-                group |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+                # The momentum is in the step that is handed to SGD, which adds the decay to it.
+                group |= {"momentum": 0.0, "nesterov": False}
         self._momentum, self._nesterov = self.defaults["momentum"], self.defaults["nesterov"]
 
     @torch.no_grad()

@@ -53,6 +53,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
             {
                 "params": [p],
                 "lr": recipe.filter_rate_factor * recipe.learning_rate,
+                "weight_decay": recipe.filter_decay,
                 "filter_groups": filter_groups[id(p)],
             }
             for p in trained.values()

@@ -134,6 +134,9 @@ class Recipe:
             steps.
         filter_rate_factor: learning rate of the filters of ``"muon"``, divided by that of the other
             weights; above 0.
+        filter_decay: decay of the filters of ``"muon"``, apart from the momentum (Liu et al., arXiv
+            2502.16982): a step takes the fraction learning rate x ``filter_decay`` of them; at
+            least 0.
         schedule: what follows: ``"cosine"`` falls to 0 at the end of the run; ``"plateau"`` divides
             by ten, at most three times, whenever the validation error has not improved for
             ``plateau_patience`` epochs (paper, section 5); ``"constant"``.
@@ -141,7 +144,7 @@ class Recipe:
         plateau_patience: epochs, at least 1.
         momentum: from 0 (plain gradient descent) to below 1; the first beta of ``"adamw"``.
         nesterov: Nesterov's momentum, where there is momentum; not of ``"adamw"``.
-        weight_decay: at least 0.
+        weight_decay: at least 0; not of the filters of ``"muon"``.
         decay_biases: whether biases decay as weights do.
         bias_rate_factor: learning rate of the biases divided by that of the weights; above 0.
         label_smoothing: from 0 to below 1.
@@ -196,6 +199,7 @@ class Recipe:
     optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
     filter_rate_factor: Annotated[float, _ABOVE_ZERO] = 0.5
+    filter_decay: Annotated[float, _AT_LEAST_ZERO] = 0.0
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_fraction: Annotated[float, FRACTION] = 0.1
     plateau_patience: Annotated[int, _EPOCHS] = 3
@@ -432,11 +436,14 @@ _MODERN = Recipe(
     "modern",
     dropout_scaling="test",
     random_shift=0.125,
-    batch_size=64,
-    epochs=13,
-    growth_fraction=0.8,
+    batch_size=128,
+    epochs=16,
+    growth_fraction=0.95,
     optimizer="muon",
-    learning_rate=0.04,
+    learning_rate=0.056,
+    filter_decay=0.05,
+    weight_decay=0.0015,
+    views=2,
 )
 
 # Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
