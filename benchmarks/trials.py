@@ -1,7 +1,7 @@
 """Trials on CIFAR-10: what a change of a recipe or of the network gives, in accuracy and in time.
 
     python benchmarks/trials.py cifar10-jpeg search              # the trials behind `modern`
-    python benchmarks/trials.py cifar10-jpeg augmentation        # against overfitting
+    python benchmarks/trials.py cifar10-jpeg regularisation      # decay, augmentation, averages
     python benchmarks/trials.py cifar10-jpeg matters             # one change of `modern` at a time
     python benchmarks/trials.py cifar10-jpeg budget              # what fits into how many minutes
     python benchmarks/trials.py cifar10-jpeg matters --trials modern "no LRN" --seeds 0 1
@@ -89,7 +89,15 @@ def without_overlap(pool: nn.MaxPool2d) -> nn.MaxPool2d:
 PART = {"train_images": 15_000, "validation_fraction": 1 / 3}
 MODERN = RECIPES["modern"].overridden(PART)
 
-# What `modern` was before Muon.
+# What `modern` was before its filters decayed, and before Muon.
+UNDECAYED = {
+    "batch_size": 64,
+    "learning_rate": 0.04,
+    "filter_decay": 0.0,
+    "weight_decay": 0.0005,
+    "growth_fraction": 0.8,
+    "views": 1,
+}
 SCALED = {"dropout_scaling": "training"}  # nn.Dropout
 SAME_SIZE = {"growth_fraction": 0.0}
 CROPS = {"random_shift": 0.0, "random_crop": True, "resize_ratio": PAPER_RESIZE_RATIO}
@@ -97,37 +105,46 @@ SLOWER = {"learning_rate": 0.02, "filter_rate_factor": 1.0}
 SGD = {**SCALED, **SAME_SIZE, **CROPS, "optimizer": "sgd", "learning_rate": 0.02}
 # Images that grow cost in five epochs what others cost in three.
 SHORT, GROWING = {"epochs": 3}, {"epochs": 5}
+FORMER = MODERN.overridden(UNDECAYED)
 
 SEARCH: dict[str, Trial] = {
-    "SGD": trial(MODERN, **SGD, **SHORT),
-    "Muon for the filters": trial(MODERN, **SCALED, **SAME_SIZE, **CROPS, **SLOWER, **SHORT),
-    "and rate 0.04 for the rest": trial(MODERN, **SCALED, **SAME_SIZE, **CROPS, **SHORT),
-    "and shifts instead of crops": trial(MODERN, **SCALED, **SAME_SIZE, **SHORT),
+    "SGD": trial(FORMER, **SGD, **SHORT),
+    "Muon for the filters": trial(FORMER, **SCALED, **SAME_SIZE, **CROPS, **SLOWER, **SHORT),
+    "and rate 0.04 for the rest": trial(FORMER, **SCALED, **SAME_SIZE, **CROPS, **SHORT),
+    "and shifts instead of crops": trial(FORMER, **SCALED, **SAME_SIZE, **SHORT),
     # 131, 131, 163, 195 and 227 pixels.
-    "and growing images": trial(MODERN, **SCALED, **GROWING),
-    "and the paper's dropout: `modern`": trial(MODERN, **GROWING),
-    "dropout 0.3": trial(MODERN, **GROWING, dropout=0.3),
-    "no warm-up": trial(MODERN, **GROWING, warmup_fraction=0.0),
-    "filters' rate 0.03": trial(MODERN, **GROWING, filter_rate_factor=0.75),
+    "and growing images": trial(FORMER, **SCALED, **GROWING),
+    "and the paper's dropout": trial(FORMER, **GROWING),
+    "dropout 0.3": trial(FORMER, **GROWING, dropout=0.3),
+    "no warm-up": trial(FORMER, **GROWING, warmup_fraction=0.0),
+    "filters' rate 0.03": trial(FORMER, **GROWING, filter_rate_factor=0.75),
     "rate 0.06 for the rest": trial(
-        MODERN, **GROWING, learning_rate=0.06, filter_rate_factor=1 / 3
+        FORMER, **GROWING, learning_rate=0.06, filter_rate_factor=1 / 3
     ),
 }
 
-# What is against overfitting shows only in a run that is long enough to overfit: small images, many
-# epochs.
-LONG = RECIPES["modern"].overridden(
-    {"image_size": 67, "train_images": 30_000, "validation_fraction": 1 / 6}
+# What decays, and what is against overfitting, shows only in a run that is long enough: small
+# images, many epochs.
+LONG = FORMER.overridden(
+    {"image_size": 67, "train_images": 30_000, "validation_fraction": 1 / 6, "epochs": 13}
 )
-AUGMENTATION: dict[str, Trial] = {
-    "modern": trial(LONG),
+LARGER_BATCHES = {"batch_size": 128, "learning_rate": 0.056}
+REGULARISATION: dict[str, Trial] = {
+    "no decay of the filters": trial(LONG),
+    "filter decay 0.04": trial(LONG, filter_decay=0.04),
+    "filter decay 0.15": trial(LONG, filter_decay=0.15),
+    "weight decay 0.002": trial(LONG, weight_decay=0.002),
+    "filter decay 0.04, weight decay 0.002": trial(LONG, filter_decay=0.04, weight_decay=0.002),
+    "filter decay 0.08, weight decay 0.005": trial(LONG, filter_decay=0.08, weight_decay=0.005),
+    "filter decay 0.08, weight decay 0.002, batches of 128 at rate 0.056": trial(
+        LONG, filter_decay=0.08, weight_decay=0.002, **LARGER_BATCHES
+    ),
     "random erasing, 0.5": trial(LONG, erasing=0.5),
     "mixup, 0.2": trial(LONG, mixup=0.2),
     "CutMix, 1": trial(LONG, cutmix=1.0),
     "TrivialAugment": trial(LONG, trivial_augment=True),
     "colour noise, 0.1": trial(LONG, color_noise=0.1),
     "crops of 224 from 256 too": trial(LONG, random_crop=True, resize_ratio=PAPER_RESIZE_RATIO),
-    "weight decay 0.002": trial(LONG, weight_decay=0.002),
     "label smoothing 0.2": trial(LONG, label_smoothing=0.2),
     "average of the weights, 0.99": trial(LONG, ema_decay=0.99),
     "AdamW": trial(LONG, optimizer="adamw", learning_rate=0.00035, weight_decay=0.05),
@@ -156,7 +173,8 @@ MATTERS: dict[str, Trial] = {
     "no weight decay": trial(SHORTER, weight_decay=0.0),
     "no flips": trial(SHORTER, flip=False),
     "colour noise": trial(SHORTER, color_noise=0.1),
-    "batches of 128": trial(SHORTER, batch_size=128),
+    "no decay of the filters": trial(SHORTER, filter_decay=0.0),
+    "batches of 64": trial(SHORTER, batch_size=64, learning_rate=0.04),
 }
 
 
@@ -178,7 +196,7 @@ BUDGET: dict[str, Trial] = {
     )
 }
 
-GROUPS = {"search": SEARCH, "augmentation": AUGMENTATION, "matters": MATTERS, "budget": BUDGET}
+GROUPS = {"search": SEARCH, "regularisation": REGULARISATION, "matters": MATTERS, "budget": BUDGET}
 
 
 def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:
@@ -213,7 +231,10 @@ def stored() -> list[dict[str, Any]]:
 
 
 def report(group: str) -> str:
-    """A row for each trial of a group, with the mean and the spread of its seeds."""
+    """A row for each trial of a group, with the mean and the spread of its seeds.
+
+    The time is that of the seeds that had the machine for themselves.
+    """
     lines = [line for line in stored() if line["group"] == group]
     rows = []
     for name in dict.fromkeys(line["trial"] for line in lines):
@@ -222,8 +243,8 @@ def report(group: str) -> str:
             (
                 name,
                 str(len(runs)),
-                f"{statistics.median(run['seconds'] for run in runs) / 60:.1f}",
-                f"{statistics.median(run['images_per_second'] for run in runs):.0f}",
+                median([run["seconds"] / 60 for run in runs if run["seconds"]], 1),
+                median([run["images_per_second"] for run in runs if run["seconds"]], 0),
                 spread([run["training"][-1] for run in runs if "training" in run]),
                 spread([run["validation"][-1] for run in runs]),
                 spread([run["test"] for run in runs if run["test"] is not None]),
@@ -232,6 +253,10 @@ def report(group: str) -> str:
     kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
     header, *lines = [tuple(row[i] for i in kept) for row in (HEADER, *rows)]
     return table(lines, header)
+
+
+def median(numbers: list[float], digits: int) -> str:
+    return f"{statistics.median(numbers):.{digits}f}" if numbers else ""
 
 
 HEADER = ("trial", "seeds", "minutes", "images/s", "training, %", "validation, %", "test, %")

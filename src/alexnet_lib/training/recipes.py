@@ -436,7 +436,6 @@ _MODERN = Recipe(
     "modern",
     dropout_scaling="test",
     random_shift=0.125,
-    batch_size=128,
     epochs=16,
     growth_fraction=0.95,
     optimizer="muon",
