@@ -226,6 +226,7 @@ def fit(
         except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
+            run.gather_weights()
             _restore_best(run)
             interruption.run = _as_result(run, files, None)
             if options.progress:
