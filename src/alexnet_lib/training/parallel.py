@@ -41,11 +41,7 @@ class Split:
         self._group = group
         self._layers: dict[str, SplitLayer] = {}
         parallel = cast(Parallel, options.parallel)
-        if parallel == "towers" and group.size != TOWERS:
-            raise ValueError(
-                f"parallel is 'towers', and the number of processes {group.size}; expected "
-                f"{TOWERS} processes, one for each tower"
-            )
+        check_processes(options, group)
         if parallel == "data" or group.size == 1:
             return
         if options.compile:
@@ -187,6 +183,15 @@ class Split:
         if first_alone:
             sent[1:] = [own[:0]] * (self._group.size - 1)
         return torch.cat([*self._group.exchange(sent, shapes)])
+
+
+def check_processes(options: RunOptions, group: Group) -> None:
+    """Raises a ``ValueError`` if so many processes cannot divide a step as the options say."""
+    if options.parallel == "towers" and group.size != TOWERS:
+        raise ValueError(
+            f"parallel is 'towers', and the number of processes {group.size}; expected "
+            f"{TOWERS} processes, one for each tower"
+        )
 
 
 class _Exchange(torch.autograd.Function):
