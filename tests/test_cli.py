@@ -1188,6 +1188,8 @@ def test_the_classes_can_be_chosen(call, tmp_path):
         (("--classes", "cat,"), "classes"),
         (("--classes", "cat,cow"), "cow"),
         (("--on-bad-image", "ignore"), "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
+        (("--parallel", "hybird"), "parallel is 'hybird'; expected one of 'data', 'hybrid'"),
+        (("--parallel", "towers"), "parallel is 'towers', and the number of processes 1; expected"),
         (("--set", "epochs=1", "--set", "epochs=2"), "--set is given twice for epochs"),
         (("--set", "=1"), "--set is '=1'; expected FIELD=VALUE"),
         (("--set", "background=#gg"), "background is '#gg'"),

@@ -209,6 +209,7 @@ def test_batches_are_placed_as_the_options_say(options, placement):
         ("progress", None, "progress is None; expected True or False"),
         ("device", 0, "device is 0; expected a string"),
         ("on_bad_image", "ignore", "on_bad_image is 'ignore'; expected one of 'stop', 'skip'"),
+        ("parallel", "tower", "parallel is 'tower'; expected one of 'data', 'hybrid', 'towers'"),
         ("bad_image_limit", 1.5, "bad_image_limit is 1.5; expected a probability from 0 to 1"),
         ("num_workers", 10**6, "num_workers is 1000000; expected an integer from 0 to 1024"),
         ("on_nonfinite", "ignore", "on_nonfinite is 'ignore'; expected one of 'stop', 'skip'"),

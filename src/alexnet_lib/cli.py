@@ -154,6 +154,14 @@ Precision = Annotated[
         "float16 on older CUDA devices that have that, else float32."
     ),
 ]
+Parallel = Annotated[
+    str,
+    typer.Option(
+        help="How several processes of torchrun divide a step: 'data' (each has a share of the "
+        "images), 'hybrid' (and a part of each fully connected layer), or 'towers' (two processes, "
+        "each with one tower of the paper's network)."
+    ),
+]
 Workers = Annotated[
     int, typer.Option(help="Processes that decode image files; small images need none.")
 ]
@@ -243,6 +251,7 @@ def train(
         bool, typer.Option(help="Train through torch.compile, which is slower on CPUs.")
     ] = False,
     num_workers: Workers = 0,
+    parallel: Parallel = "data",
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder.
@@ -302,6 +311,7 @@ def train(
                 num_workers=num_workers,
                 on_bad_image=on_bad_image,
                 on_nonfinite=on_nonfinite,
+                parallel=parallel,
             ),
         )
     finally:

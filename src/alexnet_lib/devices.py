@@ -208,6 +208,10 @@ class RunOptions:
         on_nonfinite: what to do with a training step whose loss or gradient is NaN or infinite:
             ``"stop"``, an error that names it; or ``"skip"``, go on without it, at most ten times
             in an epoch. The weights stay as they were in both.
+        parallel: how several processes divide a step; the numbers are the same but for rounding.
+            ``"data"``: each has a share of the images. ``"hybrid"``: each has a share of the images
+            in the convolutions, and a part of the outputs of each fully connected layer.
+            ``"towers"``: each of exactly two has one tower of all images, as in the paper.
 
     Raises:
         ValueError: a field is out of its range.
@@ -222,6 +226,7 @@ class RunOptions:
     on_bad_image: str = "stop"
     bad_image_limit: Annotated[float, PROBABILITY] = 0.1
     on_nonfinite: str = "stop"
+    parallel: str = "data"
 
     def __post_init__(self) -> None:
         if isinstance(self.device, torch.device):
@@ -231,6 +236,7 @@ class RunOptions:
         check_choice("precision", self.precision, ("auto", *DTYPES))
         check_choice("on_bad_image", self.on_bad_image, ("stop", "skip"))
         check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        check_choice("parallel", self.parallel, ("data", "hybrid", "towers"))
 
     def resolved(self) -> "RunOptions":
         """The same with ``"auto"`` replaced by the choice for this machine."""

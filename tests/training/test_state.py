@@ -86,7 +86,8 @@ def test_the_average_is_torchs_over_the_steps_that_were_taken(device, run_of, fi
         with torch.no_grad():
             for parameter in model.parameters() if taken else ():
                 parameter += torch.randn_like(parameter)
-        state_module._update(average, model, 0.9, torch.tensor(taken, device=device))
+        step_taken = torch.tensor(taken, device=device)
+        state_module._update(average, average.module, model, 0.9, step_taken)
         if taken:
             expected.update_parameters(model)
         torch.testing.assert_close(average.state_dict(), expected.state_dict(), rtol=0, atol=0)

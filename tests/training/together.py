@@ -30,7 +30,7 @@ from alexnet_lib import (
     prepare_model,
     train_one_epoch,
 )
-from alexnet_lib.devices import versions
+from alexnet_lib.devices import RunOptions, versions
 from alexnet_lib.training import distributed
 from alexnet_lib.training.distributed import Group, joined
 from alexnet_lib.training.state import TrainingRun
@@ -85,13 +85,13 @@ def member(
     (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
-def exact_run(group: Group, **changes: Any) -> TrainingRun:
+def exact_run(group: Group, options: RunOptions = QUIET, **changes: Any) -> TrainingRun:
     """A run in float64."""
     recipe = tiny_recipe(epochs=STEPS, **changes)
     loaders = prepare_loaders("shapes", recipe, seed=3, options=QUIET)
     model = prepare_model(loaders, recipe, seed=3 + group.rank, options=QUIET)
     loaders = group.shared(loaders.to("cpu", torch.float64))
-    return TrainingRun(recipe, loaders, model.double(), seed=3, options=QUIET, group=group)
+    return TrainingRun(recipe, loaders, model.double(), seed=3, options=options, group=group)
 
 
 def steps_of(run: TrainingRun) -> dict[str, Any]:

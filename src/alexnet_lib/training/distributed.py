@@ -6,10 +6,11 @@ training knows of them.
 """
 
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -42,12 +43,14 @@ _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Place(NamedTuple):
     """The place of a share in its batch: images before it, in it, and in the whole batch.
 
-    A share without images has one image of zeros, which counts nowhere.
+    A share without images has one image of zeros, which counts nowhere. ``counts`` are the images
+    of the shares of all processes, if there are several.
     """
 
     before: int
     images: int
     whole: int
+    counts: tuple[int, ...] = ()
 
 
 class ProcessError(RuntimeError):
@@ -70,10 +73,12 @@ class Group:
     Attributes:
         rank: the number of this process, from 0; the first one writes and speaks.
         size: how many processes there are.
+        place: in a forward pass, the place of its batch.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
+        self.place = Place(0, 0, 0)
         self._control: Any = None
         self._store: Any = None
         self._names = [f"process {rank} of {size}" for rank in range(size)]
@@ -218,7 +223,7 @@ class Group:
                     loader.add_bad_images(found)
                 told.update(loader.bad_images)
             interrupts.agree(max(signals))
-            return Place(sum(counts[: self.rank]), count, sum(counts))
+            return Place(sum(counts[: self.rank]), count, sum(counts), tuple(counts))
 
         return place
 
@@ -234,9 +239,36 @@ class Group:
                     work.wait()
 
     def _summed(self, tensor: Tensor) -> Any:
+        return dist.all_reduce(tensor, group=self._group_for(tensor), async_op=True)
+
+    def _group_for(self, tensor: Tensor) -> Any:
         # gloo's own group for the CPU; else the one that the processes have for their devices.
-        group = self._control if tensor.device.type == "cpu" else None
-        return dist.all_reduce(tensor, group=group, async_op=True)
+        return self._control if tensor.device.type == "cpu" else None
+
+    def exchange(
+        self, given: Sequence[Tensor], shapes: Sequence[Sequence[int]]
+    ) -> Sequence[Tensor]:
+        """Gives each process a tensor, in order, and returns those of each, of these shapes.
+
+        All have one dtype and one device.
+        """
+        sent = torch.cat([tensor.reshape(-1) for tensor in given])
+        counts = [math.prod(shape) for shape in shapes]
+        received = sent.new_empty(sum(counts))
+        sizes = [tensor.numel() for tensor in given]
+        with _connected():
+            dist.all_to_all_single(received, sent, counts, sizes, group=self._group_for(sent))
+        parts = received.split(counts)
+        return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def whole_norms(self, norms: Sequence[Tensor], order: float) -> list[Tensor]:
+        """The norms of tensors of which each process has a part, from those of the parts."""
+        if self.size == 1 or not norms:
+            return [*norms]
+        rows = torch.zeros(self.size, len(norms), dtype=torch.float64, device=norms[0].device)
+        rows[self.rank] = torch.stack([*norms])
+        self.sum_(rows)
+        return [*torch.linalg.vector_norm(rows, order, dim=0).to(norms[0].dtype)]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sums the gradients over all processes; one that has none adds nothing."""
@@ -284,11 +316,15 @@ class Group:
         return nullcontext()
 
     @contextmanager
-    def dropout(self, place: Place) -> Iterator[None]:
-        """A context in which dropout draws for the whole batch, and takes the rows of its share."""
+    def forward_pass(self, place: Place) -> Iterator[None]:
+        """A context in which a network computes a share of a batch.
+
+        Dropout draws for the whole batch, and takes the rows of the share.
+        """
         if self.size == 1:
             yield
             return
+        self.place = place
         with _SharedDropout(place):
             yield
 
@@ -298,8 +334,7 @@ class Group:
             return
         with torch.no_grad(), _connected():
             for tensor in (*model.parameters(), *model.buffers()):
-                group = self._control if tensor.device.type == "cpu" else None
-                dist.broadcast(tensor.detach(), src=0, group=group)
+                dist.broadcast(tensor.detach(), src=0, group=self._group_for(tensor))
 
     # The end.
 

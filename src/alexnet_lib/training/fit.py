@@ -25,6 +25,7 @@ from alexnet_lib.training.distributed import Group, joined
 from alexnet_lib.training.loggers import Logger, RunLog
 from alexnet_lib.training.loop import Progress
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, stuck_note
+from alexnet_lib.training.parallel import check_processes
 from alexnet_lib.training.planning import (
     MEASURED_STEPS,
     SETTLING_STEPS,
@@ -180,6 +181,7 @@ def fit(
         seed = _checked_seed(seed)
         if not isinstance(options, RunOptions):
             raise TypeError(f"options is a {type_name(options)}; expected RunOptions")
+        check_processes(options, group)
         checkpoint_every = check_number("checkpoint_every", checkpoint_every, AT_LEAST_ZERO)
         if max_minutes is not None:
             max_minutes = _checked_minutes(max_minutes, group)
@@ -226,6 +228,7 @@ def fit(
         except interrupts.Interrupted as interruption:
             if not run.finished:  # else the state is written already
                 files.write_state()
+            run.gather_weights()
             _restore_best(run)
             interruption.run = _as_result(run, files, None)
             if options.progress:

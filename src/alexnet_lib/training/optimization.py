@@ -125,11 +125,13 @@ def build_step(
     steps: int | None = None,
     class_weights: Tensor | None = None,
     group: Group = ALONE,
+    split: frozenset[str] = frozenset(),
 ) -> TrainingStep:
     """The training step of a recipe; its learning rate follows the schedule of a run of ``steps``.
 
     Without ``steps``, the learning rate is constant at its peak. ``options`` must be resolved;
-    ``class_weights`` are those of ``balanced_weights``, ``group`` the processes of the run.
+    ``class_weights`` are those of ``balanced_weights``, ``group`` the processes of the run,
+    ``split`` the names of the parameters of which each has its own rows.
     """
     optimizer = build_optimizer(recipe, model)
     device = torch.device(options.device)
@@ -149,6 +151,7 @@ def build_step(
         recipe.accumulation_steps,
         options.on_nonfinite,  # type: ignore[arg-type]  # one of the two
         group,
+        split,
     )
 
 

@@ -181,21 +181,28 @@ class RunFiles:
         """Writes the state if it is time."""
         waited = time.perf_counter() - self._written
         cheap = waited * _WRITING_SHARE >= self._cost
-        if waited >= self._every or (epoch_ended and (cheap or self._run.finished)):
+        due = waited >= self._every or (epoch_ended and (cheap or self._run.finished))
+        if self._run.split and self.folder is not None:
+            due = self._run.group.first(lambda: due)  # all take part
+        if due:
             self.write_state()
 
     def write_state(self) -> None:
         """Writes all that the run needs to go on."""
-        if self.folder is None or not self._writes:
+        if self.folder is None:
+            return
+        if not self._writes:
+            if self._run.split:
+                self._run.state()  # gives the first process its part
             return
         self.folder.check()
         begins = time.perf_counter()
         self._run.totals.check()  # raises if a step was not finite
+        data, tensors = self._run.state()
         if weight := nonfinite_weight(self._run.model):  # the update may have overflowed
             raise FloatingPointError(
                 f"{weight}: lower the learning rate, or clip with max_grad_norm"
             )
-        data, tensors = self._run.state()
         text = json.dumps({"run": data, "seconds": begins - self._began})
         write_tensors(self.folder.state, tensors, {"format": "pt", "state": text})
         self._written = time.perf_counter()
@@ -355,6 +362,8 @@ def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[s
     pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
     pairs += [(name, stored.get(name), own[name]) for name in _MACHINE]
     pairs += [("processes", stored.get("processes", 1), own["processes"])]  # once there was one
+    # Once all were so.
+    pairs += [("parallel", stored["options"].get("parallel", "data"), own["options"]["parallel"])]
     former = stored["versions"]
     pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
     if others := [f"{name} {now} instead of {was}" for name, was, now in pairs if now != was]:

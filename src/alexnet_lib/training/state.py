@@ -20,6 +20,7 @@ from alexnet_lib.training.distributed import ALONE, Group
 from alexnet_lib.training.loop import evaluate_together
 from alexnet_lib.training.metrics import EpochRecord, EvalMetrics, Totals, nonfinite_weight
 from alexnet_lib.training.optimization import balanced_weights, build_plateau, build_step
+from alexnet_lib.training.parallel import Split
 from alexnet_lib.training.recipes import Recipe
 
 
@@ -66,15 +67,18 @@ class TrainingRun:
         self.recipe, self.loaders, self.model, self.seed = recipe, loaders, model, seed
         self.options, self.group = options, group
         group.same_weights(model)
+        self.split = Split(model, options, recipe, group)
+        self._network = self.split.network(model)
         self._step = build_step(
             recipe,
-            model,
+            self._network,
             options,
             steps=self.steps_in_all,
             class_weights=balanced_weights(
                 recipe, loaders.train.dataset, torch.device(options.device)
             ),
             group=group,
+            split=self.split.parameters,
         )
         self.scaler = self._step.scaler
         self._device = self._step.device
@@ -84,6 +88,7 @@ class TrainingRun:
         if recipe.ema_decay is not None:
             self.average = AveragedModel(model, self._device)
         self.result: AlexNet = model if self.average is None else self.average.module  # type: ignore[assignment]
+        self._mean = self.split.network(self.result)
         self.image_sizes = recipe.image_sizes(loaders.image_size)
         self.epoch = 0
         self.history: list[EpochRecord] = []
@@ -147,13 +152,13 @@ class TrainingRun:
         if self._batches is None:
             place = self.group.places(self.loaders.train)
             self._batches = moved_batches(self._read(), self._device, place)
-            self.model.train()
+            self._network.train()
         batches = itertools.islice(self._batches, self.recipe.accumulation_steps)
         # A step is taken as a whole.
-        with interrupts.postponed(), self.model.at_image_size(self.image_size):
+        with interrupts.postponed(), self._network.at_image_size(self.image_size):
             taken = self._step.train_on(batches, self.totals)
         if self.average is not None and self.recipe.ema_decay is not None:
-            _update(self.average, self.model, self.recipe.ema_decay, taken)
+            _update(self.average, self._mean, self._network, self.recipe.ema_decay, taken)
 
     def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader = self.loaders.train
@@ -170,6 +175,7 @@ class TrainingRun:
         A loss or a weight that is NaN or infinite is a ``FloatingPointError``.
         """
         metrics = self.totals.compute()
+        self.gather_weights()
         # The loss of the last step was computed before that step changed the weights.
         if nonfinite_weight(self.model) is not None:
             raise FloatingPointError(
@@ -196,6 +202,14 @@ class TrainingRun:
             }
         self._begin_epoch()
         return record
+
+    def gather_weights(self) -> None:
+        """Gives each process the weights that the others have trained, where layers are split.
+
+        Until then, its ``model`` and ``result`` have only its own rows.
+        """
+        for model in {id(m): m for m in (self.model, self.result)}.values():
+            self.split.gather(model)
 
     def evaluate(
         self,
@@ -232,12 +246,15 @@ class TrainingRun:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The state, also within an epoch: plain data for JSON, and tensors by name.
 
-        The tensors are the run's own, which its next step changes.
+        The tensors are the run's own, which its next step changes. Where layers are split, all
+        processes are to call it; the state is whole in the first one.
         """
+        self.gather_weights()
         tensors: dict[str, Tensor] = {}
         parts = {name: getattr(self, name) for name in _PARTS}
         state = {
             **{name: part and part.state_dict() for name, part in parts.items()},
+            "optimizer": self.split.whole_state(self.optimizer, self._network),
             **{name: getattr(self, name) for name in _PLAIN},
             "batches_read": self.batches_read,
             "totals": self.totals.state(),
@@ -249,6 +266,7 @@ class TrainingRun:
     def set_state(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Continues from the state of a run of the same recipe, data, seed and options."""
         state = _unpack(data, tensors)
+        state["optimizer"] = self.split.own_state(state["optimizer"], self.optimizer, self._network)
         for name in _PLAIN:
             setattr(self, name, state[name])
         for name in _PARTS:
@@ -274,16 +292,19 @@ class TrainingRun:
 
 
 @torch.no_grad()
-def _update(average: AveragedModel, model: AlexNet, decay: float, taken: Tensor) -> None:
+def _update(
+    average: AveragedModel, mean_model: AlexNet, model: AlexNet, decay: float, taken: Tensor
+) -> None:
     """Moves the average towards the weights of a model, or keeps it if the step was not taken.
 
-    torch's ``update_parameters`` waits for the device, as does a look at ``taken``. As there, the
-    first update copies the weights.
+    ``mean_model`` is that of the average, or its rows of this process. torch's
+    ``update_parameters`` waits for the device, as does a look at ``taken``. As there, the first
+    update copies the weights.
     """
     share = torch.where(average.n_averaged == 0, 1.0, 1 - decay) * taken
-    for mean, weight in zip(average.module.parameters(), model.parameters(), strict=True):
+    for mean, weight in zip(mean_model.parameters(), model.parameters(), strict=True):
         mean.lerp_(weight, share.to(mean.dtype))
-    for buffer, latest in zip(average.module.buffers(), model.buffers(), strict=True):
+    for buffer, latest in zip(mean_model.buffers(), model.buffers(), strict=True):
         buffer.copy_(latest)
     average.n_averaged += taken
 

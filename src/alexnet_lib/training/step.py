@@ -73,7 +73,8 @@ class TrainingStep:
     In float16, gradients are scaled up in the backward pass, so that small ones are not lost, and a
     step whose gradients overflow changes nothing but the scale (``scaler``), and is no error.
 
-    The processes of a ``group`` take a step together, each on its share of the batches.
+    The processes of a ``group`` take a step together, each on its share of the batches. ``split``
+    are the names of the parameters of which each process has its own rows.
     """
 
     model: nn.Module
@@ -86,6 +87,7 @@ class TrainingStep:
     accumulation_steps: int = 1
     on_nonfinite: OnNonfinite = "stop"
     group: Group = ALONE
+    split: frozenset[str] = frozenset()
     scaler: GradScaler = field(init=False, repr=False)
     _trained: tuple[nn.Parameter, ...] = field(init=False, repr=False)
     _checked: Mapping[str, nn.Parameter] = field(init=False, repr=False)
@@ -165,7 +167,7 @@ class TrainingStep:
             images += place.whole
         if not images:
             return torch.zeros((), dtype=torch.bool, device=self.device)
-        self.group.sum_gradients(self._checked.values())
+        self.group.sum_gradients(p for name, p in self._checked.items() if name not in self.split)
         gradients = _gradients(self._checked.values())
         if not any(i < len(self._trained) for i in gradients):
             raise ValueError(
@@ -175,6 +177,8 @@ class TrainingStep:
         if images != first:
             torch._foreach_mul_([*gradients.values()], first / images)
         self.scaler.unscale_(self.optimizer)
+        if self.split and self.precision == "float16":  # overflows of all rows, not of these alone
+            self.group.sum_(*self.scaler._found_inf_per_device(self.optimizer).values())
         fault = self._clip(gradients)
         taken = finite & (fault == 0)
         if self.precision == "float16":
@@ -205,8 +209,7 @@ class TrainingStep:
         if read and not clips and bool(broken.any()):
             broken = ~torch.stack(self._norms(gradients, math.inf)).isfinite()
         if self.max_grad_norm is not None:
-            owned = [norms[i] for i in gradients if i < len(self._trained)]
-            total = torch.linalg.vector_norm(torch.stack(owned))
+            total = torch.linalg.vector_norm(torch.stack(norms[: len(self._trained)]))
             nn.utils.clip_grads_with_norm_(self._trained, self.max_grad_norm, total)
         return (broken * torch.arange(2, len(broken) + 2, device=self.device)).amax()
 
@@ -216,6 +219,10 @@ class TrainingStep:
         found = torch._foreach_norm([*gradients.values()], order)
         for i, norm in zip(gradients, found, strict=True):
             norms[i] = norm.to(self.device)
+        split = [i for i, name in enumerate(self._checked) if name in self.split]
+        whole = self.group.whole_norms([norms[i] for i in split], order)
+        for i, norm in zip(split, whole, strict=True):
+            norms[i] = norm
         return norms
 
     def _step(self, taken: Tensor) -> None:
@@ -240,7 +247,7 @@ class TrainingStep:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The loss; and for each image whether it is a hit, and whether its label is unfit."""
-        with arithmetic(self.precision, self.device), self.group.dropout(batch.place):
+        with arithmetic(self.precision, self.device), self.group.forward_pass(batch.place):
             logits = checked_logits(self.model(batch.images), len(batch.images))
             classes = logits.shape[1] if logits.ndim > 1 else 1
             check_labels(batch, logits, classes, cross_entropy=self.cross_entropy)

@@ -1,0 +1,167 @@
+"""Bytes that a process sends to the others in a step, for each way to divide a step over processes.
+
+    python benchmarks/traffic.py                       # two and four processes on this machine
+    unshare --net python benchmarks/traffic.py --wire  # and what the network interface has sent
+
+The paper's network with 1000 classes, in float32. With P parameters, C of them of convolutions, a
+batch of B images on N processes, I values of an image, F of pool5 (flattened), H of fc6 and fc7
+together, K classes and M values of conv3's input, a process sends
+
+    data    4 (N-1)/N (2 P)
+    hybrid  4 (N-1)/N (2 C + B (2 F + 2 H + 2 K/N))
+    towers  4 (N-1)/N (B (I + 2 M + 2 F + 2 H + 2 K/N)), N = 2
+
+bytes: a sum over processes costs each of them 2 (N-1)/N of its values (a ring), activations cross
+once forwards and once backwards, images once. Counted is what is handed to torch.distributed, of a
+sum that of the ring. ``--wire`` reads the loopback interface, so that nothing else may use it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from alexnet_lib import AlexNet, Recipe, RunOptions
+from alexnet_lib.network.architecture import Conv, layer_infos
+from alexnet_lib.training.batches import labelled
+from alexnet_lib.training.distributed import joined
+from alexnet_lib.training.metrics import Totals
+from alexnet_lib.training.optimization import build_step
+from alexnet_lib.training.parallel import Split
+
+WAYS = ("data", "hybrid", "towers")
+CLASSES = 1000
+STEPS = 2
+
+
+def predicted(way: str, processes: int, batch: float) -> float:
+    """Bytes, by the formulas above."""
+    infos = {info.layer.name: info for info in layer_infos("paper", None, CLASSES)}
+    sizes = {name: torch.Size(info.output_shape).numel() for name, info in infos.items()}
+    parameters = sum(info.parameters for info in infos.values())
+    convolutions = sum(i.parameters for i in infos.values() if isinstance(i.layer, Conv))
+    images = torch.Size(infos["conv1"].input_shape).numel()
+    features = sizes["flatten"] + sizes["fc6"] + sizes["fc7"] + CLASSES / processes
+    values = {
+        "data": 2 * parameters,
+        "hybrid": 2 * convolutions + 2 * batch * features,
+        "towers": batch * (images + 2 * sizes["pool2"] + 2 * features),
+    }
+    return 4 * (processes - 1) / processes * values[way]
+
+
+def equal_at(way: str, other: str, processes: int) -> float:
+    """The batch size at which two ways send the same; both are linear in it."""
+    starts, slopes = [], []
+    for name in (way, other):
+        starts.append(predicted(name, processes, 0))
+        slopes.append(predicted(name, processes, 1) - starts[-1])
+    return (starts[1] - starts[0]) / (slopes[0] - slopes[1])
+
+
+def counted(sent: list[float]) -> None:
+    """From now on, adds what torch.distributed is given to send."""
+
+    def counting(name: str, sends: Callable[..., float]) -> None:
+        real = getattr(dist, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            sent[0] += sends(*arguments)
+            return real(*arguments, **named)
+
+        setattr(dist, name, call)
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    counting("all_reduce", lambda tensor: 2 * (size - 1) / size * tensor.nbytes)
+    counting("all_gather", lambda _, tensor: (size - 1) * tensor.nbytes)
+    counting(
+        "all_to_all_single",
+        lambda _, given, __, sizes: (given.numel() - sizes[rank]) * given.itemsize,
+    )
+
+
+def wire() -> int:
+    """Bytes that the loopback interface has sent."""
+    (line,) = (x for x in Path("/proc/net/dev").read_text().splitlines() if "lo:" in x)
+    return int(line.split()[9])
+
+
+def measure(way: str, batch: int) -> None:
+    """In one of several processes: the first one prints the bytes of a step."""
+    sent = [0.0]
+    torch.manual_seed(0)
+    with joined() as group:
+        counted(sent)
+        model = AlexNet(CLASSES)
+        recipe, options = Recipe("traffic"), RunOptions("cpu", "float32", parallel=way)
+        split = Split(model, options, recipe, group)
+        step = build_step(
+            recipe, split.network(model), options, group=group, split=split.parameters
+        )
+        device, totals = torch.device("cpu"), Totals(torch.device("cpu"))
+        rank, size = group.rank, group.size
+        count = batch // size + (rank < batch % size)
+        place = group.places(SimpleNamespace(bad_images={}))
+        images, labels = torch.randn(count, 3, 227, 227), torch.randint(CLASSES, (count,))
+        for _ in range(STEPS):
+            group.gather(None)
+            sent[0], before = 0.0, wire()
+            step.train_on([labelled(images, labels, device, place(count))], totals)
+            group.gather(None)
+            after = wire()
+        if group.is_first:
+            print(sent[0], (after - before) / size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--wire", action="store_true")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.batch[0])
+        return
+    print("| processes | batch | way | MB, formula | counted |" + " sent |" * arguments.wire)
+    print("|--:|--:|---|--:|--:|" + "--:|" * arguments.wire)
+    for processes in arguments.processes:
+        ways = WAYS if processes == 2 else WAYS[:2]
+        for batch in arguments.batch:
+            for way in ways:
+                figures = [predicted(way, processes, batch), *_measured(way, processes, batch)]
+                cells = " | ".join(f"{x / 1e6:.2f}" for x in figures[: 2 + arguments.wire])
+                print(f"| {processes} | {batch} | {way} | {cells} |", flush=True)
+        for way in ways[1:]:
+            print(f"{way} sends less than data below {equal_at('data', way, processes):.0f} images")
+    print(f"hybrid sends less than towers above {equal_at('hybrid', 'towers', 2):.0f} images")
+
+
+def _measured(way: str, processes: int, batch: int) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), __file__]
+        command += ["--measure", way, "--batch", str(batch)]
+        ran = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return [float(number) for number in ran.stdout.split()]
+
+
+if __name__ == "__main__":
+    main()
