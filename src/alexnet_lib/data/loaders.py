@@ -39,13 +39,13 @@ from alexnet_lib.data.folders import (
     PartNames,
     check_bad_images,
 )
-from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, as_list, to_unit
+from alexnet_lib.data.images import EncodedImages, ImageSet, ImageTensors, as_list, to_unit
 from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
     Failure,
     ImageReader,
     RawBatch,
-    Request,
+    Requests,
     Workers,
     read_in_threads,
     seeded_generators,
@@ -428,16 +428,13 @@ class BatchLoader:
                 images = self.dataset.images[plan.order[batch]]
                 yield RawBatch(images, [*range(len(images))], [])
             return
-        requests: list[Request] = [
-            [*zip(plan.order[batch].tolist(), plan.seeds[batch].tolist(), strict=True)]
-            for batch in wanted
-        ]
+        requests = Requests(plan.order, plan.seeds, wanted)
         # Before the first image: a resize by torch can differ from the kernel's in rounding, and an
         # image must not depend on what was read before it.
         cpu.load()
         if self.num_workers:
             yield from self._read_in_workers(requests)
-        elif isinstance(self.dataset, ImageFiles):
+        elif isinstance(self.dataset, EncodedImages):
             yield from read_in_threads(self._reader, requests)
         else:  # user code, which may not expect threads
             yield from map(self._reader.read_batch, requests)
@@ -447,7 +444,7 @@ class BatchLoader:
         pin_memory = self.placement.device.type == "cuda"
         return ImageReader(self.dataset, self.preprocess, pin_memory=pin_memory)
 
-    def _read_in_workers(self, requests: list[Request]) -> Iterator[RawBatch]:
+    def _read_in_workers(self, requests: Requests) -> Iterator[RawBatch]:
         # Processes serve one pass at a time.
         workers, self._state.workers = self._state.workers, None
         if workers is None:
