@@ -793,14 +793,16 @@ def build_loaders(
     of image,label for each image. A data set is map-style; its items are pairs (image, label), or
     mappings with these keys: PIL images, arrays ``(H, W, C)`` or tensors ``(C, H, W)``, uint8 or
     floating from 0 to 1; and integers from 0, or names of classes. Small images of one size, in a
-    folder or in a data set of torchvision without a transform, are decoded once and kept in memory.
+    folder, in shards or in a data set of torchvision without a transform, are decoded once and kept
+    in memory, if they take up to 2 GiB.
 
     Args:
         data: ``"shapes"``, the built-in synthetic images; ``"cifar10"``, in the folder ``data``,
-            downloaded if it is missing; the path of a folder with images or with CIFAR-10's files,
-            or of a CSV file; a data set of training images; a pair of folders, CSV files or data
-            sets, training and test images; or a mapping of ``"train"``, ``"validation"``,
-            ``"test"``.
+            downloaded if it is missing; the path of a folder with images, with CIFAR-10's files or
+            with shards (tar files as WebDataset writes them), of one shard, of several by a range
+            as in ``train-{000..099}.tar``, or of a CSV file; a data set of training images; a pair
+            of these but the built-in ones, training and test images; or a mapping of ``"train"``,
+            ``"validation"``, ``"test"``.
         batch_size: images in a batch, at least 1.
         image_size: side of the network's input, in pixels.
         resize: side of the images before the crop, in pixels; None is ``image_size``.
