@@ -104,7 +104,7 @@ Data = Annotated[
         metavar="DATA",
         help="'shapes' (built in, synthetic); 'cifar10' (kept in ./data, downloaded where it is "
         "missing); a folder: CIFAR-10's files, or images as train/CLASS/*.jpg and "
-        "test/CLASS/*.jpg, or as CLASS/*.jpg; or a CSV file of image,label.",
+        "test/CLASS/*.jpg, or as CLASS/*.jpg, or of shards (*.tar); or a CSV file of image,label.",
     ),
 ]
 DataOrOwn = Annotated[

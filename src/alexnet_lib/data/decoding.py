@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,31 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names it, and the reason."""
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """An image that lies in a larger file, as in a tar file.
+
+    Args:
+        file: the larger file.
+        name: of the image in it.
+        offset: of the first byte of the image.
+        size: of the image, in bytes.
+        version: size and time of change (ns) that the file has: in another one, other bytes may lie
+            at this place.
+    """
+
+    file: Path
+    name: str
+    offset: int
+    size: int
+    version: tuple[int, int]
+
+    def __str__(self) -> str:
+        return os.path.join(self.file, self.name)
+
+
 def read_image(
-    file: Path, *, channels: int = 3, background: str = "white", side: int | None = None
+    file: Path | FilePart, *, channels: int = 3, background: str = "white", side: int | None = None
 ) -> Shaped[Tensor, "{channels} h w"]:
     """The pixels of an image file, as a viewer shows them.
 
@@ -101,7 +125,7 @@ def read_image(
     animation or a file of several pages, this is the first image.
 
     Args:
-        file: the file, of one of ``FORMATS``.
+        file: the file, or the part of a file, of one of ``FORMATS``.
         channels: 3 is red, green and blue; 1 is luma (ITU-R 601).
         background: colour behind transparent pixels, as ``PIL.ImageColor.getrgb`` takes it.
         side: a JPEG file may be decoded at a half, a quarter or an eighth of its size, as long as
@@ -127,15 +151,13 @@ def read_image(
         ...     read_image(file, background="red")[:, 0, 0].tolist()
         [255, 0, 0]
     """
-    file, colour = as_path(file, "file"), check_background(background)
+    source = file if isinstance(file, FilePart) else as_path(file, "file")
+    colour = check_background(background)
     _check_channels(channels)
-    with _in_words(file), _regular(file) as stream:
-        # Not from the disk: a file that somebody cuts while it is mapped kills the process.
-        content = io.BytesIO(stream.read(os.fstat(stream.fileno()).st_size))
-        with _identified(content) as image:
-            if side is not None:
-                image.draft(None, (side, side))  # does nothing for other formats
-            return _pixels(image, str(file), channels, colour)
+    with _in_words(source), _identified(_content(source)) as image:
+        if side is not None:
+            image.draft(None, (side, side))  # does nothing for other formats
+        return _pixels(image, str(source), channels, colour)
 
 
 def pil_to_tensor(
@@ -157,14 +179,38 @@ def pil_to_tensor(
 
 
 @contextmanager
-def open_image(file: Path) -> Iterator[Image.Image]:
+def open_image(file: Path | FilePart) -> Iterator[Image.Image]:
     """An open image file; whatever its decoder raises becomes an ``ImageError`` that names it."""
-    with _in_words(file), _regular(file) as stream, _identified(stream) as image:
-        yield image
+    with _in_words(file):
+        if isinstance(file, FilePart):
+            with _identified(_content(file)) as image:
+                yield image
+        else:
+            with open_regular(file) as stream:
+                _check_bytes(os.fstat(stream.fileno()).st_size)
+                with _identified(stream) as image:
+                    yield image
+
+
+def _content(source: Path | FilePart) -> io.BytesIO:
+    """The bytes of an image.
+
+    Not on the disk: a file that somebody cuts while it is mapped kills the process.
+    """
+    with open_regular(source if isinstance(source, Path) else source.file) as stream:
+        status = os.fstat(stream.fileno())
+        size = status.st_size
+        if isinstance(source, FilePart):
+            if (status.st_size, status.st_mtime_ns) != source.version:
+                raise ValueError(f"{source.file} has changed since it was opened")
+            stream.seek(source.offset)
+            size = source.size
+        _check_bytes(size)
+        return io.BytesIO(stream.read(size))
 
 
 @contextmanager
-def _regular(file: Path) -> Iterator[io.BufferedReader]:
+def open_regular(file: Path) -> Iterator[io.BufferedReader]:
     """An open file; an error if it is a pipe or a device, which may never end."""
     # Without O_NONBLOCK, a pipe is not even opened until somebody writes to it.
     waits_not = getattr(os, "O_NONBLOCK", 0)
@@ -172,7 +218,6 @@ def _regular(file: Path) -> Iterator[io.BufferedReader]:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is a pipe, a device or a socket; expected a file")
-        _check_bytes(status.st_size)
         yield stream
 
 

@@ -4,6 +4,7 @@ Every entry of a folder is used, or is litter of a file manager, or is named in 
 warning.
 """
 
+import math
 import os
 import re
 import unicodedata
@@ -17,8 +18,15 @@ import torch
 
 from alexnet_lib import interrupts
 from alexnet_lib.checks import Range, check_choice, check_number, shown, type_name
-from alexnet_lib.data.decoding import IMAGE_SUFFIXES, ImageError, check_background, open_image
-from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors
+from alexnet_lib.data.decoding import (
+    IMAGE_SUFFIXES,
+    FilePart,
+    ImageError,
+    check_background,
+    open_image,
+)
+from alexnet_lib.data.images import EncodedImages, ImageFiles, ImageSet, ImageTensors
+from alexnet_lib.data.paths import Paths
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path, as_text
 from alexnet_lib.text import printable, progress_bar
@@ -27,10 +35,14 @@ OnBadImage = Literal["stop", "skip"]
 
 # Images of one size, with sides up to this number of pixels, are decoded once and kept in memory.
 SMALL_IMAGE = 96
+# Above this number of bytes, which Tiny ImageNet's 100,000 images of 64x64 pixels stay below, they
+# are decoded at each access.
+MOST_IN_MEMORY = 1 << 31
 # The heads of so many files are read to find out whether all are small; of more files, a sample.
 _HEADS = 1000
 
 # Of file managers, archivers and operating systems; and all names that begin with a dot.
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 _LITTER = frozenset(
     (
         *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"),
@@ -93,11 +105,11 @@ def listed(items: Sequence[object], most: int = 10) -> str:
 def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
     """The folders of the parts ``train``, ``validation`` and ``test``; {}: all are classes."""
     if parts is not None:
-        return _given_parts(folder, parts)
-    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
+        return given_parts(folder, parts)
+    names = [entry.name for entry in entries_of(folder) if is_folder(entry)]
     by_part: dict[str, list[str]] = {}
     for name in names:
-        if part := _part_of(name):
+        if part := part_in(name):
             by_part.setdefault(part, []).append(name)
     matched = [name for group in by_part.values() for name in group]
     others = [name for name in names if name not in matched]
@@ -129,11 +141,12 @@ def part_folders(folder: Path, parts: PartNames | None) -> dict[str, Path]:
             f"{folder} has {matched}, so {listed(others)} are ignored: to use them, {remedy}",
             stacklevel=4,
         )
-    Notes([e.name for e in _entries(folder) if not _is_folder(e)]).warn(folder)
+    Notes([e.name for e in entries_of(folder) if not is_folder(e)]).warn(folder)
     return {part: folder / group[0] for part, group in by_part.items()}
 
 
-def _given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
+def given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
+    """The folders of the parts that ``parts`` names."""
     if not isinstance(parts, Mapping):
         raise TypeError(f"parts is a {type_name(parts)}; expected a mapping of parts to folders")
     given = {
@@ -150,24 +163,26 @@ def _given_parts(folder: Path, parts: PartNames) -> dict[str, Path]:
     return given
 
 
-def _part_of(name: str) -> str | None:
+def part_in(name: str, *, exact: bool = True) -> str | None:
+    """The part that a name says; ``exact``: and nothing but it, as a folder of a part."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.casefold()) if word]
     named = [part for part, own in _PART_WORDS.items() for word in words if word in own]
     fillers = sum(word in _FILLERS for word in words)
-    return named[0] if len(named) == 1 and len(words) == fillers + 1 else None
+    return named[0] if len(named) == 1 and (not exact or len(words) == fillers + 1) else None
 
 
 def _is_litter(name: str) -> bool:
     return name.startswith(".") or name in _LITTER
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder without litter, sorted by name."""
     with os.scandir(folder) as found:
         return sorted((e for e in found if not _is_litter(e.name)), key=lambda entry: entry.name)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -182,7 +197,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(_is_folder(entry) for entry in _entries(folder))
+    return any(is_folder(entry) for entry in entries_of(folder))
 
 
 def files_below(folder: str, notes: Notes) -> list[str]:
@@ -199,18 +214,18 @@ def files_below(folder: str, notes: Notes) -> list[str]:
             notes.paths.append(f"{path} (a folder that is taken already, behind a link)")
             return []
         seen.add(real)
-        return _entries(Path(path))[::-1]
+        return entries_of(Path(path))[::-1]
 
     files: list[str] = []
     pending = entries(folder)
     while pending:
         interrupts.check()
         entry = pending.pop()
-        if _is_folder(entry):
+        if is_folder(entry):
             pending += entries(entry.path)
         elif not _is_file(entry):
             notes.paths.append(f"{entry.path} (a link to nothing, or no file)")
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        elif entry.name.lower().endswith(_SUFFIXES):
             files.append(entry.path)
         else:
             notes.paths.append(entry.path)
@@ -231,8 +246,8 @@ def class_folders(
     """
     notes = Notes()
     names: dict[str, str] = {}  # macOS decomposes accents in names, other systems do not
-    for entry in _entries(folder):
-        if not _is_folder(entry):
+    for entry in entries_of(folder):
+        if not is_folder(entry):
             notes.paths.append(entry.path)
             continue
         name = unicodedata.normalize("NFC", as_text(entry.name))
@@ -242,10 +257,10 @@ def class_folders(
     expected = classes or training or tuple(names)
     if classes is None and (unknown := sorted(set(names) - set(expected))):
         raise ValueError(f"{folder} has the folders {unknown}, which are not training classes")
-    files, labels, empty = [], [], []
+    files, labels, empty = Paths(), [], []
     for label, name in enumerate(expected):
         present = files_below(names[name], notes) if name in names else []
-        files += present
+        files.extend(present)
         labels += [label] * len(present)
         if not present:
             empty.append(name)
@@ -259,11 +274,11 @@ def class_folders(
     if empty:
         warnings.warn(f"{folder} has no images for the classes {empty}", stacklevel=4)
     notes.warn(folder)
-    return image_files([Path(file) for file in files], labels, expected, reading, str(folder))
+    return image_files(files, labels, expected, reading, str(folder))
 
 
 def _no_images(folder: Path, names: Mapping[str, str]) -> str:
-    loose = [e.name for e in _entries(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
+    loose = [e.name for e in entries_of(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES]
     text = f"{folder} has no images in class folders; expected CLASS/IMAGE.jpg"
     if (folder / "recipe.json").is_file():
         text = f"{folder} is the folder of a run; expected the images"
@@ -282,24 +297,46 @@ def image_files(
 ) -> ImageSet:
     """A set of image files; small images of one size are decoded now and kept in memory."""
     numbers = torch.tensor(labels, dtype=torch.int64)
-    images = ImageFiles(tuple(files), numbers, classes, reading.channels, reading.background)
-    sample = torch.randperm(len(files), generator=generator_for(0))[:_HEADS].sort().values
-    heads, _ = _read_all(_image_size, [files[i] for i in sample.tolist()], source, reading)
+    images = ImageFiles(files, numbers, classes, reading.channels, reading.background)
+    return decoded_if_small(images, reading, source)
+
+
+def decoded_if_small(images: EncodedImages, reading: Reading, source: str) -> ImageSet:
+    """The images in memory, if they are small, of one size and not too many; else as they are."""
+    count = len(images)
+    sample = torch.randperm(count, generator=generator_for(0))[:_HEADS].sort().values
+    heads, _ = _read_all(_image_size, [images.source(i) for i in sample.tolist()], source, reading)
     sizes = {size for size in heads if size is not None}
-    if len(sizes) != 1 or max(next(iter(sizes))) > SMALL_IMAGE:
+    if len(sizes) != 1 or max(size := sizes.pop()) > SMALL_IMAGE:
         return images
-    pixels, bad = _read_all(images.image, range(len(files)), source, reading)
-    good = [image for image in pixels if image is not None]
+    if count * images.channels * math.prod(size) > MOST_IN_MEMORY:
+        return images
+    pixels = torch.empty(0)
+
+    def read(index: int) -> bool:
+        """Whether an image is like the first that can be read."""
+        nonlocal pixels
+        image = images.image(index)
+        if pixels.ndim != 4:
+            pixels = torch.empty((count, *image.shape), dtype=image.dtype)
+        alike = pixels.shape[1:] == image.shape and pixels.dtype == image.dtype
+        if alike:
+            pixels[index] = image
+        return alike
+
+    alike, bad = _read_all(read, range(count), source, reading)
     # EXIF may have turned some, and heads of others were not read.
-    if len({(image.shape, image.dtype) for image in good}) != 1 or good[0].dtype != torch.uint8:
+    if False in alike or pixels.dtype != torch.uint8:
         return images
     for problem in bad:
-        warnings.warn(f"{problem}; it is left out", stacklevel=5)
-    kept = torch.tensor([image is not None for image in pixels])
-    return ImageTensors(torch.stack(good), numbers[kept], classes)
+        warnings.warn(f"{problem}; it is left out", stacklevel=6)
+    kept = torch.tensor([image is not None for image in alike])
+    if bad:
+        pixels = pixels[kept]
+    return ImageTensors(pixels, images.labels[kept], images.classes)
 
 
-def _image_size(file: Path) -> tuple[int, int]:
+def _image_size(file: Path | FilePart) -> tuple[int, int]:
     """Width and height, from the file's header."""
     with open_image(file) as image:
         return image.size

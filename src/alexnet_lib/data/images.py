@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alexnet_lib.checks import check_integer, type_name
-from alexnet_lib.data.decoding import ImageError, pil_to_tensor, read_image
+from alexnet_lib.data.decoding import FilePart, ImageError, pil_to_tensor, read_image
+from alexnet_lib.data.paths import Paths
 
 ImageLike = Image.Image | np.ndarray | Tensor
 
@@ -211,23 +212,80 @@ class ImageTensors(ImageSet):
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ImageFiles(ImageSet):
-    """Image files, decoded at each access; ``background`` is behind transparent pixels."""
+class EncodedImages(ImageSet):
+    """Images on disk, decoded at each access; ``background`` is behind transparent pixels."""
 
-    files: tuple[Path, ...]
+    background: str
+
+    @abstractmethod
+    def source(self, index: int) -> Path | FilePart:
+        """The file of an image, or the part of a file."""
+
+    def image(self, index: int) -> Shaped[Tensor, "c h w"]:  # noqa: D102
+        source = self.source(index)
+        return read_image(source, channels=self.channels, background=self.background)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFiles(EncodedImages):
+    """Image files. ``files`` may be any sequence of paths and is stored compactly."""
+
+    files: Sequence[Path]
     labels: Int64[Tensor, " n"]
     classes: tuple[str, ...]
     channels: int = 3
     background: str = "white"
 
-    def image(self, index: int) -> Shaped[Tensor, "c h w"]:  # noqa: D102
-        file = self.files[index]
-        return read_image(file, channels=self.channels, background=self.background)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.files, Paths):
+            object.__setattr__(self, "files", Paths(self.files))  # the class is frozen
+
+    def source(self, index: int) -> Path:  # noqa: D102
+        return self.files[index]
 
     def subset(self, indices: Int64[Tensor, " n"]) -> "ImageFiles":  # noqa: D102
-        files = tuple(self.files[i] for i in indices.tolist())
-        return replace(self, files=files, labels=self.labels[indices])
+        assert isinstance(self.files, Paths)
+        return replace(self, files=self.files.subset(indices), labels=self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageShards(EncodedImages):
+    """Images in tar files, each read at its place, in any order.
+
+    Args:
+        members: the names of the images, with the tar files as their folders.
+        offsets: of the first byte of each image in its tar file.
+        sizes: of the images, in bytes.
+        versions: size and time of change (ns) of each tar file, by its path.
+        labels: as in every ``ImageSet``, and so are the others.
+        classes: names of the classes.
+        channels: of the images.
+        background: colour behind transparent pixels.
+    """
+
+    members: Paths
+    offsets: Int64[Tensor, " n"]
+    sizes: Int64[Tensor, " n"]
+    versions: Mapping[str, tuple[int, int]]
+    labels: Int64[Tensor, " n"]
+    classes: tuple[str, ...]
+    channels: int = 3
+    background: str = "white"
+
+    def source(self, index: int) -> FilePart:  # noqa: D102
+        shard, name = self.members.pair(index)
+        offset, size = int(self.offsets[index]), int(self.sizes[index])
+        return FilePart(Path(shard), name, offset, size, self.versions[shard])
+
+    def subset(self, indices: Int64[Tensor, " n"]) -> "ImageShards":  # noqa: D102
+        return replace(
+            self,
+            members=self.members.subset(indices),
+            offsets=self.offsets[indices],
+            sizes=self.sizes[indices],
+            labels=self.labels[indices],
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -39,13 +39,13 @@ from alexnet_lib.data.folders import (
     PartNames,
     check_bad_images,
 )
-from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, as_list, to_unit
+from alexnet_lib.data.images import EncodedImages, ImageSet, ImageTensors, as_list, to_unit
 from alexnet_lib.data.preprocess import Decode, ImageFit, Preprocess
 from alexnet_lib.data.reading import (
     Failure,
     ImageReader,
     RawBatch,
-    Request,
+    Requests,
     Workers,
     read_in_threads,
     seeded_generators,
@@ -428,16 +428,13 @@ class BatchLoader:
                 images = self.dataset.images[plan.order[batch]]
                 yield RawBatch(images, [*range(len(images))], [])
             return
-        requests: list[Request] = [
-            [*zip(plan.order[batch].tolist(), plan.seeds[batch].tolist(), strict=True)]
-            for batch in wanted
-        ]
+        requests = Requests(plan.order, plan.seeds, wanted)
         # Before the first image: a resize by torch can differ from the kernel's in rounding, and an
         # image must not depend on what was read before it.
         cpu.load()
         if self.num_workers:
             yield from self._read_in_workers(requests)
-        elif isinstance(self.dataset, ImageFiles):
+        elif isinstance(self.dataset, EncodedImages):
             yield from read_in_threads(self._reader, requests)
         else:  # user code, which may not expect threads
             yield from map(self._reader.read_batch, requests)
@@ -447,7 +444,7 @@ class BatchLoader:
         pin_memory = self.placement.device.type == "cuda"
         return ImageReader(self.dataset, self.preprocess, pin_memory=pin_memory)
 
-    def _read_in_workers(self, requests: list[Request]) -> Iterator[RawBatch]:
+    def _read_in_workers(self, requests: Requests) -> Iterator[RawBatch]:
         # Processes serve one pass at a time.
         workers, self._state.workers = self._state.workers, None
         if workers is None:
@@ -796,14 +793,16 @@ def build_loaders(
     of image,label for each image. A data set is map-style; its items are pairs (image, label), or
     mappings with these keys: PIL images, arrays ``(H, W, C)`` or tensors ``(C, H, W)``, uint8 or
     floating from 0 to 1; and integers from 0, or names of classes. Small images of one size, in a
-    folder or in a data set of torchvision without a transform, are decoded once and kept in memory.
+    folder, in shards or in a data set of torchvision without a transform, are decoded once and kept
+    in memory, if they take up to 2 GiB.
 
     Args:
         data: ``"shapes"``, the built-in synthetic images; ``"cifar10"``, in the folder ``data``,
-            downloaded if it is missing; the path of a folder with images or with CIFAR-10's files,
-            or of a CSV file; a data set of training images; a pair of folders, CSV files or data
-            sets, training and test images; or a mapping of ``"train"``, ``"validation"``,
-            ``"test"``.
+            downloaded if it is missing; the path of a folder with images, with CIFAR-10's files or
+            with shards (tar files as WebDataset writes them), of one shard, of several by a range
+            as in ``train-{000..099}.tar``, or of a CSV file; a data set of training images; a pair
+            of these but the built-in ones, training and test images; or a mapping of ``"train"``,
+            ``"validation"``, ``"test"``.
         batch_size: images in a batch, at least 1.
         image_size: side of the network's input, in pixels.
         resize: side of the images before the crop, in pixels; None is ``image_size``.

@@ -21,7 +21,7 @@ from alexnet_lib.checks import (
     shown,
     type_name,
 )
-from alexnet_lib.data.decoding import check_background, read_image
+from alexnet_lib.data.decoding import FilePart, check_background, read_image
 from alexnet_lib.data.images import ImageLike, image_to_tensor, to_unit
 from alexnet_lib.data.statistics import check_numbers
 from alexnet_lib.kernels import cpu
@@ -149,7 +149,7 @@ class Preprocess:
         channels, background = self.channels, self.background
         return self.network_input(image_to_tensor(image, channels=channels, background=background))
 
-    def read(self, file: Path) -> Shaped[Tensor, "c h w"]:
+    def read(self, file: Path | FilePart) -> Shaped[Tensor, "c h w"]:
         """The pixels of an image file, resized unless the resize makes the image larger.
 
         Raises:

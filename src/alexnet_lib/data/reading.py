@@ -17,7 +17,7 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from torch.utils.data._utils import signal_handling
 from alexnet_lib import interrupts
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.decoding import ImageError
-from alexnet_lib.data.images import ImageFiles, ImageSet, WrappedDataset
+from alexnet_lib.data.images import EncodedImages, ImageSet, WrappedDataset
 from alexnet_lib.data.preprocess import Preprocess
 from alexnet_lib.devices import memory_explained, thread_pool
 from alexnet_lib.text import printable
@@ -47,6 +47,23 @@ Request = list[tuple[int, int]]
 _AHEAD = 2
 # Images that a thread takes at a time: few, so that a pass that is broken off ends soon.
 _IMAGES_A_TASK = 4
+
+
+class Requests:
+    """The requests of the batches of a pass, each made when it is asked for.
+
+    Those of all images of a pass at once would take some 130 bytes for each.
+    """
+
+    def __init__(self, order: Tensor, seeds: Tensor, batches: Sequence[slice]) -> None:
+        self._order, self._seeds, self._batches = order, seeds, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Request]:
+        for batch in self._batches:
+            yield [*zip(self._order[batch].tolist(), self._seeds[batch].tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -139,16 +156,16 @@ class ImageReader:
         """An image, or why it cannot be read; random data sets draw from the seed."""
         data = self.dataset
         try:
-            if isinstance(data, ImageFiles):
-                return self.preprocess.read(data.files[index])
+            if isinstance(data, EncodedImages):
+                return self.preprocess.read(data.source(index))
             with seeded_generators(seed):
                 return self.preprocess.shrunk(data.image(index))
         except Exception as error:
             return Failure(self._name(index), error)
 
     def _name(self, index: int) -> str:
-        if isinstance(self.dataset, ImageFiles):
-            return str(self.dataset.files[index])
+        if isinstance(self.dataset, EncodedImages):
+            return str(self.dataset.source(index))
         own = isinstance(self.dataset, WrappedDataset)
         return f"item {int(self.dataset.indices[index]) if own else index} of data"  # type: ignore[attr-defined]
 
@@ -238,6 +255,15 @@ def read_in_threads(
             yield batch.finished()
 
 
+class _Pass:
+    """The requests of the pass in progress, for torch, which asks at the start of each pass."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
 class Workers:
     """Processes that read batches, for one pass at a time; they go on living for the next pass.
 
@@ -246,11 +272,11 @@ class Workers:
     """
 
     def __init__(self, reader: ImageReader, number: int) -> None:
-        self._requests: list[Request] = []
+        self._pass = _Pass()
         self._loader = DataLoader(
             _WorkerBatches(reader),
             batch_size=None,
-            sampler=self._requests,
+            sampler=self._pass,
             num_workers=number,
             collate_fn=_unchanged,
             persistent_workers=True,
@@ -262,18 +288,18 @@ class Workers:
         # Freed in a cycle, torch would wait five seconds for each process before it ends it.
         weakref.finalize(self, _kill, self._processes).atexit = False
 
-    def read(self, requests: list[Request]) -> Generator[RawBatch, None, None]:
+    def read(self, requests: Requests) -> Generator[RawBatch, None, None]:
         """The batches; a ``RuntimeError`` if a process ends or is stopped.
 
         The next pass then starts new ones.
         """
         if self._dead() or self._stopped():
             self.close()
-        self._requests[:] = requests
+        self._pass.requests = requests
         batches = self._start()
         # A process that is stopped can leave whoever receives its batch waiting for ever.
         with thread_pool("alexnet-lib-receiver", 1) as receiver:
-            for _ in requests:
+            for _ in range(len(requests)):
                 yield self._next(receiver, batches)
         # Says to torch that the pass is complete.
         next(batches, None)
@@ -450,7 +476,7 @@ class _WorkerBatches(Dataset[RawBatch]):
     def __getitem__(self, request: Request) -> RawBatch:
         batch = self.reader.read_batch(request)
         # The way through a decoder helps nobody; that through a user's code does.
-        traced = not isinstance(self.reader.dataset, ImageFiles)
+        traced = not isinstance(self.reader.dataset, EncodedImages)
         failures = [failure.portable(traced=traced) for failure in batch.failures]
         return batch._replace(failures=failures)
 

@@ -3,8 +3,9 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +34,7 @@ from alexnet_lib.checks import (
     type_name,
 )
 from alexnet_lib.data.folders import (
+    MOST_IN_MEMORY,
     SMALL_IMAGE,
     OnBadImage,
     PartNames,
@@ -53,6 +55,7 @@ from alexnet_lib.data.images import (
     with_channels,
 )
 from alexnet_lib.data.shapes import shapes
+from alexnet_lib.data.shards import find_shards, open_shards
 from alexnet_lib.data.tables import TABLE_SUFFIXES, image_table
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path
@@ -132,6 +135,9 @@ def _open_other(data: Any, train: ImageSet, files: Reading, *, named: bool) -> I
         path = as_path(data, "data")
         if path.suffix.lower() in TABLE_SUFFIXES:
             return image_table(path, files, classes=train.classes, parts=None)
+        if shards := find_shards(path, parts={}):
+            own = None if named else train.classes
+            return open_shards(shards["train"], files, classes=own, training=train.classes)
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
         return class_folders(path, files, training=train.classes)
@@ -177,6 +183,8 @@ def _open(
             root = "data" if built_in else path
             train, test = cifar10(root, download=built_in)
         return _with_channels(Parts(train, None, test), channels)
+    if shards := find_shards(path, parts):
+        return _opened(shards, partial(open_shards, reading=reading, classes=classes))
     if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         return Parts(image_table(path, reading, classes=classes, parts=parts), None, None)
     return image_folder(path, reading, classes=classes, parts=parts)
@@ -291,12 +299,17 @@ def image_folder(
     folders = part_folders(folder, parts)
     if not folders:
         return Parts(class_folders(folder, reading, classes=classes), None, None)
-    train = class_folders(folders["train"], reading, classes=classes)
     # Selected classes leave others out; otherwise a folder of no training class is an error.
+    return _opened(folders, partial(class_folders, reading=reading, classes=classes))
+
+
+def _opened(found: Mapping[str, Any], open_part: Callable[..., ImageSet]) -> Parts:
+    """The parts of which folders or shards were found; errors are those of ``build_loaders``."""
+    train = open_part(found["train"])
     others = {
-        part: class_folders(folders[part], reading, classes=classes, training=train.classes)
+        part: open_part(found[part], training=train.classes)
         for part in ("validation", "test")
-        if part in folders
+        if part in found
     }
     if "test" not in others:
         return Parts(train, None, others.get("validation"))
@@ -345,12 +358,14 @@ def wrap_dataset(
     )
     if not _same_each_time(dataset):
         return wrapped
+    count = len(wrapped)
     images: list[Tensor] = []
-    for i in progress_bar(range(len(wrapped)), "reading", disable=None, leave=False):
+    for i in progress_bar(range(count), "reading", disable=None, leave=False):
         interrupts.check()
         image = wrapped.image(i)
         same_shape = not images or image.shape == images[0].shape
-        if image.dtype != torch.uint8 or max(image.shape) > SMALL_IMAGE or not same_shape:
+        small = max(image.shape) <= SMALL_IMAGE and count * image.numel() <= MOST_IN_MEMORY
+        if image.dtype != torch.uint8 or not small or not same_shape:
             return wrapped
         images.append(image)
     return ImageTensors(torch.stack(images), labels, names)

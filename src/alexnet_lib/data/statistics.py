@@ -15,7 +15,7 @@ from alexnet_lib.data.decoding import ImageError
 from alexnet_lib.data.images import (
     MAX_CHANNELS,
     MAX_CLASSES,
-    ImageFiles,
+    EncodedImages,
     ImageSet,
     ImageTensors,
     as_list,
@@ -385,7 +385,7 @@ def _read(images: ImageSet, *, skip_bad: bool) -> Iterator[Tensor]:
                 return None
             raise
 
-    if not isinstance(images, ImageFiles):
+    if not isinstance(images, EncodedImages):
         yield from (image for i in range(len(images)) if (image := read(i)) is not None)
         return
     with thread_pool("alexnet-lib-statistics") as pool:

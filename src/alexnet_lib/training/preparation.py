@@ -6,6 +6,7 @@ from typing import Any
 
 from alexnet_lib.checks import type_name
 from alexnet_lib.data.loaders import Loaders, assemble_loaders
+from alexnet_lib.data.shards import expanded
 from alexnet_lib.data.sources import BUILT_IN, Data, Parts, open_parts
 from alexnet_lib.devices import RunOptions, model_explained
 from alexnet_lib.files import as_path
@@ -110,7 +111,7 @@ def data_of_run(data: str, classes: tuple[str, ...]) -> tuple[str, tuple[str, ..
     if data in BUILT_IN:
         return data, None
     path = as_path(data, "data")
-    if not path.exists():
+    if not expanded(path)[0].exists():
         raise FileNotFoundError(f"{data}, on which the run was trained: no such file or folder")
     from alexnet_lib.data.cifar10 import is_cifar10  # loads torchvision
 

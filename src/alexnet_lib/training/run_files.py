@@ -1,6 +1,7 @@
 """What a run writes to its folder, and what it reads there to go on after it was stopped."""
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,15 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from alexnet_lib.checks import ABOVE_ZERO, check_number
-from alexnet_lib.data.images import ImageFiles, ImageSet, ImageTensors, WrappedDataset
+from alexnet_lib.data.images import (
+    ImageFiles,
+    ImageSet,
+    ImageShards,
+    ImageTensors,
+    WrappedDataset,
+)
 from alexnet_lib.data.loaders import Loaders
+from alexnet_lib.data.paths import Paths
 from alexnet_lib.devices import RunOptions, versions
 from alexnet_lib.files import (
     RunFolder,
@@ -392,8 +401,9 @@ def _read_state(folder: RunFolder, run: TrainingRun) -> float:
 def _digest(loaders: Loaders) -> str:
     """A SHA-256 of images and labels.
 
-    Of image files it has the names and sizes, and of data sets of users that read their items from
-    elsewhere the labels alone: reading everything would take as long as an epoch.
+    Of image files and images in shards it has the names and sizes, and of data sets of users that
+    read their items from elsewhere the labels alone: reading everything would take as long as an
+    epoch.
     """
     digest = hashlib.sha256()
     for name, loader in loaders._asdict().items():
@@ -409,10 +419,17 @@ def _bytes_of(data: Any) -> Iterator[Any]:
         yield from _raw(data.labels)
     if isinstance(data, ImageTensors):
         yield from _raw(data.images)
-    elif isinstance(data, ImageFiles):
-        for file in data.files:
-            name = os.fsencode(os.path.join(file.parent.name, file.name))
-            yield name + f"\0{file.stat().st_size}\0".encode()
+    elif isinstance(data, ImageFiles | ImageShards):
+        paths = data.files if isinstance(data, ImageFiles) else data.members
+        assert isinstance(paths, Paths)  # as which files are stored
+        last_name = functools.cache(lambda folder: Path(folder).name)
+        for index in range(len(paths)):
+            folder, name = paths.pair(index)
+            if isinstance(data, ImageFiles):
+                size = os.stat(os.path.join(folder, name)).st_size
+            else:
+                size = int(data.sizes[index])
+            yield os.fsencode(os.path.join(last_name(folder), name)) + f"\0{size}\0".encode()
     elif isinstance(data, WrappedDataset):
         yield from _raw(data.indices)
         yield from _bytes_of(data.dataset)
