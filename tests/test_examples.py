@@ -1,12 +1,20 @@
 """The notebooks under ``examples/`` come to what their text says, without a warning.
 
-`make docs` runs them too, and fails at an error or a warning in a cell.
+`make docs` runs them too, and fails at an error or a warning in a cell. The lines that clusters start
+are such that torchrun and the command take them.
 """
 
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import typer
+from torch.distributed.run import get_args_parser
+
+from alexnet_lib import cli
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {file.stem: file for file in (ROOT / "examples").glob("*.md")}
@@ -43,3 +51,41 @@ def test_each_notebook_has_code_a_claim_and_a_line_in_the_readme():
     assert all(len(cells(file)) >= 4 for file in EXAMPLES.values())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"](examples/{file.name})" in readme for file in EXAMPLES.values())
+
+
+# Scripts of clusters
+
+
+def command_of(file: Path) -> list[str]:
+    """The line of torchrun in a script."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".sh":
+        line = text.replace("\\\n", " ").partition("srun ")[2].splitlines()[0]
+        return shlex.split(line.replace("$SLURM_NNODES", "2"))
+    yaml = pytest.importorskip("yaml")
+    job = next(part for part in yaml.safe_load_all(text) if part["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return container["command"]
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "kubernetes.yaml"])
+def test_the_line_of_a_cluster_is_one_that_torchrun_and_the_command_take(name):
+    program, *arguments = command_of(ROOT / "examples" / name)
+    assert program == "torchrun"
+    given = get_args_parser().parse_args(arguments)
+    assert (given.nnodes, given.nproc_per_node, given.rdzv_backend) == ("2", "4", "c10d")
+    assert given.rdzv_endpoint.endswith(":29500")
+    assert (given.module, given.training_script) == (True, "alexnet_lib")
+    command, *options = given.training_script_args
+    train = typer.main.get_command(cli.app).commands[command]
+    context = train.make_context(command, options)
+    assert context.params["data"] == "/shared/imagenet"
+    assert (context.params["recipe"], context.params["num_workers"]) == ("paper", 8)
+    assert (context.params["out"], context.params["resume"]) == ("/shared/runs/imagenet", "auto")
+
+
+def test_the_script_of_slurm_is_one_that_bash_reads():
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    subprocess.run([bash, "-n", ROOT / "examples/slurm.sh"], check=True)

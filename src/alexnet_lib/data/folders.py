@@ -41,8 +41,8 @@ MOST_IN_MEMORY = 1 << 31
 # The heads of so many files are read to find out whether all are small; of more files, a sample.
 _HEADS = 1000
 
-# Of file managers, archivers and operating systems; and all names that begin with a dot.
 _SUFFIXES = tuple(IMAGE_SUFFIXES)
+# Of file managers, archivers and operating systems; and all names that begin with a dot.
 _LITTER = frozenset(
     (
         *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"),
