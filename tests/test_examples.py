@@ -1,7 +1,7 @@
 """The notebooks under ``examples/`` come to what their text says, without a warning.
 
-`make docs` runs them too, and fails at an error or a warning in a cell. The lines that clusters start
-are such that torchrun and the command take them.
+`make docs` runs them too, and fails at an error or a warning in a cell. The lines that clusters
+start are such that torchrun and the command take them.
 """
 
 import re

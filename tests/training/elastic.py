@@ -8,6 +8,7 @@ import torch
 from tiny import use_tiny
 
 from alexnet_lib import cli
+from alexnet_lib.training import distributed
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -15,4 +16,6 @@ if __name__ == "__main__":
     Path(f"attempt {attempt} rank {rank}").write_text(str(os.getpid()))
     with pytest.MonkeyPatch.context() as patch:
         use_tiny(patch)
+        if waiting := os.environ.get("WAIT_SECONDS"):
+            patch.setattr(distributed, "WAIT_SECONDS", float(waiting))
         cli.main()

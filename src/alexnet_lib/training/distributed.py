@@ -9,6 +9,7 @@ import json
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -348,20 +349,15 @@ class Group:
     def leave(self, error: BaseException) -> str:
         """Tells the others why this process leaves, and hears why they do; what there is to say.
 
-        It takes twice ``LAST_WORDS_SECONDS`` at most. Only one of the processes has something to
-        say; but one that has lost another says it in any case, as an error.
+        It takes three times ``LAST_WORDS_SECONDS`` at most. Only one of the processes has something
+        to say; but one that has lost another says it in any case, as an error.
         """
         lost = isinstance(error, LostError)
         own = None if lost else f"{type(error).__name__}: {error}"
         try:
-            self._store.set(f"left/{self.rank}", json.dumps(own))
-            self.close()  # which wakes up those that wait for this process
-            words = self._last_words()
-            speaks = self._store.add("spoken", 1) == 1
-            self._store.add("heard", 1)
-            if self.is_first:  # it may hold the store, which the others still read
-                _poll(lambda: self._store.add("heard", 0) >= len(words))
-        except (RuntimeError, AttributeError):  # the first process held the store, and is gone
+            words, speaks = _within(3 * LAST_WORDS_SECONDS, lambda: self._last_words(own))
+        # The first process held the store, and is gone or cannot be reached.
+        except (RuntimeError, AttributeError):
             words, speaks = {**dict.fromkeys(range(1, self.size)), self.rank: own}, True
         reasons = sorted((rank, word) for rank, word in words.items() if word is not None)
         silent = [name for rank, name in enumerate(self._names) if rank not in words]
@@ -379,12 +375,22 @@ class Group:
         error.told = text if speaks else ""  # type: ignore[attr-defined]
         return text
 
-    def _last_words(self) -> dict[int, str | None]:
-        """Why each process has left, None if it lost another; those that said it in time."""
+    def _last_words(self, own: str | None) -> tuple[dict[int, str | None], bool]:
+        """Why each process has left, None if it lost another; and whether this one is to speak.
+
+        Processes that have not said it in time are left out.
+        """
+        self._store.set(f"left/{self.rank}", json.dumps(own))
+        self.close()  # which wakes up those that wait for this process
         keys = {rank: f"left/{rank}" for rank in range(self.size)}
         _poll(lambda: self._store.check([*keys.values()]))
         said = {rank: key for rank, key in keys.items() if self._store.check([key])}
-        return {rank: json.loads(self._store.get(key)) for rank, key in said.items()}
+        words = {rank: json.loads(self._store.get(key)) for rank, key in said.items()}
+        speaks = self._store.add("spoken", 1) == 1
+        self._store.add("heard", 1)
+        if self.is_first:  # it may hold the store, which the others still read
+            _poll(lambda: self._store.add("heard", 0) >= len(words))
+        return words, speaks
 
 
 ALONE = Group()
@@ -544,6 +550,28 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise LostError(f"another process has failed or was killed: {error}") from error
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What a function returns; a ``RuntimeError`` if it takes longer, and goes on in its thread.
+
+    A store whose machine is cut off would keep who asks it waiting for a quarter of an hour.
+    """
+    results: list[Any] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=call, name="alexnet-lib-last-words", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    (result,) = results or [RuntimeError("no answer")]
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _poll(condition: Callable[[], bool]) -> bool:
