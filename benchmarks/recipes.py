@@ -81,10 +81,14 @@ def spread(accuracies: Sequence[float]) -> str:
 
 
 def grouped(runs: Path) -> list[list[Path]]:
-    """The stored runs, those of one recipe that differ in the seed together."""
+    """The stored runs, those of one recipe that differ in the seed together.
+
+    The views of the test images, of which the table has a column each, are no part of it here.
+    """
     groups: dict[str, list[Path]] = {}
     for run in sorted(runs.iterdir()):
-        recipe = json.dumps(read_json(run / "recipe.json")["recipe"], sort_keys=True)
+        fields = read_json(run / "recipe.json")["recipe"]
+        recipe = json.dumps({**fields, "views": None}, sort_keys=True)
         groups.setdefault(recipe, []).append(run)
     return [*groups.values()]
 

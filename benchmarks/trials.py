@@ -96,7 +96,6 @@ UNDECAYED = {
     "filter_decay": 0.0,
     "weight_decay": 0.0005,
     "growth_fraction": 0.8,
-    "views": 1,
 }
 SCALED = {"dropout_scaling": "training"}  # nn.Dropout
 SAME_SIZE = {"growth_fraction": 0.0}

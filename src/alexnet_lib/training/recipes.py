@@ -442,7 +442,6 @@ _MODERN = Recipe(
     learning_rate=0.056,
     filter_decay=0.05,
     weight_decay=0.0015,
-    views=2,
 )
 
 # Paper, sections 3 to 5; the biases' rate and decay, the weights' standard deviations and the edge:
