@@ -362,6 +362,7 @@ def test_a_process_that_is_ended_while_it_compiles_harms_no_other(folder, tmp_pa
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
         time.sleep(0.01)
     compiler_id = int((tmp_path / "pid").read_text())
+    time.sleep(0.2)  # until Popen has returned in the process: before, it knows of no compiler
     first.send_signal(number)
     first.communicate(timeout=30)
     if number == signal.SIGKILL:
