@@ -12,7 +12,14 @@ import torch
 import torch.distributed as dist
 from processes import result_of
 from tiny import QUIET, tiny_recipe, use_tiny, weights_of
-from together import STEPS, approximate, exact_run, in_processes, raised
+from together import (
+    approximate,
+    assert_same_steps,
+    exact_run,
+    in_processes,
+    raised,
+    steps_of,
+)
 
 from alexnet_lib import AlexNet, fit, prepare_loaders, prepare_model
 from alexnet_lib.network import architecture
@@ -75,31 +82,6 @@ CASES = {
 MUON = {"muon": {"optimizer": "muon", "dropout": 0.5, "batch_size": 5, "accumulation_steps": 3}}
 
 
-def steps_of(run):
-    """Losses and gradients of each step, and the metrics of each epoch."""
-    losses, gradients, epochs = [], [], []
-    former = 0.0, 0
-    for _ in range(STEPS):
-        if run.epoch_read:
-            epochs.append(run.finish_epoch().to_dict())
-            former = 0.0, 0
-        run.take_step()
-        loss, images = float(run.totals.loss), run.totals.images
-        losses.append((loss - former[0]) / (images - former[1]))
-        former = loss, images
-        whole = []
-        for name, parameter in run._network.named_parameters():
-            if parameter.grad is not None:
-                rows = run.split._rows_of(name)
-                grad = parameter.grad
-                whole.append(run.split._gathered(rows, grad) if rows else grad)
-        gradients.append(torch.cat([grad.flatten() for grad in whole]).tolist())
-    for epoch in epochs:
-        epoch["train"].pop("images_per_second")
-    size = sum(p.numel() for p in run._network.parameters())
-    return {"losses": losses, "gradients": gradients, "epochs": epochs, "size": size}
-
-
 def know_pair():
     """To be called within ``use_tiny``, whose end forgets it."""
     architecture.ARCHITECTURES = {
@@ -108,8 +90,12 @@ def know_pair():
     }
 
 
+# Of all recipes here that do not say otherwise.
+USUAL = {"architecture": "pair", "learning_rate": 0.05}
+
+
 def pair_recipe(**changes):
-    return tiny_recipe(**{"architecture": "pair", "learning_rate": 0.05, **changes})
+    return tiny_recipe(**USUAL | changes)
 
 
 def cases_of(parallel):
@@ -118,10 +104,9 @@ def cases_of(parallel):
 
 def train_exactly(parallel):
     options = replace(QUIET, parallel=parallel)
-    usual = {"architecture": "pair", "learning_rate": 0.05}
     with joined() as group:
         return {
-            name: steps_of(exact_run(group, options, **{**usual, **changes}))
+            name: steps_of(exact_run(group, options, **USUAL | changes))
             for name, changes in cases_of(parallel).items()
         }
 
@@ -283,23 +268,16 @@ def alone(tmp_path_factory, pair):
         }
 
 
-def assert_close(own, other, tolerance):
-    torch.testing.assert_close(torch.tensor(own), torch.tensor(other), rtol=0, atol=tolerance)
-
-
-def assert_same_steps(own, alone):
+def assert_all_the_same(own, alone):
     for name, result in own.items():
-        other = alone[name]
-        assert_close(result["losses"], other["losses"], 1e-9)
-        assert_close(result["gradients"], other["gradients"], 1e-10)
-        assert result["epochs"] == approximate(other["epochs"])
+        assert_same_steps(result, alone[name])
 
 
 @pytest.mark.parametrize("parallel", ["hybrid", "towers"])
 def test_parts_take_the_steps_of_the_whole(pair, alone, parallel):
     for own in pair[1]:
         assert own[parallel]["exact"].keys() == cases_of(parallel).keys()
-        assert_same_steps(own[parallel]["exact"], alone[1]["exact"])
+        assert_all_the_same(own[parallel]["exact"], alone[1]["exact"])
 
 
 def test_hybrid_on_one_process_is_the_whole_network(alone):
@@ -315,7 +293,7 @@ def exactly_in_hybrid(rank):
 @pytest.mark.parametrize("size", [3, 4])
 def test_more_processes_take_the_steps_of_one(alone, tmp_path, size):
     for own in in_processes(size, exactly_in_hybrid, tmp_path):
-        assert_same_steps(own, alone[1]["exact"])
+        assert_all_the_same(own, alone[1]["exact"])
 
 
 def test_a_process_trains_its_part_alone(pair):

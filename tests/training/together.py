@@ -95,7 +95,10 @@ def exact_run(group: Group, options: RunOptions = QUIET, **changes: Any) -> Trai
 
 
 def steps_of(run: TrainingRun) -> dict[str, Any]:
-    """Losses, the gradients of each step, and the metrics of each epoch."""
+    """Losses and whole gradients of each step, the metrics of each epoch, and this process's size.
+
+    The size is that of its parameters, of which it may have a part.
+    """
     losses, gradients, epochs = [], [], []
     former = 0.0, 0
     for _ in range(STEPS):
@@ -106,11 +109,16 @@ def steps_of(run: TrainingRun) -> dict[str, Any]:
         loss, images = float(run.totals.loss), run.totals.images
         losses.append((loss - former[0]) / (images - former[1]))
         former = loss, images
-        parameters = run.model.parameters()
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters]).tolist())
+        whole = []
+        for name, parameter in run._network.named_parameters():
+            if (grad := parameter.grad) is not None:
+                rows = run.split._rows_of(name)
+                whole.append(run.split._gathered(rows, grad) if rows else grad)
+        gradients.append(torch.cat([grad.flatten() for grad in whole]).tolist())
     for epoch in epochs:
         epoch["train"].pop("images_per_second")
-    return {"losses": losses, "gradients": gradients, "epochs": epochs}
+    size = sum(p.numel() for p in run._network.parameters())
+    return {"losses": losses, "gradients": gradients, "epochs": epochs, "size": size}
 
 
 def train_exactly(rank: int, size: int) -> dict[str, Any]:
@@ -127,6 +135,14 @@ def approximate(value: Any, error: float = 1e-9) -> Any:
     if isinstance(value, list):
         return [approximate(item, error) for item in value]
     return pytest.approx(value, rel=error, abs=error) if isinstance(value, float) else value
+
+
+def assert_same_steps(own: dict[str, Any], other: dict[str, Any]) -> None:
+    """The steps of a process are those of another one: losses, gradients and metrics."""
+    for name, error in (("losses", 1e-9), ("gradients", 1e-10)):
+        found, expected = torch.tensor(own[name]), torch.tensor(other[name])
+        torch.testing.assert_close(found, expected, rtol=0, atol=error)
+    assert own["epochs"] == approximate(other["epochs"])
 
 
 def raised(function: Callable[[], Any]) -> str:
