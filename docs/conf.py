@@ -24,6 +24,7 @@ from alexnet_lib.cli import app
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
+import communication  # noqa: E402
 import recipes  # noqa: E402
 import trials  # noqa: E402
 
@@ -134,6 +135,12 @@ _measured = json.loads((ROOT / "benchmarks/results/bench-cpu.json").read_text(en
 myst_substitutions["bench_machine"] = bench.machine(_measured)
 for _name in _measured["blocks"]:
     myst_substitutions[f"bench_{_name}"] = bench.REPORTS[_name](_measured["blocks"])
+
+_photos = _measured["blocks"]["photos"]["500x375"]["images/s"]["ours"] / 2  # on two cores
+myst_substitutions["photos_speed"] = f"{_photos:.0f}"
+myst_substitutions["images_table"] = communication.report_images(_photos)
+myst_substitutions["published_table"] = communication.report_published()
+myst_substitutions["predictions_table"] = communication.report_predictions()
 
 _precision = json.loads((ROOT / "benchmarks/results/precision.json").read_text(encoding="utf-8"))
 myst_substitutions["precision_table"] = markdown_table(

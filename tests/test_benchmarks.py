@@ -11,6 +11,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import bench  # noqa: E402
+import communication  # noqa: E402
 import recipes  # noqa: E402
 
 
@@ -72,3 +73,13 @@ def test_runs_of_one_recipe_with_several_seeds_are_one_row(tmp_path):
     first, second = recipes.rows(tmp_path)
     assert (first[:2], first[-3:]) == (("paper", "2"), ("82.0 ± 1.4", "", "83.0 ± 1.4"))
     assert (second[:2], second[-3:]) == (("tutorial", "1"), ("14.5", "", ""))
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_the_model_of_communication_gives_the_published_speed_at_the_bandwidth_it_implies(gpus):
+    published = communication.PUBLISHED
+    link = communication.Link("", communication.implied_bandwidth(gpus))
+    batch = communication.PUBLISHED_BATCH * gpus
+    share = communication.efficiency("data", gpus, batch, published[1], link)
+    assert share == pytest.approx(published[gpus] / gpus / published[1])
+    assert share == pytest.approx({2: 0.947, 4: 0.880, 8: 0.746}[gpus], abs=0.001)
