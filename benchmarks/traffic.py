@@ -12,9 +12,9 @@ together, K classes and M values of conv3's input, a process sends
     hybrid  4 (N-1)/N (2 C + B (2 F + 2 H + 2 K/N))
     towers  4 (N-1)/N (B (I + 2 M + 2 F + 2 H + 2 K/N)), N = 2
 
-bytes: a sum over processes costs each of them 2 (N-1)/N of its values (a ring), activations cross
-once forwards and once backwards, images once. Counted is what is handed to torch.distributed, of a
-sum that of the ring.
+bytes, and half of the first line where gradients are summed in bfloat16. A sum over processes costs
+each of them 2 (N-1)/N of its values (a ring), activations cross once forwards and once backwards,
+images once. Counted is what is handed to torch.distributed, of a sum that of the ring.
 
 ``--wire`` and ``--link`` need Linux, root, and util-linux and iproute2: the processes get a network
 namespace of their own, and with ``--link`` its loopback interface is limited to the rate times the
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ from alexnet_lib.training.metrics import Totals
 from alexnet_lib.training.optimization import build_step
 from alexnet_lib.training.parallel import Split
 
-WAYS = ("data", "hybrid", "towers")
+ROUNDED = "data, sums in bfloat16"
+WAYS = ("data", ROUNDED, "hybrid", "towers")
 CLASSES = 1000
 STEPS = 3
 
@@ -60,6 +62,7 @@ def predicted(way: str, processes: int, batch: float) -> float:
     features = sizes["flatten"] + sizes["fc6"] + sizes["fc7"] + CLASSES / processes
     values = {
         "data": 2 * parameters,
+        ROUNDED: parameters,
         "hybrid": 2 * convolutions + 2 * batch * features,
         "towers": batch * (images + 2 * sizes["pool2"] + 2 * features),
     }
@@ -109,7 +112,11 @@ def measure(way: str, batch: int) -> None:
     with joined() as group:
         counted(sent)
         model = AlexNet(CLASSES)
-        recipe, options = Recipe("traffic"), RunOptions("cpu", "float32", parallel=way)
+        recipe, options = Recipe("traffic"), RunOptions("cpu", "float32")
+        if way == ROUNDED:
+            options = replace(options, reduce_dtype="bfloat16")
+        else:
+            options = replace(options, parallel=way)
         split = Split(model, options, recipe, group)
         step = build_step(
             recipe, split.network(model), options, group=group, split=split.parameters
@@ -167,13 +174,13 @@ def print_bytes(processes: Sequence[int], batches: Sequence[int], *, with_wire: 
     print("| processes | batch | way | MB, formula | counted |" + " sent |" * with_wire)
     print("|--:|--:|---|--:|--:|" + "--:|" * with_wire)
     for number in processes:
-        ways = WAYS if number == 2 else WAYS[:2]
+        ways = WAYS if number == 2 else WAYS[:3]
         for batch, way in itertools.product(batches, ways):
             step = measured(way, number, batch, None, alone=with_wire)
             figures = [predicted(way, number, batch), step.counted, step.wire]
             cells = " | ".join(f"{x / 1e6:.2f}" for x in figures[: 2 + with_wire])
             print(f"| {number} | {batch} | {way} | {cells} |", flush=True)
-        for way in ways[1:]:
+        for way in ways[2:]:
             images = equal_at("data", way, number)
             print(f"{way} sends less than data below {images:.0f} images")
     print(f"hybrid sends less than towers above {equal_at('hybrid', 'towers', 2):.0f} images")
@@ -184,7 +191,7 @@ def print_seconds(processes: Sequence[int], batches: Sequence[int], rates: Seque
     print("| processes | batch | way | s |" + "".join(f" {x}: predicted | s |" for x in rates))
     print("|--:|--:|---|--:|" + "--:|--:|" * len(rates))
     for number in processes:
-        ways = WAYS if number == 2 else WAYS[:2]
+        ways = WAYS if number == 2 else WAYS[:3]
         for batch, way in itertools.product(batches, ways):
             free = measured(way, number, batch, None, alone=True)
             cells = [free.seconds]

@@ -129,7 +129,10 @@ LONG = FORMER.overridden(
 )
 LARGER_BATCHES = {"batch_size": 128, "learning_rate": 0.056}
 DECAYED = RECIPES["modern"].overridden(
-    {name: getattr(LONG, name) for name in ("image_size", "train_images", "validation_fraction", "epochs")}
+    {
+        name: getattr(LONG, name)
+        for name in ("image_size", "train_images", "validation_fraction", "epochs")
+    }
 )
 REGULARISATION: dict[str, Trial] = {
     "no decay of the filters": trial(LONG),

@@ -162,6 +162,13 @@ Parallel = Annotated[
         "each with one tower of the paper's network)."
     ),
 ]
+ReduceDtype = Annotated[
+    str,
+    typer.Option(
+        help="The dtype in which processes of torchrun sum their gradients: 'auto' (that of the "
+        "gradients), or 'bfloat16', which sends half as much."
+    ),
+]
 Workers = Annotated[
     int, typer.Option(help="Processes that decode image files; small images need none.")
 ]
@@ -252,6 +259,7 @@ def train(
     ] = False,
     num_workers: Workers = 0,
     parallel: Parallel = "data",
+    reduce_dtype: ReduceDtype = "auto",
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder.
@@ -312,6 +320,7 @@ def train(
                 on_bad_image=on_bad_image,
                 on_nonfinite=on_nonfinite,
                 parallel=parallel,
+                reduce_dtype=reduce_dtype,
             ),
         )
     finally:

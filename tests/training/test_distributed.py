@@ -43,6 +43,15 @@ def test_processes_take_the_steps_of_one(exact, name):
             assert len(result[name]["gradients"][0]) == result[name]["size"]
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradients_are_summed_in_the_dtype_that_is_asked_for(exact, size):
+    expected = torch.tensor(exact[1][0]["plain"]["gradients"][0])
+    first, *others = (torch.tensor(own["rounded"]["gradients"][0]) for own in exact[size])
+    assert all(other.equal(first) for other in others)
+    # Each process rounds what it sends to 8 bits.
+    assert 2**-12 < (first - expected).norm() / expected.norm() < 2**-8
+
+
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory):
     """What a program of one and of two processes gets from the parts, by the process."""

@@ -125,7 +125,9 @@ def train_exactly(rank: int, size: int) -> dict[str, Any]:
     """The steps of each of the recipes, in one of several processes, or alone."""
     with joined() as group:
         assert (group.rank, group.size) == (rank, size)
-        return {name: steps_of(exact_run(group, **changes)) for name, changes in RECIPES.items()}
+        results = {name: steps_of(exact_run(group, **changes)) for name, changes in RECIPES.items()}
+        options = replace(QUIET, reduce_dtype="bfloat16")
+        return {**results, "rounded": steps_of(exact_run(group, options, **RECIPES["plain"]))}
 
 
 def approximate(value: Any, error: float = 1e-9) -> Any:

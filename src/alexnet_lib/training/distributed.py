@@ -271,8 +271,10 @@ class Group:
         self.sum_(rows)
         return [*torch.linalg.vector_norm(rows, order, dim=0).to(norms[0].dtype)]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sums the gradients over all processes; one that has none adds nothing."""
+    def sum_gradients(
+        self, parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None
+    ) -> None:
+        """Sums the gradients over all processes, in a dtype or in theirs; no gradient adds 0."""
         if self.size == 1:
             return
         parameters = [*parameters]
@@ -281,7 +283,12 @@ class Group:
         for parameter, number in zip(parameters, has_one.tolist(), strict=True):
             if number and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.sum_(*(p.grad for p in parameters if p.grad is not None))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        sent = [gradient.to(dtype or gradient.dtype) for gradient in gradients]
+        self.sum_(*sent)
+        for gradient, whole in zip(gradients, sent, strict=True):
+            if whole is not gradient:
+                gradient.copy_(whole)
 
     def whole_batch(
         self, loss: Tensor, hits: Tensor | None, unfit: Tensor | None, place: Place

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 from alexnet_lib.checks import check_integer
 from alexnet_lib.data.images import ImageSet
 from alexnet_lib.data.statistics import compute_class_weights
-from alexnet_lib.devices import RunOptions, resolve_precision
+from alexnet_lib.devices import DTYPES, RunOptions, resolve_precision
 from alexnet_lib.training.distributed import ALONE, Group
 from alexnet_lib.training.muon import Muon
 from alexnet_lib.training.recipes import Recipe
@@ -152,6 +152,7 @@ def build_step(
         options.on_nonfinite,  # type: ignore[arg-type]  # one of the two
         group,
         split,
+        DTYPES.get(options.reduce_dtype),
     )
 
 

@@ -371,8 +371,8 @@ def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[s
     pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
     pairs += [(name, stored.get(name), own[name]) for name in _MACHINE]
     pairs += [("processes", stored.get("processes", 1), own["processes"])]  # once there was one
-    # Once all were so.
-    pairs += [("parallel", stored["options"].get("parallel", "data"), own["options"]["parallel"])]
+    for name, once in (("parallel", "data"), ("reduce_dtype", "auto")):  # once all were so
+        pairs += [(name, stored["options"].get(name, once), own["options"][name])]
     former = stored["versions"]
     pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
     if others := [f"{name} {now} instead of {was}" for name, was, now in pairs if now != was]:

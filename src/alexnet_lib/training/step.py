@@ -74,7 +74,8 @@ class TrainingStep:
     step whose gradients overflow changes nothing but the scale (``scaler``), and is no error.
 
     The processes of a ``group`` take a step together, each on its share of the batches. ``split``
-    are the names of the parameters of which each process has its own rows.
+    are the names of the parameters of which each process has its own rows. Gradients are summed in
+    ``reduce_dtype``, or in their own.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class TrainingStep:
     on_nonfinite: OnNonfinite = "stop"
     group: Group = ALONE
     split: frozenset[str] = frozenset()
+    reduce_dtype: torch.dtype | None = None
     scaler: GradScaler = field(init=False, repr=False)
     _trained: tuple[nn.Parameter, ...] = field(init=False, repr=False)
     _checked: Mapping[str, nn.Parameter] = field(init=False, repr=False)
@@ -167,7 +169,8 @@ class TrainingStep:
             images += place.whole
         if not images:
             return torch.zeros((), dtype=torch.bool, device=self.device)
-        self.group.sum_gradients(p for name, p in self._checked.items() if name not in self.split)
+        whole = (p for name, p in self._checked.items() if name not in self.split)
+        self.group.sum_gradients(whole, self.reduce_dtype)
         gradients = _gradients(self._checked.values())
         if not any(i < len(self._trained) for i in gradients):
             raise ValueError(
