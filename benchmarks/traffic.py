@@ -117,7 +117,7 @@ def measure(way: str, batch: int) -> None:
             options = replace(options, reduce_dtype="bfloat16")
         else:
             options = replace(options, parallel=way)
-        split = Split(model, options, recipe, group)
+        split = Split(model, options, group)
         step = build_step(
             recipe, split.network(model), options, group=group, split=split.parameters
         )

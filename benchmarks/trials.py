@@ -128,7 +128,7 @@ LONG = FORMER.overridden(
     {"image_size": 67, "train_images": 30_000, "validation_fraction": 1 / 6, "epochs": 13}
 )
 LARGER_BATCHES = {"batch_size": 128, "learning_rate": 0.056}
-DECAYED = RECIPES["modern"].overridden(
+LONG_MODERN = RECIPES["modern"].overridden(
     {
         name: getattr(LONG, name)
         for name in ("image_size", "train_images", "validation_fraction", "epochs")
@@ -136,6 +136,8 @@ DECAYED = RECIPES["modern"].overridden(
 )
 REGULARISATION: dict[str, Trial] = {
     "no decay of the filters": trial(LONG),
+    "and random erasing, 0.5": trial(LONG, erasing=0.5),
+    "and CutMix, 1": trial(LONG, cutmix=1.0),
     "filter decay 0.04": trial(LONG, filter_decay=0.04),
     "filter decay 0.15": trial(LONG, filter_decay=0.15),
     "weight decay 0.002": trial(LONG, weight_decay=0.002),
@@ -144,18 +146,16 @@ REGULARISATION: dict[str, Trial] = {
     "filter decay 0.08, weight decay 0.002, batches of 128 at rate 0.056": trial(
         LONG, filter_decay=0.08, weight_decay=0.002, **LARGER_BATCHES
     ),
-    "modern": trial(DECAYED),
-    "random erasing, 0.5": trial(DECAYED, erasing=0.5),
-    "mixup, 0.2": trial(DECAYED, mixup=0.2),
-    "CutMix, 1": trial(DECAYED, cutmix=1.0),
-    "TrivialAugment": trial(DECAYED, trivial_augment=True),
-    "colour noise, 0.1": trial(DECAYED, color_noise=0.1),
-    "crops of 224 from 256 too": trial(DECAYED, random_crop=True, resize_ratio=PAPER_RESIZE_RATIO),
-    "shifts of 0.19": trial(DECAYED, random_shift=0.1875),
-    "dropout 0.6": trial(DECAYED, dropout=0.6),
-    "label smoothing 0.2": trial(DECAYED, label_smoothing=0.2),
-    "average of the weights, 0.99": trial(DECAYED, ema_decay=0.99),
-    "AdamW": trial(DECAYED, optimizer="adamw", learning_rate=0.0005, weight_decay=0.05),
+    "modern": trial(LONG_MODERN),
+    "modern, mixup, 0.2": trial(LONG_MODERN, mixup=0.2),
+    "modern, TrivialAugment": trial(LONG_MODERN, trivial_augment=True),
+    "modern, colour noise, 0.1": trial(LONG_MODERN, color_noise=0.1),
+    "modern, crops of 224 from 256 too": trial(
+        LONG_MODERN, random_crop=True, resize_ratio=PAPER_RESIZE_RATIO
+    ),
+    "modern, label smoothing 0.2": trial(LONG_MODERN, label_smoothing=0.2),
+    "modern, average of the weights, 0.99": trial(LONG_MODERN, ema_decay=0.99),
+    "modern, AdamW": trial(LONG_MODERN, optimizer="adamw", learning_rate=0.0005, weight_decay=0.05),
 }
 
 SHORTER = MODERN.overridden(GROWING)

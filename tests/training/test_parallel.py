@@ -78,8 +78,9 @@ CASES = {
     "last": {"freeze": ("conv1", "conv2", "conv3", "conv4", "fc6", "fc7"), "max_grad_norm": 0.1},
     "narrow": {"architecture": "narrow", "dropout": 0.5, "max_grad_norm": 0.1},
     "growing": {"growth_fraction": 0.8, "start_size": 0.8, "dropout": 0.5},
+    "muon": {"optimizer": "muon", "dropout": 0.5, "batch_size": 5},
 }
-MUON = {"muon": {"optimizer": "muon", "dropout": 0.5, "batch_size": 5, "accumulation_steps": 3}}
+ACCUMULATING = {"accumulating": {"optimizer": "muon", "batch_size": 5, "accumulation_steps": 3}}
 
 
 def know_pair():
@@ -99,7 +100,7 @@ def pair_recipe(**changes):
 
 
 def cases_of(parallel):
-    return CASES if parallel == "towers" else CASES | MUON
+    return CASES if parallel == "towers" else CASES | ACCUMULATING
 
 
 def train_exactly(parallel):
@@ -177,7 +178,6 @@ def refusals(rank):
         )
 
     return {
-        "muon": run("towers", optimizer="muon"),
         "compile": run("hybrid", options={"compile": True}),
         "softmax": run("hybrid", replaced),
         "norm": run("towers", AlexNet(10, architecture=crossing)),
@@ -188,7 +188,6 @@ def refusals(rank):
 
 
 REFUSED = {
-    "muon": "ValueError: parallel is 'towers', but the recipe's optimizer is 'muon'",
     "compile": "ValueError: compile is True, and parallel 'hybrid'",
     "softmax": "ValueError: parallel is 'hybrid', but the layer classifier.relu6 is a torch.nn."
     "modules.activation.Softmax",

@@ -15,6 +15,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 _SMALLEST_NORM = 1e-7
 
+_Map = Callable[[Tensor], Tensor]
+
 
 class Muon(SGD):
     """SGD, except that the steps of convolutions' filters are orthogonalised (Jordan et al. 2024).
@@ -39,6 +41,8 @@ class Muon(SGD):
                 # The momentum is in the step that is handed to SGD, which adds the decay to it.
                 group |= {"momentum": 0.0, "nesterov": False}
         self._momentum, self._nesterov = self.defaults["momentum"], self.defaults["nesterov"]
+        # Of filters that are some of the rows of a matrix: to all rows, and back to these.
+        self.parts: dict[nn.Parameter, tuple[_Map, _Map]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -66,10 +70,16 @@ class Muon(SGD):
         former.copy_(momentum)
         if self._nesterov:
             momentum = gradient + self._momentum * momentum
-        matrices = momentum.reshape(groups, len(filters) // groups, -1)
+        whole, own = self.parts.get(filters, (_unchanged, _unchanged))
+        momentum = whole(momentum)
+        matrices = momentum.reshape(groups, len(momentum) // groups, -1)
         rows, columns = matrices.shape[1:]
         step = orthogonalised(matrices) * max(1.0, rows / columns) ** 0.5
-        gradient.copy_(step.view(filters.shape))
+        gradient.copy_(own(step.view(momentum.shape)))
+
+
+def _unchanged(momentum: Tensor) -> Tensor:
+    return momentum
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ brings back. The order of a step is thus that of the network, and the same in al
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from alexnet_lib.network.model import AlexNet
 from alexnet_lib.network.normalization import LocalResponseNorm
 from alexnet_lib.network.parallel import TOWERS, Parallel, SplitLayer, split_layers
 from alexnet_lib.training.distributed import Group
-from alexnet_lib.training.recipes import Recipe
+from alexnet_lib.training.muon import Muon
 
 
 class Split:
@@ -30,14 +31,13 @@ class Split:
     Args:
         model: the network, on its device.
         options: ``parallel`` is the way, and ``compile`` is refused for all but ``"data"``.
-        recipe: its optimiser is one that can train parts.
         group: the processes.
 
     Raises:
-        ValueError: network, options, recipe or number of processes do not allow it.
+        ValueError: network, options or number of processes do not allow it.
     """
 
-    def __init__(self, model: AlexNet, options: RunOptions, recipe: Recipe, group: Group) -> None:
+    def __init__(self, model: AlexNet, options: RunOptions, group: Group) -> None:
         self._group = group
         self._layers: dict[str, SplitLayer] = {}
         parallel = cast(Parallel, options.parallel)
@@ -48,12 +48,6 @@ class Split:
             raise ValueError(
                 f"compile is True, and parallel {parallel!r}, whose exchange between processes is "
                 "not compiled; expected compile=False, or parallel='data'"
-            )
-        if parallel == "towers" and recipe.optimizer == "muon":
-            raise ValueError(
-                "parallel is 'towers', but the recipe's optimizer is 'muon', which needs all "
-                "filters of a convolution in one process; expected 'sgd' or 'adamw' (the recipe "
-                "'paper' has 'sgd'), or another parallel"
             )
         self._layers = split_layers(model, parallel, group.size)
 
@@ -118,6 +112,16 @@ class Split:
         elif isinstance(own, nn.Linear):
             own.out_features = count
         return own
+
+    def join_filters(self, optimizer: Optimizer, network: AlexNet) -> None:
+        """Lets Muon see all filters of a convolution that are one matrix, in each process."""
+        if isinstance(optimizer, Muon):
+            for name, layer in self._layers.items():
+                filters = network.get_parameter(f"{name}.weight")
+                if filters.ndim == 4 and layer.inputs != "own":
+                    rows = layer.rows
+                    maps = partial(self._gathered, rows), partial(self._own, rows)
+                    optimizer.parts[filters] = maps
 
     @torch.no_grad()
     def gather(self, model: AlexNet) -> None:

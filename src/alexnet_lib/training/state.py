@@ -67,7 +67,7 @@ class TrainingRun:
         self.recipe, self.loaders, self.model, self.seed = recipe, loaders, model, seed
         self.options, self.group = options, group
         group.same_weights(model)
-        self.split = Split(model, options, recipe, group)
+        self.split = Split(model, options, group)
         self._network = self.split.network(model)
         self._step = build_step(
             recipe,
@@ -80,6 +80,7 @@ class TrainingRun:
             group=group,
             split=self.split.parameters,
         )
+        self.split.join_filters(self._step.optimizer, self._network)
         self.scaler = self._step.scaler
         self._device = self._step.device
         self.optimizer, self.schedule = self._step.optimizer, self._step.batch_scheduler
