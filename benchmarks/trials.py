@@ -2,6 +2,7 @@
 
     python benchmarks/trials.py cifar10-jpeg search              # the trials behind `modern`
     python benchmarks/trials.py cifar10-jpeg regularisation      # decay, augmentation, averages
+    python benchmarks/trials.py cifar10-jpeg few_images          # what helps against overfitting
     python benchmarks/trials.py cifar10-jpeg matters             # one change of `modern` at a time
     python benchmarks/trials.py cifar10-jpeg budget              # what fits into how many minutes
     python benchmarks/trials.py cifar10-jpeg matters --trials modern "no LRN" --seeds 0 1
@@ -158,6 +159,19 @@ REGULARISATION: dict[str, Trial] = {
     "modern, AdamW": trial(LONG_MODERN, optimizer="adamw", learning_rate=0.0005, weight_decay=0.05),
 }
 
+# 5,000 images, sixty times each: what is against overfitting has something to do.
+FEW = RECIPES["modern"].overridden(
+    {"image_size": 67, "train_images": 10_000, "validation_fraction": 1 / 2, "epochs": 60}
+)
+FEW_IMAGES: dict[str, Trial] = {
+    "modern": trial(FEW),
+    "random erasing, 0.5": trial(FEW, erasing=0.5),
+    "mixup, 0.2": trial(FEW, mixup=0.2),
+    "CutMix, 1": trial(FEW, cutmix=1.0),
+    "TrivialAugment": trial(FEW, trivial_augment=True),
+    "average of the weights, 0.99": trial(FEW, ema_decay=0.99),
+}
+
 SHORTER = MODERN.overridden(GROWING)
 MATTERS: dict[str, Trial] = {
     "modern": trial(SHORTER),
@@ -204,7 +218,13 @@ BUDGET: dict[str, Trial] = {
     )
 }
 
-GROUPS = {"search": SEARCH, "regularisation": REGULARISATION, "matters": MATTERS, "budget": BUDGET}
+GROUPS = {
+    "search": SEARCH,
+    "regularisation": REGULARISATION,
+    "few_images": FEW_IMAGES,
+    "matters": MATTERS,
+    "budget": BUDGET,
+}
 
 
 def run_trial(data: Parts, group: str, name: str, seed: int) -> dict[str, Any]:

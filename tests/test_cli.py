@@ -1,6 +1,7 @@
 """The promises of the command line: what it prints, its exit codes, one line for a mistake."""
 
 import io
+import itertools
 import json
 import os
 import platform
@@ -768,6 +769,43 @@ def test_what_is_printed_after_an_interruption_goes_on_with_the_run(arguments, c
     assert len([*Path().rglob("result.json")]) == 1
 
 
+def test_after_an_interruption_the_line_of_torchrun_is_the_one_to_go_on(monkeypatch):
+    stop = Interrupted(signal.SIGTERM)
+    stop.run = SimpleNamespace(folder=Path("runs/a"))
+    monkeypatch.setattr(sys, "argv", ["alexnet-lib", "train", "shapes", "--resume", "auto"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli._how_to_go_on("train", stop) == [
+        "to go on with torchrun and its options as before:",
+        "  -m alexnet_lib train shapes --resume runs/a",
+    ]
+
+
+@pytest.mark.bad_input
+def test_commands_that_do_not_compute_together_are_refused_in_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in ("train", "evaluate"):
+        cli._main(SimpleNamespace(invoked_subcommand=command))
+    with pytest.raises(ValueError, match="demo was started as one of 2 processes"):
+        cli._main(SimpleNamespace(invoked_subcommand="demo"))
+
+
+@pytest.mark.bad_input
+def test_several_processes_of_srun_alone_are_warned_that_each_trains_by_itself(call, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    code, _, err = call("train", "shapes", *TINY_RUN)
+    assert code == 0
+    assert "srun has started this command several times" in err
+
+
+def test_images_of_one_class_are_evaluated_and_measured(call, tmp_path):
+    assert call("train", "shapes", *TINY_RUN, "--out", "run")[0] == 0
+    write_class_folders(tmp_path / "one", ["circle"], count=3)
+    code, out, err = call("evaluate", "run", "one")
+    assert (code, "(3 images)" in out) == (0, True), err
+    assert call("stats", "one")[0] == 0
+    assert "one has one class, 'circle'" in call("train", "one", *TINY_RUN)[2]
+
+
 @pytest.mark.bad_input
 def test_an_interrupted_download_says_what_is_kept(call, monkeypatch):
     def interrupted(root: object) -> None:
@@ -843,8 +881,13 @@ def text_named_jpg(root: Path) -> str:
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("make", [no_folder, empty_folder, one_class, text_named_jpg])
-@pytest.mark.parametrize("command", ["train", "stats"])
+@pytest.mark.parametrize(
+    ("command", "make"),
+    [
+        ("train", one_class),
+        *itertools.product(["train", "stats"], [no_folder, empty_folder, text_named_jpg]),
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_named(make, command, call, tmp_path):
     named = make(tmp_path / "photos")
     options = TINY_RUN if command == "train" else ()
@@ -1438,7 +1481,11 @@ def test_without_data_there_must_be_those_of_a_run(call, tmp_path):
         ("train run", "is the folder of a run; expected the images"),
         ("evaluate shapes run", "CHECKPOINT is 'shapes' and DATA a run; expected the other order"),
         ("figures shapes run", "RUN is 'shapes' and DATA a run; expected the other order"),
-        ("evaluate run shapes", "a folder without weights"),
+        ("evaluate run shapes", "'run', a folder; expected a file; expected a .safetensors file"),
+        ("summary papr", "did you mean 'paper'"),
+        ("download cifar10 --root weights.pth/data", "it is a file, or lies in one"),
+        ("train shapes --out weights.pth", "it is a file"),
+        ("evaluate run shapes --views 3", "views is 3; expected"),
     ],
 )
 def test_what_was_meant_is_said(arguments, words, call, tmp_path):

@@ -60,7 +60,7 @@ def command_of(file: Path) -> list[str]:
     """The line of torchrun in a script."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".sh":
-        line = text.replace("\\\n", " ").partition("srun ")[2].splitlines()[0]
+        line = text.replace("\\\n", " ").partition('SLURM_CPUS_PER_TASK" ')[2].splitlines()[0]
         return shlex.split(line.replace("$SLURM_NNODES", "2"))
     yaml = pytest.importorskip("yaml")
     job = next(part for part in yaml.safe_load_all(text) if part["kind"] == "Job")

@@ -59,6 +59,8 @@ def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
     if folder is None:
         return []
     arguments = ["train", "shapes"]  # the demo
+    # torchrun's own options are not among them.
+    program = "alexnet-lib" if os.environ.get("WORLD_SIZE", "1") == "1" else "-m alexnet_lib"
     if command == "train":
         values = iter(sys.argv[1:])
         arguments = []
@@ -67,7 +69,9 @@ def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
                 next(values, None)
             elif not value.startswith("--resume="):
                 arguments.append(value)
-    return ["to go on:", f"  {shlex.join(['alexnet-lib', *arguments, '--resume', str(folder)])}"]
+    how = "" if program == "alexnet-lib" else " with torchrun and its options as before"
+    line = f"{program} {shlex.join([*arguments, '--resume', str(folder)])}"
+    return [f"to go on{how}:", f"  {line}"]
 
 
 app = typer.Typer(
@@ -91,11 +95,17 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version)
     ] = False,
 ) -> None:
-    pass
+    count, command = os.environ.get("WORLD_SIZE", "1"), context.invoked_subcommand
+    if count != "1" and command not in {"train", "evaluate"}:
+        raise ValueError(
+            f"{command} was started as one of {count} processes (WORLD_SIZE), each of which would "
+            "do the same; expected it without torchrun, which train and evaluate take"
+        )
 
 
 Data = Annotated[
@@ -178,12 +188,13 @@ KeepMemory = Annotated[
         help="On Linux, keep freed memory for the next step instead of returning it to the system."
     ),
 ]
+_RECIPE_HELP = (
+    "'modern', 'paper', 'tutorial' or 'finetune'; or a run's folder or its recipe.json, whose "
+    "recipe and seed are used"
+)
 RecipeName = Annotated[
     str | None,
-    typer.Option(
-        help="'modern', 'paper', 'tutorial' or 'finetune'; or a run's folder or its recipe.json, "
-        "whose recipe and seed are used [default: modern, or that of the run to be resumed]."
-    ),
+    typer.Option(help=f"{_RECIPE_HELP} [default: modern, or that of the run to be resumed]."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -202,7 +213,7 @@ Seed = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Train on DATA, evaluate, and write the run to a folder.")
 def train(
     data: Data,
     recipe: RecipeName = None,
@@ -284,6 +295,11 @@ def train(
     from alexnet_lib.training.recipes import resolve_recipe
 
     group = current()
+    if group.size == 1 and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        say(
+            "srun has started this command several times, and each of them trains alone: to train "
+            "together, let srun start torchrun, once on each machine (docs: More than one machine)"
+        )
     if resume is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         resume = "auto"  # torchrun has started the processes again, since one of them failed
     if recipe is None and resume not in {None, "auto"}:
@@ -427,10 +443,10 @@ def _report_finished(folder: Path, wanted: _Wanted) -> bool:
     return True
 
 
-@app.command()
+@app.command(short_help="Report why a recipe does not learn.")
 def doctor(
     data: Data,
-    recipe: RecipeName = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{_RECIPE_HELP} [default: modern].")] = None,
     set_: Overrides = None,
     steps: Annotated[int, typer.Option(help="Training steps on one batch.")] = 40,
     classes: Classes = None,
@@ -460,7 +476,7 @@ def doctor(
     print(diagnosis)
 
 
-@app.command()
+@app.command(short_help="Train on the built-in shapes, in about a minute.")
 def demo(
     out: Annotated[
         str, typer.Option(help="Folder for the run; an earlier demo in it is replaced.")
@@ -468,7 +484,7 @@ def demo(
     device: Device = "auto",
     keep_memory: KeepMemory = True,
 ) -> None:
-    """Train AlexNet on the built-in synthetic shapes in a minute or two, and evaluate it."""
+    """Train AlexNet on the built-in synthetic shapes in about a minute, and evaluate it."""
     from alexnet_lib.devices import resolve_device
     from alexnet_lib.files import RunFolder
     from alexnet_lib.training.recipes import DEMO_OVERRIDES
@@ -567,7 +583,7 @@ def _report(run: Any, data: str, options: Iterable[str] = ()) -> None:
     _discard(sys.stdout)
 
 
-@app.command()
+@app.command(short_help="Evaluate trained weights on test images.")
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help=_CHECKPOINT_HELP, metavar="CHECKPOINT")],
     data: DataOrOwn = None,
@@ -588,6 +604,8 @@ def evaluate(
     keep_memory: KeepMemory = True,
 ) -> None:
     """Evaluate trained weights on the test images of DATA: accuracies, each class, confusion."""
+    from alexnet_lib.checks import check_choice, check_integer
+    from alexnet_lib.data.preprocess import VIEWS
     from alexnet_lib.data.sources import open_parts, split
     from alexnet_lib.inference import known_preprocess
     from alexnet_lib.text import format_table
@@ -600,25 +618,30 @@ def evaluate(
     if data is None:
         data, seed, trained = _data_of_run(checkpoint)
         names = names or trained
-    model = _load(checkpoint)
+    check_choice("views", views, VIEWS)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    model = lib.load_checkpoint(checkpoint)
     preprocess = known_preprocess(model)
-    opened = open_parts(
-        data,
-        classes=names,
-        parts=_parts(part),
-        channels=preprocess.channels,
-        background=preprocess.background,
-        on_bad_image=on_bad_image,  # type: ignore[arg-type]  # the loader checks it
-    )
-    test = opened.test
+    with group.unhurried():
+        opened = open_parts(
+            data,
+            classes=names,
+            parts=_parts(part),
+            channels=preprocess.channels,
+            background=preprocess.background,
+            on_bad_image=on_bad_image,  # type: ignore[arg-type]  # the loader checks it
+            to_learn=False,
+        )
+    test, note = opened.test, ""
     if test is None and seed is not None:
         test = split(opened, train_images=None, validation_fraction=0.0, seed=seed).test
-        if test is not None:
-            say(f"{data} has no test part: evaluating on the images that the run held out")
+        note = "the images that the run held out"
     if test is None:
-        note = "evaluating on all its images, which may include those that it was trained on"
-        say(f"{data} has no test part: {note}")
         test = opened.train
+        note = "all its images, which may include those that it was trained on (without DATA, "
+        note += "evaluate takes those that the run held out)"
+    if note and group.is_first:
+        say(f"{data} has no test part: evaluating on {note}")
     metrics = lib.evaluate(
         model,
         lib.BatchLoader(
@@ -641,7 +664,7 @@ def evaluate(
         print(*format_table(lines, right=[1]), sep="\n")
 
 
-@app.command()
+@app.command(short_help="Write the figures of a run to RUN/figures.")
 def figures(
     run: Annotated[str, typer.Argument(help="The folder of a run.", metavar="RUN")],
     data: DataOrOwn = None,
@@ -679,7 +702,7 @@ def predict(
     from alexnet_lib.inference import answers
 
     bad = False
-    for answer in answers(_load(checkpoint), images, top=top):
+    for answer in answers(lib.load_checkpoint(checkpoint), images, top=top):
         if isinstance(answer, lib.Prediction):
             print(answer, flush=True)
         else:
@@ -689,7 +712,7 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Measure mean and standard deviation of the channels.")
 def stats(
     data: Data,
     std: Annotated[
@@ -704,11 +727,11 @@ def stats(
     """Measure the channels' mean and standard deviation (values 0 to 1) of the training images."""
     from alexnet_lib.data.sources import open_parts
 
-    images = open_parts(data, classes=_names(classes), parts=_parts(part)).train
+    images = open_parts(data, classes=_names(classes), parts=_parts(part), to_learn=False).train
     print(lib.compute_channel_stats(images, std=std))  # type: ignore[arg-type]
 
 
-@app.command()
+@app.command(short_help="Print a network's layers, sizes and operations.")
 def summary(
     architecture: Annotated[str, typer.Argument(help=_ARCHITECTURE_HELP)] = "paper",
     image_size: Annotated[
@@ -717,7 +740,10 @@ def summary(
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 1000,
 ) -> None:
     """Print a network's layers: kernels, feature maps, parameters and multiply-accumulates."""
-    print(lib.summary(architecture, image_size=image_size, num_classes=num_classes))
+    from alexnet_lib.network.architecture import resolve_architecture
+
+    table = resolve_architecture(architecture)
+    print(lib.summary(table, image_size=image_size, num_classes=num_classes))
 
 
 @download_app.callback()
@@ -733,7 +759,7 @@ def cifar10(
     print(f"CIFAR-10 is in {lib.download_cifar10(root)}")
 
 
-@app.command()
+@app.command(short_help="Print versions, devices and compiled kernels.")
 def info() -> None:
     """Print versions, devices and their precisions, and the file of the compiled kernels."""
     import platform
@@ -791,21 +817,6 @@ def _data_of_run(checkpoint: str) -> tuple[str, int, tuple[str, ...] | None]:
         ) from None
     data, classes = data_of_run(*described)
     return data, seed, classes
-
-
-def _load(checkpoint: str) -> Any:
-    from alexnet_lib.files import as_path
-
-    path = as_path(checkpoint, "checkpoint")
-    if path.is_dir():
-        files = (path / name for name in ("best.safetensors", "last.safetensors"))
-        if (file := next(filter(Path.exists, files), None)) is None:
-            raise FileNotFoundError(
-                f"checkpoint is '{checkpoint}', a folder without weights; expected that of a run, "
-                "or a .safetensors file"
-            )
-        path = file
-    return lib.load_checkpoint(path)
 
 
 def main() -> None:

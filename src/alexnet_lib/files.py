@@ -376,7 +376,7 @@ class RunFolder:
                 errno.EAGAIN, f"{name}, to which another run is writing; choose another folder"
             ) from None
         except OSError as error:
-            reason = error.strerror or error
+            reason = "it is a file" if self._root.is_file() else error.strerror or error
             raise OSError(f"{name}, which cannot be written: {reason}") from error
         try:
             self._prepare(name)

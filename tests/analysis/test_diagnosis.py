@@ -116,7 +116,7 @@ def test_the_tutorials_rate_is_found_too_small(tutorial):
 
 def test_the_tutorials_signal_is_found_to_fade(tutorial):
     assert said(
-        tutorial, "^the differences between images shrink: .* at fc7, .*initialization 'kaiming'"
+        tutorial, "^the differences between images shrink: .* at fc7, .*initialization='kaiming'"
     )
 
 

@@ -16,7 +16,7 @@ from helpers import assert_same_pass, random_pixels, whole_pass
 from PIL import Image
 from tiny import use_tiny
 
-from alexnet_lib import HorizontalFlip, build_loaders, cli
+from alexnet_lib import CIFAR10_STATS, HorizontalFlip, build_loaders, cli
 from alexnet_lib.data import folders, shards
 from alexnet_lib.data.decoding import ImageError, read_image
 from alexnet_lib.data.images import ImageFiles, ImageShards, ImageTensors
@@ -162,6 +162,97 @@ def test_labels_are_names_or_numbers_of_classes(label, names, classes, expected,
         assert train.labels.tolist() == [int(text) for text in texts]
 
 
+def test_numbers_and_names_together_are_names_where_all_are_given(tmp_path):
+    file = write_shard(tmp_path / "a.tar", samples(range(3), ("-1", "cat", "7").__getitem__))
+    train = open_parts(file, classes=("cat", "7", "-1")).train
+    assert train.labels.tolist() == [2, 0, 1]
+
+
+# Names by number of the training shards and of the others, and what label 0 of the others is.
+NAMED = {
+    "both": (CLASSES, CLASSES, "cat"),
+    "in another order": (CLASSES, CLASSES[::-1], "owl"),
+    "training": (CLASSES, None, "cat"),
+}
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+@pytest.mark.parametrize("case", NAMED)
+def test_numbers_of_another_part_are_those_of_its_own_names_or_of_the_training_parts(
+    case, as_mapping, tmp_path
+):
+    *names, expected = NAMED[case]
+    for part, of_part in zip(("train", "val"), names, strict=True):
+        write_shard(tmp_path / part / "a.tar", samples(range(6)))
+        if of_part:
+            (tmp_path / part / "classes.txt").write_text("\n".join(of_part))
+    data = {"train": tmp_path / "train", "test": tmp_path / "val"} if as_mapping else tmp_path
+    parts = open_parts(data)
+    assert parts.train.classes == parts.test.classes == CLASSES
+    assert CLASSES[parts.test.labels[0]] == expected
+    assert parts.test.labels.unique(return_counts=True)[1].tolist() == [2, 2, 2]
+
+
+def test_a_class_that_the_training_part_does_not_have_is_named(tmp_path):
+    for part, names in (("train", CLASSES), ("val", ("cat", "dog", "eel"))):
+        write_shard(tmp_path / part / "a.tar", samples(range(6)))
+        (tmp_path / part / "classes.txt").write_text("\n".join(names))
+    assert "has the classes eel; expected ('cat', 'dog', 'owl')" in refusal(tmp_path)
+
+
+def test_a_mark_of_utf8_at_the_start_belongs_to_no_label_and_no_name(tmp_path):
+    labels = ("0", "\ufeff0", "1", "\ufeff1")
+    file = write_shard(tmp_path / "a.tar", samples(range(4), labels.__getitem__))
+    assert open_parts(file).train.classes == ("0", "1")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert open_parts(file).train.classes == ("cat", "dog")
+
+
+def test_a_class_may_lack_images_where_all_are_named_or_none_is_learned(tmp_path):
+    file = write_shard(tmp_path / "a.tar", samples(range(4), lambda i: str(2 * (i % 2))))
+    assert "no images for the classes 1; expected some, or classes=" in refusal(file)
+    with pytest.warns(UserWarning, match="no images for the classes 1"):
+        assert open_parts(file, classes=("0", "1", "2")).train.labels.tolist() == [0, 2, 0, 2]
+    with pytest.warns(UserWarning, match="no images for the classes 1"):
+        assert open_parts(file, to_learn=False).train.classes == ("0", "1", "2")
+
+
+def test_bad_images_with_one_name_in_several_shards_are_several(tmp_path):
+    for number in range(3):
+        members = samples(range(3))
+        members[0] = ("000000.png", members[0][1][:100])
+        write_shard(tmp_path / f"{number}.tar", [(f"/all/{name}", text) for name, text in members])
+    loaders = build_loaders(
+        tmp_path, image_size=67, on_bad_image="skip", bad_image_limit=0.9, stats=CIFAR10_STATS
+    )
+    with pytest.warns(UserWarning, match="cannot be read and is left out"):
+        assert [0 for loader in loaders if loader is not None for _ in loader]
+    bad = {name for loader in loaders if loader is not None for name in loader.bad_images}
+    assert bad == {str(tmp_path / f"{number}.tar" / "all/000000.png") for number in range(3)}
+
+
+def test_a_folder_with_a_size_has_no_content(folder, tmp_path):
+    expected = open_parts(folder / "000.tar").train
+    whole = (folder / "000.tar").read_bytes()
+    info = tarfile.TarInfo("images/")
+    info.type = tarfile.DIRTYPE
+    info.size = 4096
+    file = tmp_path / "a.tar"
+    file.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + whole)
+    assert open_parts(file).train.labels.equal(expected.labels)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_named(folder):
+    os.mkfifo(folder / "002.tar")
+    assert f"{folder / '002.tar'}: it is a pipe" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["{0..1}-{0..1}.tar", "{0,1}.tar", "*.tar"])
+def test_a_name_with_other_than_one_range_is_refused(folder, name):
+    assert "a name with one range" in refusal(folder / name, FileNotFoundError)
+
+
 def test_a_label_may_be_in_a_json_file(tmp_path):
     members = []
     for i in range(3):
@@ -260,7 +351,8 @@ BAD = {
     "two images": ([("000000.jpg", b""), *GOOD], "two images for 000000: jpg, png"),
     "twice": ([GOOD[0], *GOOD], "have the name 000000.png"),
     "no text": ([*GOOD[:5], ("000002.cls", b"\xff")], "000002.cls is b'\\xff'; expected UTF-8"),
-    "negative": ([*GOOD[:5], ("000002.cls", b"-1")], None),
+    "negative": ([*GOOD[:5], ("000002.cls", b"-1")], "labels -1; expected numbers from 0"),
+    "mixed": ([*GOOD[:5], ("000002.cls", b"cat")], "labels 0, cat; expected numbers from 0"),
     "no JSON": ([*GOOD[:5], ("000002.json", b"{")], "000002.json is no JSON"),
     "true": ([*GOOD[:5], ("000002.json", b'{"label": true}')], "has the label True"),
     "large": ([*GOOD[:5], ("000002.cls", b"1000000")], "label 1000000; expected 0 to 999,999"),
@@ -274,19 +366,17 @@ BAD = {
 def test_keys_that_are_not_complete_are_named(problem, tmp_path):
     members, expected = BAD[problem]
     file = write_shard(tmp_path / "a.tar", members)
-    if expected is None:  # a name as good as any
-        assert open_parts(file).train.classes == ("-1", "0", "1")
-    else:
-        text = refusal(file)
-        assert expected in text
-        assert str(file) in text or "two members" in text or "data has" in text
+    text = refusal(file)
+    assert expected in text
+    assert str(file) in text or "two members" in text or "data has" in text
 
 
 def test_a_label_that_no_class_has_is_named(tmp_path):
     file = write_shard(tmp_path / "a.tar", samples(range(3)))
     assert "labels 2; expected 0 to 1" in refusal(file, classes=["cat", "dog"])
     (tmp_path / "classes.txt").write_text("cat\ncat\n")
-    assert "expected the name of a class in each, all different" in refusal(file)
+    text = refusal(file)
+    assert "2 lines, and cat more than once; expected the name of a class in each" in text
 
 
 def test_a_shard_that_is_cut_off_is_an_error(tmp_path):

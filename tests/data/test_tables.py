@@ -100,10 +100,10 @@ def test_a_pair_of_tables_is_training_and_test_images(tmp_path):
         (["a,b,c", "1,2,3"], "has the columns ['a', 'b', 'c']; expected a header with 'image'"),
         (["image,label", "a.png,cat", "b.png,"], "has no label in the lines 3"),
         (["image,label", "a.png,cat", "a.png,dog"], "line 3: a.png has the label 'dog', and 'cat'"),
-        (["image,label", "a.png,cat", "b.png,dog", "b.png,dog"], "names 1 images twice"),
+        (["image,label", "a.png,cat", "b.png,dog", "b.png,dog"], "names 1 image twice"),
         (["image,label", "a.png,cat", "b.png"], "line 3: 1 columns; expected 2"),
         (["image,label", "a.png,cat", "b.png,cat"], "has one label, 'cat'; expected at least two"),
-        (["image,label", "a.png,cat", "z.png,dog"], "names 1 images that are not in"),
+        (["image,label", "a.png,cat", "z.png,dog"], "names 1 image not in"),
         (["image,label", "y.png,cat", "z.png,dog"], "its first image, 'y.png', is neither in"),
     ],
 )

@@ -417,6 +417,12 @@ def test_a_layer_that_overwrites_its_input_is_the_same_layer(tmp_path):
     assert load_checkpoint(saved(tmp_path, model)).num_classes == 3
 
 
+def test_the_folder_of_a_run_has_its_best_weights_or_else_the_latest(tmp_path):
+    for name, classes in (("last", 2), ("best", 3)):
+        save_checkpoint(tmp_path / f"{name}.safetensors", AlexNet(classes, architecture=TINY))
+        assert load_checkpoint(tmp_path).num_classes == classes
+
+
 @pytest.mark.bad_input
 def test_a_folder_is_told_which_file_in_it(tmp_path):
     file = saved(tmp_path)

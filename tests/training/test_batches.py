@@ -645,6 +645,20 @@ def test_another_number_of_classes_without_names_on_both_sides_is_refused(
 
 
 @pytest.mark.bad_input
+def test_numbers_that_may_be_names_or_places_are_refused():
+    folders = ("0", "1", "10", "2")  # in the order of their names
+    assert by_number(folders, folders).accuracy == 1.0
+    with pytest.raises(ValueError, match=r"may be these names or their places; expected data"):
+        by_number(("1", "0", "2", "3"), ("0", "1", "2", "3"))
+
+
+@pytest.mark.bad_input
+def test_data_with_more_classes_than_the_model_says_how_to_leave_them_out():
+    with pytest.raises(ValueError, match=r"does not have \['eel'\].*--classes and the names"):
+        by_number(ANIMALS, (*ANIMALS, "eel"))
+
+
+@pytest.mark.bad_input
 def test_labels_beyond_the_classes_of_the_data_are_refused_before_they_are_mapped():
     with pytest.raises(ValueError, match=r"labels run from 0 to 3, but data has 2 classes"):
         by_number(ANIMALS, ("dog", "ape"))

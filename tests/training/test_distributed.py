@@ -5,22 +5,26 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import write_class_folders
-from processes import PHOTO, result_of
-from tiny import use_tiny
+from processes import PHOTO, begin, result_of
+from tiny import QUIET, use_tiny
 from together import (
     FITS,
     RECIPES,
     approximate,
     assert_same_steps,
     in_processes,
+    joined_again,
     own_loop,
+    patiently,
     resumed_run,
     stopped_run,
     train_exactly,
     whole_runs,
 )
 
+from alexnet_lib import build_loaders, fit
 from alexnet_lib.files import read_tensors
 
 
@@ -50,6 +54,35 @@ def test_gradients_are_summed_in_the_dtype_that_is_asked_for(exact, size):
     assert all(other.equal(first) for other in others)
     # Each process rounds what it sends to 8 bits.
     assert 2**-12 < (first - expected).norm() / expected.norm() < 2**-8
+
+
+def test_processes_of_torchrun_join_again_also_when_one_is_late(tmp_path):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's
+    running = [begin(rejoining, rank, store.port, tmp_path / f"{rank}") for rank in range(2)]
+    for process in running:
+        process.join(60)
+        process.kill()
+    assert [json.loads((tmp_path / f"{rank}").read_text()) for rank in range(2)] == [[1, 3]] * 2
+
+
+def rejoining(rank, port, file):
+    file.write_text(json.dumps(joined_again(rank, port)))
+
+
+def test_processes_wait_for_one_that_opens_its_data_for_as_long_as_it_lives(tmp_path):
+    first, second = in_processes(2, patiently, tmp_path)
+    assert first["entered"] < 1
+    assert second["entered"] > 4.9
+    assert min(first["left"], second["left"]) > 4.9
+    assert first["error"].endswith("stopped: OSError: no such data")
+    assert second["error"] == "OSError: no such data"
+    assert "gives no sign of life" in second["hangs"], second
+
+
+def test_a_share_is_no_data_for_one_process_alone():
+    loaders = build_loaders("shapes", image_size=67).share(0, 2)
+    with pytest.raises(ValueError, match=r"share \(0, 2\) .* this is process 0 of 1"):
+        fit(loaders, recipe="modern", options=QUIET)
 
 
 @pytest.fixture(scope="module")

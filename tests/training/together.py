@@ -156,6 +156,52 @@ def raised(function: Callable[[], Any]) -> str:
     return "none"
 
 
+def joined_again(rank: int, port: int) -> list[float]:
+    """Joins the other process twice, as ``fit`` of a program of torchrun does; one is late."""
+    own = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    sums = []
+    for number in range(2):
+        with joined() as group:
+            total = torch.tensor([float(number + rank)])
+            group.sum_(total)
+            sums.append(total.item())
+        if rank == 0:
+            time.sleep(2)
+    return sums
+
+
+def patiently(rank: int) -> dict[str, Any]:
+    """What happens where a process takes longer, or dies, than others would wait elsewhere."""
+    results: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "WAIT_SECONDS", 2.0)
+        patch.setattr(distributed, "_LIFE_SECONDS", 0.2)
+        with joined() as group:
+            began = time.monotonic()
+            with group.unhurried(first_alone=True):
+                results["entered"] = time.monotonic() - began
+                time.sleep(0 if rank else 5)
+            results["left"] = time.monotonic() - began
+
+        def fails() -> None:
+            with joined() as group, group.unhurried():
+                if rank:
+                    raise OSError("no such data")
+
+        results["error"] = raised(fails)
+
+        patch.setattr(distributed, "_LIFE_SECONDS", 60.0)  # longer than others wait
+
+        def hangs() -> None:
+            with joined() as group, group.unhurried(first_alone=True):
+                time.sleep(0 if rank else 6)
+
+        results["hangs"] = raised(hangs)
+    return results
+
+
 def own_loop(rank: int, size: int) -> dict[str, Any]:
     """What the parts of the library do in a program that has joined its processes itself."""
     results: dict[str, Any] = {}

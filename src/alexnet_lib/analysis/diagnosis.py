@@ -716,7 +716,7 @@ def _start_findings(seen: Diagnosis, model: _Model) -> Iterator[str]:
     faint = _FAINT_SIGNAL * min(seen.input_std, 1.0)
     if not inactive and last.signal < faint:
         cause = (
-            "the initial weights are too small for the depth (initialization 'kaiming')"
+            "the initial weights are too small for the depth (initialization='kaiming' is for that)"
             if last.output < _USUAL_STD[0] and not large
             else f"the biases outweigh it in the output of {last.name}, {last.output:.2g}"
         )

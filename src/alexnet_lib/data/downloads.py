@@ -102,7 +102,12 @@ def download_file(
     _check_arguments(urls, path, md5)
     if _has_md5(path, md5):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            error.errno, "it is a file, or lies in one; expected a folder", str(path.parent)
+        ) from None
     part = path.with_name(path.name + ".part")
     with _locked(part, progress):
         return _download(urls, path, part, md5, size, timeout, progress)

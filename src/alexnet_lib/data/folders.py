@@ -66,13 +66,15 @@ BAD_LIMIT = Range("a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 class Reading:
     """How image files become pixels, and what becomes of those that cannot be read.
 
-    The fields are the arguments of ``build_loaders``.
+    The fields are the arguments of ``build_loaders``, and whether a network is to learn the
+    classes: at least two then, and images of each.
     """
 
     channels: int = 3
     background: str = "white"
     on_bad_image: OnBadImage = "stop"
     bad_image_limit: float = 0.1
+    to_learn: bool = True
 
     def __post_init__(self) -> None:
         check_background(self.background)
@@ -266,11 +268,12 @@ def class_folders(
             empty.append(name)
     if not files:
         raise ValueError(_no_images(folder, names))
-    if len(expected) < 2:
+    if len(expected) < 2 and reading.to_learn:
         inner = f", or {folder / expected[0]} as data" if _has_folders(folder / expected[0]) else ""
         raise ValueError(f"{folder} has one class, {expected[0]!r}; expected at least two{inner}")
-    if empty and training is None:
-        raise ValueError(f"{folder} has no images for the classes {empty}")
+    if empty and training is None and reading.to_learn:
+        more = f" (class folders are {listed([*expected])})" if classes is None else ""
+        raise ValueError(f"{folder} has no images for the classes {empty}{more}")
     if empty:
         warnings.warn(f"{folder} has no images for the classes {empty}", stacklevel=4)
     notes.warn(folder)

@@ -13,7 +13,8 @@ import unicodedata
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -79,9 +80,7 @@ def find_shards(path: Path, parts: PartNames | None = None) -> dict[str, list[Pa
         if not _is_shard(path.name):
             return {}
         if missing := [file.name for file in files if not file.is_file()]:
-            near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
-            more = f": {listed(missing)}" if len(files) > 1 else ""
-            raise FileNotFoundError(f"{path}: no such file{near}{more}")
+            raise FileNotFoundError(f"{path}: no such file{_about(missing, path, len(files))}")
         if parts:
             raise ValueError(f"parts is given, but data is {str(path)!r}; expected a folder")
         return {"train": files}
@@ -111,6 +110,14 @@ def find_shards(path: Path, parts: PartNames | None = None) -> dict[str, list[Pa
     return found
 
 
+def _about(missing: list[str], path: Path, count: int) -> str:
+    """What else there is to say of files that do not exist."""
+    if any(sign in missing[0] for sign in "{*?"):
+        return "; expected a file, a folder, or a name with one range, as in train-{000..099}.tar"
+    near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    return near + (f": {listed(missing)}" if count > 1 else "")
+
+
 def _is_shard(name: str) -> bool:
     lower = name.lower()
     if lower.endswith(_COMPRESSED):
@@ -131,8 +138,8 @@ def _shards_in(folder: Path) -> list[Path]:
         for entry in entries:
             _is_shard(entry.name)  # compressed ones are an error
         return []
-    others = [entry.name for entry in entries if entry not in tars]
-    Notes([name for name in others if not _is_shard(name) and name != CLASSES_FILE]).warn(folder)
+    others = [entry.name for entry in entries if not _is_shard(entry.name)]
+    Notes([name for name in others if name != CLASSES_FILE]).warn(folder)
     return [Path(entry.path) for entry in tars]
 
 
@@ -160,29 +167,39 @@ def open_shards(
     *,
     classes: tuple[str, ...] | None = None,
     training: tuple[str, ...] | None = None,
+    numbered: tuple[str, ...] | None = None,
 ) -> ImageSet:
     """The images of a part, from the headers of its shards.
 
-    ``classes`` are the names of the classes, by label; ``training`` are those of the training part.
-    None takes them from ``classes.txt`` beside the shards or above them, or from the labels.
+    ``classes`` are the names of the classes, by label; None takes them from ``classes.txt`` beside
+    the shards or above them, or else from ``numbered``, what that of the training part says.
+    ``training`` are the classes of the training part, which are those of this one.
     """
     source = str(shards[0]) if len(shards) == 1 else str(shards[0].parent)
-    named = classes or _class_names(shards[0].parent)
+    named = classes or class_names(shards[0].parent) or numbered
     index = _Index()
     for shard in progress_bar(shards, f"index of {printable(source)}", disable=None, leave=False):
         index.add(shard)
     if not len(index.members):
         raise ValueError(f"{source} has no images; expected members such as 0001.jpg and 0001.cls")
     Notes([f"{count:,} members *.{end}" for end, count in index.unused.items()]).warn(Path(source))
-    names = training or named or _names_of(index.labels)
-    numbers = _numbers_of(index.labels, names, source, by_number=named is not None)
+    own = named or training or _names_of(index.labels, source)
+    names = training or own
+    numbers = _numbers_of(index.labels, own, source, by_number=named is not None)
+    if own != names:
+        positions = {name: number for number, name in enumerate(names)}
+        if others := {own[number] for number in numbers} - {*names}:
+            raise ValueError(
+                f"{source} has the classes {listed(sorted(others))}; expected {shown(names)}"
+            )
+        numbers = [positions[own[number]] for number in numbers]
     labels = torch.tensor(numbers)[torch.tensor(index.label_of, dtype=torch.int64)]
-    if len(names) < 2:
+    if len(names) < 2 and reading.to_learn:
         raise ValueError(f"{source} has one label, {names[0]!r}; expected at least two")
     if empty := [names[i] for i in sorted({*range(len(names))} - {*numbers})]:
         text = f"{source} has no images for the classes {listed(empty)}"
-        if training is None:
-            raise ValueError(text)
+        if training is None and named is None and reading.to_learn:
+            raise ValueError(f"{text}; expected some, or classes=... (--classes) with all names")
         warnings.warn(text, stacklevel=5)
     images = ImageShards(
         index.members,
@@ -197,7 +214,7 @@ def open_shards(
     return decoded_if_small(images, reading, source)
 
 
-def _class_names(folder: Path) -> tuple[str, ...] | None:
+def class_names(folder: Path) -> tuple[str, ...] | None:
     """The lines of ``classes.txt`` in the folder of the shards or above it, if there is one."""
     files = [path / CLASSES_FILE for path in (folder, folder.parent)]
     file = next((file for file in files if file.is_file()), None)
@@ -207,9 +224,12 @@ def _class_names(folder: Path) -> tuple[str, ...] | None:
         names = tuple(line.strip() for line in _text(file.read_bytes()).splitlines())
     except ValueError as error:
         raise ValueError(f"{file} {error}") from None
-    if not all(names) or not 2 <= len(set(names)) == len(names) <= MAX_CLASSES:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not all(names) or twice or not 2 <= len(names) <= MAX_CLASSES:
+        more = f", and {listed(twice)} more than once" if twice else ""
         raise ValueError(
-            f"{file} has {len(names):,} lines; expected the name of a class in each, all different"
+            f"{file} has {len(names):,} lines{more}; expected the name of a class in each, all "
+            "different"
         )
     return names
 
@@ -223,10 +243,18 @@ def _plain(label: str) -> str:
     return str(int(label)) if _is_number(label) else label
 
 
-def _names_of(labels: Iterable[str]) -> tuple[str, ...]:
+def _names_of(labels: Collection[str], source: str) -> tuple[str, ...]:
     """The names of the classes: the labels themselves, or all numbers up to the largest."""
-    if not all(map(_is_number, labels)):
-        return tuple(sorted(labels))
+    numbers = [label for label in labels if _is_number(label.removeprefix("-"))]
+    others = sorted({*labels} - {*numbers})
+    negative = [label for label in numbers if label.startswith("-")]
+    if negative or (numbers and others):
+        raise ValueError(
+            f"{source} has the labels {listed(negative or [numbers[0], others[0]])}; expected "
+            "numbers from 0, or names; or classes=... (--classes) with all of them as names"
+        )
+    if others:
+        return tuple(others)
     largest = max(map(int, labels))
     if largest >= MAX_CLASSES:
         raise ValueError(f"data has the label {largest}; expected 0 to {MAX_CLASSES - 1:,}")
@@ -264,7 +292,11 @@ class _Index:
 
     def add(self, shard: Path) -> None:
         """Reads the headers of a shard, and its labels."""
-        with open_regular(shard) as stream:
+        with ExitStack() as stack:
+            try:
+                stream = stack.enter_context(open_regular(shard))
+            except ValueError as error:
+                raise ValueError(f"{shard}: {error}") from None
             status = os.fstat(stream.fileno())
             self.versions[str(shard)] = status.st_size, status.st_mtime_ns
             bad: dict[str, list[str]] = {}
@@ -275,8 +307,9 @@ class _Index:
         if bad:
             texts = [f"no {lacks} for {listed(keys)}" for lacks, keys in bad.items()]
             raise ValueError(
-                f"{shard} has {'; '.join(texts)}; expected for each key an image and a label, as "
-                "0001.jpg and 0001.cls (or 0001.json with 'label'), one behind the other"
+                f"{shard} has {'; '.join(texts)}; expected for each key (a name up to its first "
+                "dot) an image and a label, as 0001.jpg and 0001.cls (or 0001.json with 'label'), "
+                "one behind the other"
             )
 
     def _add_sample(
@@ -304,7 +337,7 @@ class _Index:
         if not label:
             return "label"
         name, offset, size = members[images[0]]
-        self.members.append(str(shard), name)
+        self.members.append(str(shard), name.lstrip("/"))
         self.offsets.append(offset)
         self.sizes.append(size)
         self.label_of.append(self.labels.setdefault(label, len(self.labels)))
@@ -313,7 +346,7 @@ class _Index:
 
 def _text(content: bytes) -> str:
     try:
-        return unicodedata.normalize("NFC", content.decode())
+        return unicodedata.normalize("NFC", content.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"is {shown(content)}; expected UTF-8") from None
 
@@ -375,6 +408,8 @@ def _members(stream: IO[bytes], shard: Path, length: int) -> Iterator[_Member]:
             )
         kind, start = header[156:157], position + _BLOCK
         size = stated if size is None else size
+        if kind == b"5":  # some programs give folders a size, but no content
+            size = 0
         position = start + -(-size // _BLOCK) * _BLOCK
         own = _name(header)
         if start + size > length:

@@ -55,7 +55,7 @@ from alexnet_lib.data.images import (
     with_channels,
 )
 from alexnet_lib.data.shapes import shapes
-from alexnet_lib.data.shards import find_shards, open_shards
+from alexnet_lib.data.shards import class_names, find_shards, open_shards
 from alexnet_lib.data.tables import TABLE_SUFFIXES, image_table
 from alexnet_lib.devices import generator_for
 from alexnet_lib.files import as_path
@@ -87,8 +87,12 @@ def open_parts(
     background: str = "white",
     on_bad_image: OnBadImage = "stop",
     bad_image_limit: float = 0.1,
+    to_learn: bool = True,
 ) -> Parts:
-    """The images of ``data``; arguments and errors are those of ``build_loaders``."""
+    """The images of ``data``; arguments and errors are those of ``build_loaders``.
+
+    With ``to_learn=False``, one class is enough, and a class may have no images.
+    """
     if classes is not None:
         expected = f"a list of different names, up to {MAX_CLASSES:,}"
         if isinstance(classes, str | bytes) or not isinstance(classes, Iterable):
@@ -101,7 +105,8 @@ def open_parts(
     channels = check_integer("channels", channels, 1, MAX_CHANNELS, optional=True)
     if isinstance(data, Parts):
         return _with_channels(data, channels)
-    files = Reading(3 if channels is None else channels, background, on_bad_image, bad_image_limit)
+    channels_read = 3 if channels is None else channels
+    files = Reading(channels_read, background, on_bad_image, bad_image_limit, to_learn)
     if isinstance(data, tuple) and len(data) == 2:
         data = {"train": data[0], "test": data[1]}
     if not isinstance(data, Mapping):
@@ -117,7 +122,7 @@ def open_parts(
     validation, test = (
         None
         if (part := sets.get(name)) is None
-        else _open_other(part, opened.train, files, named=classes is None)
+        else _open_other(part, opened.train, files, first=sets["train"], named=classes is None)
         for name in ("validation", "test")
     )
     return Parts(opened.train, validation, test)
@@ -128,8 +133,11 @@ def _is_number(name: object) -> bool:
     return number is not None and abs(number) < MAX_CLASSES
 
 
-def _open_other(data: Any, train: ImageSet, files: Reading, *, named: bool) -> ImageSet:
-    """Validation or test images; ``named``: they have the classes of the training images."""
+def _open_other(data: Any, train: ImageSet, files: Reading, *, first: Any, named: bool) -> ImageSet:
+    """Validation or test images; ``named``: they have the classes of the training images.
+
+    ``first`` is what was given as training images.
+    """
     files = replace(files, channels=train.channels)
     if isinstance(data, str | os.PathLike):
         path = as_path(data, "data")
@@ -137,7 +145,13 @@ def _open_other(data: Any, train: ImageSet, files: Reading, *, named: bool) -> I
             return image_table(path, files, classes=train.classes, parts=None)
         if shards := find_shards(path, parts={}):
             own = None if named else train.classes
-            return open_shards(shards["train"], files, classes=own, training=train.classes)
+            numbered = None
+            if isinstance(first, str | os.PathLike):
+                folder = as_path(first, "data")
+                numbered = class_names(folder if folder.is_dir() else folder.parent)
+            return open_shards(
+                shards["train"], files, classes=own, training=train.classes, numbered=numbered
+            )
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: no such folder")
         return class_folders(path, files, training=train.classes)
@@ -184,7 +198,9 @@ def _open(
             train, test = cifar10(root, download=built_in)
         return _with_channels(Parts(train, None, test), channels)
     if shards := find_shards(path, parts):
-        return _opened(shards, partial(open_shards, reading=reading, classes=classes))
+        numbered = class_names(shards["train"][0].parent)
+        open_part = partial(open_shards, reading=reading, classes=classes, numbered=numbered)
+        return _opened(shards, open_part)
     if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         return Parts(image_table(path, reading, classes=classes, parts=parts), None, None)
     return image_folder(path, reading, classes=classes, parts=parts)

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,21 @@ def image_table(
             )
     if len(by_name) < len(rows):
         repeated = len(rows) - len(by_name)
-        raise ValueError(f"{file} names {repeated:,} images twice; expected a line for each")
+        images = f"{repeated:,} image{'s' * (repeated > 1)}"
+        raise ValueError(f"{file} names {images} twice; expected a line for each")
     present = _sorted(set(labels))
     if classes is not None and (unknown := sorted(set(present) - set(classes))):
         raise ValueError(f"{file} has the labels {listed(unknown)}, which are not in classes")
     expected = classes or tuple(present)
     if len(expected) > MAX_CLASSES:
         raise ValueError(f"{file} has {len(expected):,} labels; expected at most {MAX_CLASSES:,}")
-    if len(expected) < 2:
+    if len(expected) < 2 and reading.to_learn:
         raise ValueError(f"{file} has one label, {expected[0]!r}; expected at least two")
     if empty := [name for name in expected if name not in present]:
-        raise ValueError(f"{file} has no images for the classes {empty}")
+        text = f"{file} has no images for the classes {empty}"
+        if reading.to_learn:
+            raise ValueError(text)
+        warnings.warn(text, stacklevel=4)
     folder = _folder(file, names[0], parts)
     found = []
     for name in names:
@@ -73,7 +78,8 @@ def image_table(
         found.append(_find(folder, name))
     if missing := [name for name, path in zip(names, found, strict=True) if path is None]:
         raise FileNotFoundError(
-            f"{file} names {len(missing):,} images that are not in {folder}: {listed(missing)}"
+            f"{file} names {len(missing):,} image{'s' * (len(missing) > 1)} not in {folder}: "
+            f"{listed(missing)}"
         )
     numbers = {name: number for number, name in enumerate(expected)}
     files = [path for path in found if path is not None]

@@ -6,6 +6,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,12 +130,13 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     network is built. A file without a checksum, which older versions wrote, is read with a warning.
 
     Args:
-        path: the ``.safetensors`` file.
+        path: the ``.safetensors`` file; or the folder of a run, which has its best weights, or at
+            least its latest ones.
         device: the device of the model, or ``"auto"``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: it is a folder without such files.
         ValueError: the file is damaged or was not written by ``save_checkpoint``, or has weights
             that are NaN or infinite; the message says what it is.
         TypeError: ``path`` is no path.
@@ -149,7 +152,11 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         {'accuracy': 0.9}
     """
     file = as_path(path)
-    check_is_file(file, "path", "; expected a .safetensors file of save_checkpoint")
+    in_run = (file / name for name in ("best.safetensors", "last.safetensors"))
+    with suppress(OSError):  # of names that are too long
+        file = next(filter(Path.is_file, in_run), file)
+    expected = "; expected a .safetensors file of save_checkpoint, or the folder of a run"
+    check_is_file(file, "path", expected)
     kind = file_kind(file)
     if kind == PYTORCH:
         kind += ", not of save_checkpoint: from_torchvision reads torchvision's weights, and "

@@ -82,7 +82,7 @@ class Summary:
         channels = "" if self.in_channels == tables.IMAGE_CHANNELS else f"x{self.in_channels}"
         return (
             f"AlexNet ({self.architecture}), images of {self.image_size}x{self.image_size}"
-            f"{channels}, {self.num_classes:,} classes"
+            f"{channels}, {self.num_classes:,} class{'es' * (self.num_classes != 1)}"
         )
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from alexnet_lib.checks import type_name
+from alexnet_lib.checks import shown, type_name
 from alexnet_lib.data.images import IMAGE_KEYS, LABEL_KEYS, image_and_label
 from alexnet_lib.network.architecture import MOST_COUNT
 from alexnet_lib.training.distributed import WHOLE, Place
@@ -236,7 +236,7 @@ def numbers_as_names(count: int) -> tuple[str, ...]:
 
 def check_order(model: Any, names: tuple[str, ...] | None) -> None:
     """Raises a ``ValueError`` if a model to train has the classes of the data in another order."""
-    known, names = real(model_names(model)), real(names)
+    known = real(model_names(model))
     if known and names and known != names and sorted(known) == sorted(names):
         raise ValueError(
             f"model has the classes of data in another order, {known}; data has {names}, so that "
@@ -260,6 +260,12 @@ class ClassMap:
         if known is not None and len(known) != outputs:
             known = None  # of the last layer before it was replaced
         known, names = real(known), real(data)
+        if known and data and not names and sorted(known) == sorted(data):
+            raise ValueError(
+                f"the model has the classes {shown(known)}, data has {shown(data)}, which may be "
+                "these names or their places; expected data that was opened with "
+                "classes=model.classes (--classes and the names), so that they are names"
+            )
         self.numbers: Tensor | None = None
         self._count = outputs
         if known and names:
@@ -278,10 +284,15 @@ class ClassMap:
         unknown = sorted({*names} - {*known})
         twice = len({*names}) < len(names) or len({*known}) < len(known)
         if unknown or twice:
-            reason = f"the model does not have {unknown}" if unknown else "a name stands twice"
+            reason = (
+                f"the model does not have {shown(unknown)}" if unknown else "a name stands twice"
+            )
+            more = ""
+            if not twice and {*known} < {*names}:
+                more = ": open data with classes=model.classes (--classes and the names)"
             raise ValueError(
-                f"the model has the classes {known}, data has {names}: {reason}; expected data of "
-                "the model's classes"
+                f"the model has the classes {shown(known)}, data has {shown(names)}: {reason}; "
+                f"expected data of the model's classes{more}"
             )
         self._count = len(names)
         self.numbers = torch.tensor([known.index(name) for name in names], device=device)

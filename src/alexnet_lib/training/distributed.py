@@ -33,6 +33,8 @@ from alexnet_lib.devices import RunOptions, processes, versions
 # A process that says nothing for so long, while others wait for it, ends the run: one that hangs,
 # or whose machine is cut off. One that ends is noticed at once.
 WAIT_SECONDS = 600.0
+# How often a process shows that it lives where the others wait for as long as it does.
+_LIFE_SECONDS = 5.0
 # How long the processes that are left wait for the last words of the others.
 LAST_WORDS_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -82,6 +84,7 @@ class Group:
         self.place = Place(0, 0, 0)
         self._control: Any = None
         self._store: Any = None
+        self._blocks = 0
         self._names = [f"process {rank} of {size}" for rank in range(size)]
 
     def join(self) -> None:
@@ -123,11 +126,9 @@ class Group:
 
     def shared(self, loaders: Loaders) -> Loaders:
         """The loaders of this process's share."""
-        if self.size == 1:
-            return loaders
         if loaders.train.share is not None:
             self.check_share(loaders.train.share)
-        return loaders.share(self.rank, self.size)
+        return loaders if self.size == 1 else loaders.share(self.rank, self.size)
 
     def check_share(self, share: tuple[int, int]) -> None:
         """Raises a ``ValueError`` unless a share of the batches is that of this process."""
@@ -158,13 +159,48 @@ class Group:
         return self.gather(function() if self.is_first else None)[0]
 
     @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """A block that the first process goes through before the others enter it."""
-        if not self.is_first:
-            self.gather(None)
-        yield
-        if self.is_first:
-            self.gather(None)
+    def unhurried(self, *, first_alone: bool = False) -> Iterator[None]:
+        """A block in which the others wait for a process for as long as it lives; all end it.
+
+        With ``first_alone``, the first process goes through it before the others enter it.
+        """
+        if self.size == 1:
+            yield
+            return
+        self._blocks += 1
+        block, ended = f"block {self._blocks}", threading.Event()
+
+        def show_life() -> None:
+            with suppress(RuntimeError):  # the store is gone, and with it those that wait
+                while not ended.wait(_LIFE_SECONDS):
+                    self._store.add(f"{block}/life {self.rank}", 1)
+
+        thread = threading.Thread(target=show_life, name="alexnet-lib-life", daemon=True)
+        thread.start()
+        try:
+            if first_alone and not self.is_first:
+                self._await(block, 0)
+            yield
+            self._store.set(f"{block}/end {self.rank}", "")
+            for rank in range(self.size):
+                self._await(block, rank)
+        finally:
+            ended.set()
+            thread.join()
+
+    def _await(self, block: str, rank: int) -> None:
+        """Waits until a process has ended a block; a ``LostError`` if it, or any other, is lost."""
+        life, seen = 0, time.monotonic()
+        with _connected():
+            while not self._store.check([f"{block}/end {rank}"]):
+                if (now := self._store.add(f"{block}/life {rank}", 0)) != life:
+                    life, seen = now, time.monotonic()
+                if time.monotonic() - seen > WAIT_SECONDS:
+                    raise RuntimeError(f"{self._names[rank]} gives no sign of life")
+                if any(self._store.check([f"left/{other}"]) for other in range(self.size)):
+                    raise RuntimeError("it has left")
+                interrupts.check()
+                time.sleep(_POLL_SECONDS)
 
     def check_same(self, description: Mapping[str, Any]) -> None:
         """A ``ValueError`` in all processes that names the first one with another description."""
@@ -462,16 +498,21 @@ def _begin() -> bool:
             f"this is one of {size} processes (WORLD_SIZE), but {', '.join(missing)} is not set; "
             "expected torchrun, which sets all, or no WORLD_SIZE for a run on one process"
         )
+    global _begun  # noqa: PLW0603
+    _begun += 1
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     waiting = timedelta(seconds=WAIT_SECONDS)
-    # torchrun keeps its store when it starts the processes again, and gloo would take the addresses
-    # of those before for theirs (torch 2.14).
+    # torchrun keeps its store when it starts the processes again, or when they join again, and gloo
+    # would take the addresses of those before for theirs (torch 2.14).
     store, rank, number = next(rendezvous("env://", timeout=waiting))
-    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {size}"
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {size}, {_begun}"
     store = dist.distributed_c10d.PrefixStore(attempt, store)
-    dist.init_process_group(backend, timeout=waiting, store=store, rank=rank, world_size=number)
+    with _connected():
+        dist.init_process_group(backend, timeout=waiting, store=store, rank=rank, world_size=number)
     return True
 
+
+_begun = 0  # how often this program has joined the processes of torchrun
 
 # torch's group of all processes, and what was made for it.
 _known: tuple[Any, Group] = None, ALONE

@@ -194,7 +194,7 @@ def fit(
         stack.callback(_running.release)
         stack.enter_context(interrupts.handled())
         files = RunFiles(out, resume, every=checkpoint_every, writes=group.is_first)
-        with group.first_alone():
+        with group.unhurried(first_alone=True):
             stack.enter_context(files)
         group.check_seen(None if files.folder is None else files.folder.path)
         options = group.own(files.options(options)).resolved()
@@ -282,11 +282,12 @@ def _prepare(
     group: Group,
 ) -> tuple[TrainingRun, str]:
     """A run before its first step, planned if it is to be; and the name of its data."""
-    with group.first_alone():  # which may download the data
+    with group.unhurried(first_alone=True):  # which may download the data
         opened = open_data(data, recipe, classes=classes, parts=parts, options=options)
     began = time.perf_counter()
-    loaders = prepare_loaders(opened, recipe, seed=seed, options=options)
-    network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
+    with group.unhurried():
+        loaders = prepare_loaders(opened, recipe, seed=seed, options=options)
+        network = prepare_model(loaders, recipe, model=model, seed=seed, options=options)
     preparing = time.perf_counter() - began
     source = os.fspath(data) if isinstance(data, str | os.PathLike) else type(data).__name__
     if options.progress:

@@ -176,7 +176,11 @@ def train_one_epoch(
             integers of any dtype ``(batch,)`` from 0, or floating ``(batch, classes)``, the share
             of each class. Batches without images are passed over.
         optimizer: holds the model's parameters.
-        criterion: maps logits and labels to the batch's mean loss; None is cross entropy.
+        criterion: maps logits and labels to the batch's mean loss; None is cross entropy. With
+            shares or ``accumulation_steps``, the loss of the whole batch is the mean of theirs over
+            the images. One that divides by something else, as a ``nn.CrossEntropyLoss`` does with
+            weights of classes or ``ignore_index``, is another one then: divide its sum by
+            ``len(labels)``.
         device: where to train; the model and the batches are moved there. None is the model's
             device, ``"auto"`` is ``default_device()``.
         precision: ``"float32"``, ``"bfloat16"`` (autocast), ``"float16"`` (autocast, with scaled

@@ -297,7 +297,8 @@ def _unfinished(folder: RunFolder) -> dict[str, Any]:
     if folder.result.exists():
         folder.state.unlink(missing_ok=True)  # it may have been killed before that
         raise FileExistsError(
-            f"the run in {str(folder.path)!r} is finished; its weights are in {folder.best}"
+            f"the run in {str(folder.path)!r} is finished; its weights are in {folder.best}, and a "
+            "new run can begin with them: fit(..., model=load_checkpoint(...))"
         )
     if not folder.recipe.exists():
         raise FileExistsError(
