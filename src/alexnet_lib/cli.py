@@ -693,6 +693,7 @@ def predict(
     ],
     checkpoint: Annotated[str, typer.Option(help=_CHECKPOINT_HELP, metavar="PATH")],
     top: Annotated[int, typer.Option(help="How many classes to print for each image.")] = 5,
+    device: Device = "auto",
 ) -> None:
     """Print the most likely classes of photos.
 
@@ -702,7 +703,7 @@ def predict(
     from alexnet_lib.inference import answers
 
     bad = False
-    for answer in answers(lib.load_checkpoint(checkpoint), images, top=top):
+    for answer in answers(lib.load_checkpoint(checkpoint, device=device), images, top=top):
         if isinstance(answer, lib.Prediction):
             print(answer, flush=True)
         else:

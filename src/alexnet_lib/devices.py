@@ -63,6 +63,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
         torch.zeros(1, device=resolved).item()  # which the meta device cannot
     except Exception as error:  # of as many types as there are devices
         reason = _first_line(error) or type_name(error)
+        if reason.startswith("Expected one of"):  # all kinds that torch knows of
+            reason = "'cpu', 'cuda' (an NVIDIA or AMD GPU), 'mps' (Apple's)"
         raise ValueError(
             f"device is {shown(name)}; expected 'auto' or a device of this machine: {reason}"
         ) from error

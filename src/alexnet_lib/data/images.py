@@ -94,7 +94,8 @@ def image_to_tensor(
         if not (low >= 0 and high <= 1):
             raise ValueError(
                 f"{argument} has floats from {low:.4g} to {high:.4g}; expected 0 to 1: divide by "
-                "the largest possible value first, and leave the normalisation to Preprocess"
+                "the largest possible value first, and leave the normalisation to Preprocess (a "
+                "DataLoader of normalised images is for train_one_epoch and evaluate)"
             )
     return with_channels(tensor.movedim(channel_axis, -3), channels or number, argument)
 

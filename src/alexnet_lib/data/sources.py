@@ -310,7 +310,8 @@ def image_folder(
             f"first), or a file that ends in {' or '.join(TABLE_SUFFIXES)}"
         )
     if not folder.is_dir():
-        near = did_you_mean(folder.name, BUILT_IN)
+        names = os.listdir(folder.parent) if folder.parent.is_dir() else []
+        near = did_you_mean(folder.name, [*BUILT_IN, *names])
         raise FileNotFoundError(f"{folder}: no such folder{near}")
     folders = part_folders(folder, parts)
     if not folders:

@@ -120,6 +120,12 @@ class Group:
         device = options.device
         if torch.cuda.is_available() and device.startswith(("auto", "cuda")):
             index = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+            if index >= (count := torch.cuda.device_count()):
+                raise ValueError(
+                    f"this is process {index} of its machine (LOCAL_RANK), counted from 0, which "
+                    f"has {count} GPUs; expected a process for each (--nproc-per-node), or "
+                    "device='cpu'"
+                )
             torch.cuda.set_device(index)
             device = f"cuda:{index}"
         return replace(options, device=device, progress=options.progress and self.is_first)
@@ -220,11 +226,13 @@ class Group:
         name = self.first(lambda: f".seen-{os.getpid()}-{time.time_ns()}")
         if self.is_first:
             (folder / name).touch()
-        self.gather(None)
-        seen = self.is_first or _poll((folder / name).exists)
-        unseeing = [rank for rank, saw in enumerate(self.gather(seen)) if not saw]
-        if self.is_first:
-            (folder / name).unlink()
+        try:
+            self.gather(None)
+            seen = self.is_first or _poll((folder / name).exists)
+            unseeing = [rank for rank, saw in enumerate(self.gather(seen)) if not saw]
+        finally:
+            if self.is_first:
+                (folder / name).unlink()
         if unseeing:
             raise ValueError(
                 f"out is {str(folder)!r}, which process 0 has, but {self._names[unseeing[0]]} does "
