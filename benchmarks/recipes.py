@@ -14,12 +14,20 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench import table
 
-from alexnet_lib import BatchLoader, evaluate, keep_freed_memory, load_checkpoint
+from alexnet_lib import (
+    BatchLoader,
+    Recipe,
+    evaluate,
+    keep_freed_memory,
+    load_checkpoint,
+    stored_recipe,
+)
 from alexnet_lib.data.sources import open_parts
 
 RUNS = Path(__file__).parent / "results" / "runs"
@@ -85,11 +93,10 @@ def grouped(runs: Path) -> list[list[Path]]:
 
     The views of the test images, of which the table has a column each, are no part of it here.
     """
-    groups: dict[str, list[Path]] = {}
+    groups: dict[Recipe, list[Path]] = {}
     for run in sorted(runs.iterdir()):
-        fields = read_json(run / "recipe.json")["recipe"]
-        recipe = json.dumps({**fields, "views": None}, sort_keys=True)
-        groups.setdefault(recipe, []).append(run)
+        recipe, _ = stored_recipe(run)
+        groups.setdefault(replace(recipe, views=1), []).append(run)
     return [*groups.values()]
 
 

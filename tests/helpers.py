@@ -122,6 +122,20 @@ def assert_same_pass(loader: BatchLoader, other: BatchLoader) -> None:
     assert torch.equal(torch.cat(mine[1]), torch.cat(others[1]))
 
 
+@dataclass(frozen=True)
+class Fade:
+    """An augmentation of a user, of the network's input: fades each image by its draw."""
+
+    on: ClassVar[str] = "input"
+
+    def draw(self, count, generator):
+        return torch.rand(count, generator=generator)
+
+    def apply(self, images, draws):
+        assert images.device == draws.device
+        return images * draws.to(images.dtype)[:, None, None, None]
+
+
 def witness(target: str, seen: list):
     """An augmentation that changes nothing and notes what it is given."""
 

@@ -46,11 +46,10 @@ RUNS: Mapping[str, tuple[str, dict[str, Any], RunOptions]] = MappingProxyType(
         "average": (
             "shapes",
             {
-                "optimizer": "adamw",
+                "optimizer": "muon",
                 "learning_rate": 0.01,
                 "ema_decay": 0.7,
-                "mixup": 0.4,
-                "erasing": 0.5,
+                "random_shift": 0.2,
                 "dropout": 0.5,
                 "max_grad_norm": 1.0,
             },

@@ -145,7 +145,7 @@ SETTINGS = (
     ("schedule", "constant", "constant"),
     ("preprocessing", "subtract_mean", "subtract_mean"),
     ("stats", "per_image", "per_image"),
-    ("optimizer", "'adamw'", "adamw"),
+    ("optimizer", "'sgd'", "sgd"),
     ("freeze", "conv1,relu1", ["conv1", "relu1"]),
 )
 
@@ -176,7 +176,7 @@ def test_the_recipe_is_taken_by_its_name(call, tmp_path):
 
 @pytest.mark.parametrize("place", ["run", "run/recipe.json"])
 def test_a_runs_recipe_and_seed_are_taken_from_its_folder_or_its_file(place, call, tmp_path):
-    settings = ("--set", "freeze=conv1", "--set", "mixup=0.2", "--seed", 5)
+    settings = ("--set", "freeze=conv1", "--set", "color_noise=0.2", "--seed", 5)
     call("train", "shapes", *TINY_RUN, *settings, "--out", tmp_path / "run")
     again = ("--recipe", tmp_path / place, "--device", "cpu", "--out", tmp_path / "again")
     assert call("train", "shapes", *again)[0] == 0

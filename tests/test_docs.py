@@ -131,7 +131,7 @@ def test_the_readmes_table_of_recipes_is_that_of_the_stored_runs() -> None:
 # What was measured is documented as that of today's code: name of the stored run, recipe, and what
 # its command changed in the recipe.
 STORED_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "modern": ("modern", {"views": 2}),
+    "modern": ("modern", {}),
     "modern-sgd": ("modern", {**trials.UNDECAYED, **trials.SGD, "epochs": 10}),
     "paper": ("paper", {"epochs": 7}),
     "tutorial": ("tutorial", {"validation_fraction": 0.1}),
@@ -144,7 +144,8 @@ def test_a_stored_run_is_one_of_the_recipe_of_today(run: str) -> None:
     base, changed = STORED_RUNS[name]
     recipe, seed = alexnet_lib.stored_recipe(recipes.RUNS / run)
     expected = alexnet_lib.RECIPES[base].overridden(changed)
-    assert recipe.to_dict() == expected.to_dict()
+    # The views of the test images are no part of the training.
+    assert recipe.to_dict() | {"views": None} == expected.to_dict() | {"views": None}
     assert seed == int(known_seed or 0)
     history = recipes.history(recipes.RUNS / run)
     assert [line["epoch"] for line in history] == [*range(1, recipe.epochs + 1)]
@@ -167,11 +168,15 @@ def test_the_stored_precisions_are_those_of_the_recipe_of_today() -> None:
 def test_the_stored_trials_are_those_of_today() -> None:
     known = set()
     for line in trials.stored():
+        if line["trial"] in trials.REMOVED:
+            with pytest.raises(ValueError, match=r"no longer has|optimizer is 'adamw'"):
+                Recipe.from_dict(line["recipe"])
+            continue
         trial = trials.GROUPS[line["group"]][line["trial"]]
         assert Recipe.from_dict(line["recipe"]) == trial.recipe
         assert len(line["validation"]) == trial.recipe.epochs
         known.add((line["group"], line["trial"], line["seed"]))
-    assert len(known) == len(trials.stored())
+    assert len(known) == sum(line["trial"] not in trials.REMOVED for line in trials.stored())
 
 
 # What is planted in a page, and the words of the check that finds it without a browser.

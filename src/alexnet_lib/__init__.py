@@ -29,12 +29,8 @@ if TYPE_CHECKING:
     from alexnet_lib.data.augmentation import (
         Augmentation,
         ColorNoise,
-        CutMix,
         HorizontalFlip,
-        Mixing,
-        Mixup,
         RandomCrop,
-        RandomErasing,
         RandomShift,
         TrivialAugment,
     )
@@ -96,8 +92,7 @@ _NAMES_BY_MODULE = {
     ),
     "analysis.run_figures": "write_figures",
     "data.augmentation": (
-        "Augmentation ColorNoise CutMix HorizontalFlip Mixing Mixup RandomCrop RandomErasing "
-        "RandomShift TrivialAugment"
+        "Augmentation ColorNoise HorizontalFlip RandomCrop RandomShift TrivialAugment"
     ),
     "data.cifar10": "download_cifar10",
     "data.decoding": "ImageError",
@@ -135,12 +130,12 @@ _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for nam
 __all__ = [  # noqa: RUF022
     "ARCHITECTURES", "AdaptiveAvgPool", "AlexNet", "Architecture", "Augmentation", "BatchLoader",
     "CIFAR10_STATS", "CIFAR10_STATS_PER_IMAGE", "ChannelStats", "ColorComponents", "ColorNoise",
-    "Conv", "CutMix", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics",
-    "Flatten", "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis",
-    "LearningCurves", "Linear", "Loaders", "LocalResponseNorm", "Logger", "MaxPool", "Mixing",
-    "Mixup", "Placement", "Prediction", "Preprocess", "RECIPES", "RandomCrop", "RandomErasing",
-    "RandomShift", "ReLU", "Recipe", "Run", "RunOptions", "Summary", "SummaryRow",
-    "TensorBoardLogger", "TrivialAugment", "VIEWS", "build_cifar10_loaders", "build_loaders",
+    "Conv", "Diagnosis", "Dropout", "EpochMetrics", "EpochRecord", "EvalMetrics", "Flatten",
+    "HorizontalFlip", "IMAGENET_STATS", "ImageError", "LRN", "LayerDiagnosis", "LearningCurves",
+    "Linear", "Loaders", "LocalResponseNorm", "Logger", "MaxPool", "Placement", "Prediction",
+    "Preprocess", "RECIPES", "RandomCrop", "RandomShift", "ReLU", "Recipe", "Run", "RunOptions",
+    "Summary", "SummaryRow", "TensorBoardLogger", "TrivialAugment", "VIEWS",
+    "build_cifar10_loaders", "build_loaders",
     "build_optimizer", "build_plateau", "build_schedule", "compute_channel_stats",
     "compute_class_weights", "compute_color_components", "conv_output_size", "default_device",
     "diagnose", "download_cifar10", "evaluate", "extract_features", "feature_map_shapes", "fit",

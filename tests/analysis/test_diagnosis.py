@@ -259,9 +259,9 @@ def test_a_try_that_learns_too_little_is_found(quick):
     assert said(diagnosis, r"^after 8 steps .*under 1\.15")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_nothing_is_found_in_a_healthy_run(quick, optimizer):
-    rate = {"sgd": 0.005, "adamw": 0.002}[optimizer]
+    rate = {"sgd": 0.005, "muon": 0.01}[optimizer]
     healthy = {"initialization": "torch", "max_grad_norm": None, "dropout": 0.0}
     healthy |= {"optimizer": optimizer, "learning_rate": rate, "warmup_fraction": 0.0}
     assert quick(colored(), steps=120, **healthy).findings == ()
@@ -637,10 +637,9 @@ def test_a_module_with_nothing_to_train_is_refused(quick):
 def test_what_a_learned_batch_proves_wrong_is_not_said(quick):
     # Faint at the start, and yet learned.
     model = altered(lambda model: model[9].weight.mul_(0.01))
-    healthy = {"optimizer": "adamw", "learning_rate": 0.01, "max_grad_norm": None}
-    short = quick(colored(64), model=model, **{**LEARNS, **healthy, "steps": 1})
+    short = quick(colored(64), model=model, **{**LEARNS, "steps": 1})
     assert said(short, "^the differences between images shrink")
-    assert quick(colored(64), model=model, **LEARNS | healthy).findings == ()
+    assert quick(colored(64), model=model, **{**LEARNS, "steps": 200}).findings == ()
 
 
 def test_a_loss_that_only_falls_slowly_is_called_nothing_else(quick):
@@ -749,11 +748,12 @@ def test_the_try_has_as_many_steps_as_are_asked_for(quick, steps):
 
 
 def test_the_input_is_the_first_batch_without_augmentation(device, quick):
-    mixed = quick(mixup=1.0, erasing=1.0)
-    images, _ = first_batch(shapes(mixup=1.0, erasing=1.0))
+    augmented = {"color_noise": 10.0, "random_crop": True, "resize_ratio": 1.5}
+    found = quick(**augmented)
+    images, _ = first_batch(shapes(**augmented))
     rel = tolerance(device, 1e-6, 1e-5)
-    assert mixed.input_mean == pytest.approx(images.mean().item(), rel=rel)
-    assert mixed.input_std == pytest.approx(images.std().item(), rel=rel)
+    assert found.input_mean == pytest.approx(images.mean().item(), rel=rel)
+    assert found.input_std == pytest.approx(images.std().item(), rel=rel)
 
 
 def test_the_same_seed_gives_the_same_diagnosis(quick):

@@ -841,7 +841,7 @@ def test_a_batch_is_shown_as_it_was_before_the_normalisation():
     assert len(images_of(plot_batch(loader, count=2))) == 2
 
 
-def test_mixed_images_have_the_shares_of_their_classes():
+def test_labels_that_are_shares_are_shown_with_their_classes():
     labels = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0]])
     figure = plot_batch((photos(2), labels), preprocess=Preprocess(20, 20), classes=CLASSES[:3])
     assert written(figure) == ["ant 70%, bee 30%", "bee"]

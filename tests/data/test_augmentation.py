@@ -13,12 +13,8 @@ from torchvision.transforms import v2
 from alexnet_lib.data.augmentation import (
     Augmentation,
     ColorNoise,
-    CutMix,
     HorizontalFlip,
-    Mixing,
-    Mixup,
     RandomCrop,
-    RandomErasing,
     RandomShift,
     TrivialAugment,
 )
@@ -32,31 +28,17 @@ CHANGES = (
     RandomShift(),
     ColorNoise(COMPONENTS),
     TrivialAugment(),
-    RandomErasing(),
 )
-
-
-MIXTURES = (Mixup(), CutMix())
 
 
 def name_of(value) -> str:
     return type(value).__name__
 
 
-any_augmentation = pytest.mark.parametrize(
-    "augmentation", [*CHANGES, RandomCrop(), *MIXTURES], ids=name_of
-)
+any_augmentation = pytest.mark.parametrize("augmentation", [*CHANGES, RandomCrop()], ids=name_of)
 
 
 any_change = pytest.mark.parametrize("augmentation", CHANGES, ids=name_of)
-
-
-any_mixture = pytest.mark.parametrize("augmentation", MIXTURES, ids=name_of)
-
-
-def suited(augmentation: Augmentation, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as what the augmentation is applied to."""
-    return images if augmentation.on != "input" else images / 255 + 1
 
 
 @any_augmentation
@@ -86,7 +68,7 @@ def test_draws_leave_the_global_generators_alone(augmentation):
 @any_change
 @given(part=st.integers(0, 12), seed=seeds)
 def test_a_batchs_result_is_that_of_its_parts(device, augmentation, part, seed):
-    images = suited(augmentation, random_batch(12, 7, 5, seed).to(device))
+    images = random_batch(12, 7, 5, seed).to(device)
     draws = augmentation.draw(12, seeded(seed)).to(device)
     parts = [
         augmentation.apply(images[:part], draws[:part]),
@@ -95,44 +77,17 @@ def test_a_batchs_result_is_that_of_its_parts(device, augmentation, part, seed):
     assert torch.equal(augmentation.apply(images, draws), torch.cat(parts))
 
 
-@any_mixture
-@given(part=st.integers(1, 11), seed=seeds)
-def test_a_mixtures_result_is_that_of_its_parts(device, augmentation, part, seed):
-    images = random_batch(13, 7, 5, seed).to(device)
-    draws = augmentation.draw(12, seeded(seed)).to(device)
-    mixed, kept = augmentation.mix(images, draws)
-    one = augmentation.mix(images[: part + 1], draws[:part])
-    other = augmentation.mix(images[part:], draws[part:])
-    assert torch.equal(mixed, torch.cat([one[0], other[0]]))
-    assert torch.equal(kept, torch.cat([one[1], other[1]]))
-
-
 @any_change
 def test_an_augmentation_leaves_the_images_it_is_given_as_they_were(device, augmentation):
-    images = suited(augmentation, random_batch(12, 7, 5).to(device))
+    images = random_batch(12, 7, 5).to(device)
     before = images.clone()
     augmentation.apply(images, augmentation.draw(12, seeded()).to(device))
     assert torch.equal(images, before)
 
 
-@any_mixture
-def test_a_mixture_leaves_the_images_it_is_given_as_they_were(device, augmentation):
-    images = random_batch(13, 7, 5).to(device)
-    before = images.clone()
-    augmentation.mix(images, augmentation.draw(12, seeded()).to(device))
-    assert torch.equal(images, before)
-
-
 @any_change
-def test_a_change_of_images_is_an_augmentation_and_no_mixing(augmentation):
+def test_a_change_of_images_is_an_augmentation(augmentation):
     assert isinstance(augmentation, Augmentation)
-    assert not isinstance(augmentation, Mixing)
-
-
-@any_mixture
-def test_a_mixture_is_a_mixing_and_no_augmentation(augmentation):
-    assert isinstance(augmentation, Mixing)
-    assert not isinstance(augmentation, Augmentation)
 
 
 # RandomCrop
@@ -319,179 +274,6 @@ def test_trivial_augment_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# RandomErasing
-
-
-def erased_pixels(images: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """Which pixels (batch, h, w) were erased; that all others are as they were."""
-    gone = (result == 0).all(1)
-    assert torch.equal(result, images * ~gone[:, None])
-    return gone
-
-
-def positive_images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, height, width, generator=seeded(seed)) + 1
-
-
-@given(seed=seeds, height=st.integers(1, 20), width=st.integers(1, 20))
-def test_what_is_erased_is_one_rectangle_of_zeros_and_nothing_else_changes(
-    device, seed, height, width
-):
-    erasing = RandomErasing(probability=1.0)
-    images = positive_images(6, height, width, seed).to(device)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(6, seeded(seed)).to(device)))
-    for pixels in gone:
-        rows, columns = pixels.any(1), pixels.any(0)
-        assert torch.equal(pixels, rows[:, None] & columns)
-        for line in (rows, columns):
-            places = line.nonzero()[:, 0]
-            assert places.numel() == 0 or places[-1] - places[0] + 1 == len(places)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_erasing_keeps_dtype_and_memory_format(device, dtype, memory_format):
-    erasing = RandomErasing(probability=1.0)
-    images = positive_images(6, 8, 8).to(device).to(dtype, memory_format=memory_format)
-    result = erasing.apply(images, erasing.draw(6, seeded()).to(device))
-    assert result.dtype == dtype
-    assert result.is_contiguous(memory_format=memory_format)
-    assert erased_pixels(images, result).any()
-
-
-def test_about_half_the_images_are_erased(device):
-    erasing = RandomErasing()
-    images = torch.ones(10_000, 3, 8, 8, device=device)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(10_000, seeded()).to(device)))
-    assert abs(gone.any(2).any(1).sum().item() - 5_000) < 250
-
-
-def test_erasing_is_as_certain_as_its_probability(device):
-    images = positive_images(1000, 20, 20).to(device)
-    for probability in (0.0, 1.0):
-        erasing = RandomErasing(probability)
-        gone = erased_pixels(images, erasing.apply(images, erasing.draw(1000, seeded()).to(device)))
-        assert (gone.any(2).any(1) == bool(probability)).all()
-
-
-def erased_sides(area, ratio, side: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heights and widths of 500 rectangles, in pixels."""
-    erasing = RandomErasing(1.0, area, ratio)
-    images = torch.ones(500, 3, side, side)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(500, seeded())))
-    return gone.any(2).sum(1), gone.any(1).sum(1)
-
-
-def test_the_erased_share_is_spread_over_its_bounds():
-    height, width = erased_sides((0.1, 0.3), (0.9, 1.1))
-    share = height * width / 100**2
-    # A rounded side is half a pixel off.
-    assert 0.09 < share.min() < 0.11
-    assert 0.29 < share.max() < 0.31
-    assert share.mean().item() == pytest.approx(0.2, abs=0.01)
-
-
-def test_height_over_width_is_spread_over_its_bounds_and_as_often_above_1_as_below():
-    height, width = erased_sides((0.1, 0.1), (0.5, 2.0))
-    ratio = height / width
-    assert 0.47 < ratio.min() < 0.53
-    assert 1.9 < ratio.max() < 2.1
-    assert ratio.log().mean().abs() < 0.1
-
-
-def test_a_side_longer_than_the_images_is_cut():
-    height, width = erased_sides((0.5, 0.5), (4.0, 4.0), side=20)
-    assert set(height.tolist()) == {20}
-    assert set(width.tolist()) == {7}
-
-
-def test_rectangles_reach_every_pixel(device):
-    erasing = RandomErasing(probability=1.0)
-    images = torch.ones(5000, 3, 16, 24, device=device)
-    gone = erased_pixels(images, erasing.apply(images, erasing.draw(5000, seeded()).to(device)))
-    assert gone.any(0).all()
-
-
-# Mixup and CutMix
-
-
-@given(seed=seeds, dtype=st.sampled_from([torch.uint8, torch.float32]))
-def test_mixup_is_the_share_of_an_image_and_the_rest_of_the_next(device, seed, dtype):
-    mixup = Mixup(alpha=1.0)
-    images = of_dtype(random_batch(7, 4, 5, seed).to(device), dtype)
-    draws = mixup.draw(6, seeded(seed)).to(device)
-    mixed, kept = mixup.mix(images, draws)
-    unit = images / 255 if dtype == torch.uint8 else images
-    share = kept[:, None, None, None]
-    assert mixed.dtype == torch.float32
-    assert torch.equal(kept, draws)
-    torch.testing.assert_close(mixed, share * unit[:-1] + (1 - share) * unit[1:], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(("kept", "place"), [(1.0, 0), (0.0, 1)])
-def test_mixup_of_all_or_nothing_is_one_of_the_two_images(device, kept, place):
-    images = random_batch(2, 4, 5).to(device)
-    mixed, _ = Mixup().mix(images, torch.tensor([kept], device=device))
-    assert torch.equal(mixed[0], images[place] / 255)
-
-
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
-def test_the_shares_have_the_beta_distributions_moments(alpha):
-    shares = Mixup(alpha).draw(20_000, seeded()).double()
-    assert ((shares >= 0) & (shares <= 1)).all()
-    assert shares.mean().item() == pytest.approx(0.5, abs=0.015)
-    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
-
-
-@given(
-    seed=seeds,
-    dtype=st.sampled_from([torch.uint8, torch.float32]),
-    height=st.integers(1, 12),
-    width=st.integers(1, 12),
-)
-def test_cutmix_pastes_one_rectangle_and_returns_the_share_of_the_pixels_kept(
-    device, seed, dtype, height, width
-):
-    # All pixels of image i are 10 i, so that a pixel says where it is from.
-    numbers = 10 * torch.arange(7, dtype=torch.uint8, device=device)
-    images = of_dtype(numbers[:, None, None, None].expand(7, 3, height, width), dtype)
-    cutmix = CutMix()
-    mixed, kept = cutmix.mix(images, cutmix.draw(6, seeded(seed)).to(device))
-    assert mixed.dtype == dtype
-    pasted = (mixed == images[1:]).all(1)
-    assert torch.equal(mixed, torch.where(pasted[:, None], images[1:], images[:-1]))
-    for pixels, share in zip(pasted, kept.tolist(), strict=True):
-        rows, columns = pixels.any(1), pixels.any(0)
-        assert torch.equal(pixels, rows[:, None] & columns)
-        assert share == pytest.approx(1 - pixels.float().mean().item(), abs=1e-6)
-
-
-def test_cutmix_pastes_the_next_images_pixels_at_their_own_places(device):
-    images = random_batch(2, 8, 8).to(device)
-    # A square of half the side, in the middle.
-    mixed, kept = CutMix().mix(images, torch.tensor([[0.5, 0.5, 0.5]], device=device))
-    expected = images[0].clone()
-    expected[:, 2:6, 2:6] = images[1, :, 2:6, 2:6]
-    assert torch.equal(mixed[0], expected)
-    assert kept.tolist() == [0.75]
-
-
-def test_a_rectangle_over_the_edge_is_cut_and_the_share_is_that_of_the_pixels_kept(device):
-    images = random_batch(2, 8, 8).to(device)
-    mixed, kept = CutMix().mix(images, torch.tensor([[0.0, 0.5, 0.5]], device=device))
-    assert kept.tolist() == [1 - 2 * 4 / 64]
-    assert len(mixed) == 1
-
-
-def test_cutmixs_rectangles_follow_the_beta_distribution_and_have_their_centres_everywhere():
-    draws = CutMix(alpha=1.0).draw(20_000, seeded()).double()
-    assert ((draws >= 0) & (draws <= 1)).all()
-    area = draws[:, 2].square()
-    for uniform in (draws[:, 0], draws[:, 1], area):
-        assert uniform.mean().item() == pytest.approx(0.5, abs=0.015)
-        assert uniform.var().item() == pytest.approx(1 / 12, rel=0.05)
-
-
 # Channels and numbers
 
 
@@ -502,13 +284,10 @@ def noise(channels: int) -> ColorNoise:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize(
-    "kind", [HorizontalFlip, RandomShift, ColorNoise, RandomErasing, TrivialAugment]
-)
+@pytest.mark.parametrize("kind", [HorizontalFlip, RandomShift, ColorNoise, TrivialAugment])
 def test_changes_take_any_number_of_channels(device, kind, channels):
     augmentation = noise(channels) if kind is ColorNoise else kind()
     images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte().to(device)
-    images = images if augmentation.on != "input" else images / 255 + 1
     draws = augmentation.draw(6, seeded(1)).to(device)
     if kind is TrivialAugment and channels not in {1, 3}:
         with pytest.raises(ValueError, match=f"images have {channels} channels; expected 1 or 3"):
@@ -517,22 +296,10 @@ def test_changes_take_any_number_of_channels(device, kind, channels):
     result = augmentation.apply(images, draws)
     assert result.shape == images.shape
     assert not torch.equal(result, images)
-    if kind in {HorizontalFlip, RandomErasing}:
+    if kind in {HorizontalFlip, RandomShift}:
         for i in range(channels):
             alone = augmentation.apply(images[:, i : i + 1], draws)
             assert torch.equal(result[:, i : i + 1], alone)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 7])
-@any_mixture
-def test_mixtures_take_any_number_of_channels(device, augmentation, channels):
-    images = torch.randint(0, 256, (6, channels, 8, 8), generator=seeded()).byte().to(device)
-    draws = augmentation.draw(5, seeded(1)).to(device)
-    mixed, kept = augmentation.mix(images, draws)
-    for i in range(channels):
-        alone, same = augmentation.mix(images[:, i : i + 1], draws)
-        assert torch.equal(mixed[:, i : i + 1], alone)
-        assert torch.equal(kept, same)
 
 
 def test_each_channel_has_noise_along_its_own_components():
@@ -558,46 +325,21 @@ def test_numbers_of_numpy_are_numbers(number):
     for augmentation, name in (
         (HorizontalFlip(number), "probability"),
         (ColorNoise(COMPONENTS, number), "strength"),
-        (RandomErasing(number), "probability"),
-        (Mixup(number), "alpha"),
-        (CutMix(number), "alpha"),
     ):
         assert type(getattr(augmentation, name)) in {int, float}
         assert getattr(augmentation, name) == number
         assert augmentation.draw(3, seeded()).shape[0] == 3
-    erasing = RandomErasing(area=np.array([0.1, 0.2]), ratio=[np.float64(0.5), 2])
-    assert erasing == RandomErasing(area=(0.1, 0.2), ratio=(0.5, 2))
-    assert hash(erasing)
 
 
 # Wrong input
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("kind", [HorizontalFlip, RandomErasing])
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
-def test_an_impossible_probability_is_refused(kind, probability):
+def test_an_impossible_probability_is_refused(probability):
     text = f"probability is {probability}; expected a probability from 0 to 1"
     with pytest.raises(ValueError, match=re.escape(text)):
-        kind(probability)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    "area", [(0.0, 0.3), (0.3, 0.2), (0.1, 1.1), (float("nan"), 0.5), None, 0.1, (0.1,), ("a", "b")]
-)
-def test_an_impossible_area_is_refused(area):
-    text = f"area is {area!r}; expected two increasing fractions up to 1"
-    with pytest.raises(ValueError, match=re.escape(text)):
-        RandomErasing(area=area)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("ratio", [(0.0, 1.0), (2.0, 1.0), (1.0, float("inf")), None, (1, 2, 3)])
-def test_an_impossible_ratio_is_refused(ratio):
-    text = f"ratio is {ratio!r}; expected two increasing numbers above 0"
-    with pytest.raises(ValueError, match=re.escape(text)):
-        RandomErasing(ratio=ratio)
+        HorizontalFlip(probability)
 
 
 @pytest.mark.bad_input
@@ -613,12 +355,3 @@ def test_an_impossible_strength_is_refused(strength):
     text = f"strength is {strength}; expected a number from 0 to 1000"
     with pytest.raises(ValueError, match=re.escape(text)):
         ColorNoise(COMPONENTS, strength)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("kind", [Mixup, CutMix])
-@pytest.mark.parametrize("alpha", [0.0, -1.0, 1e-320, 1e308, float("inf"), float("nan")])
-def test_an_impossible_alpha_is_refused(kind, alpha):
-    text = f"alpha is {alpha}; expected a number above 0"
-    with pytest.raises(ValueError, match=re.escape(text)):
-        kind(alpha)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers import (
     COMPONENTS,
+    Fade,
     FakeCifar10,
     assert_same_pass,
     in_memory,
@@ -37,11 +38,9 @@ from alexnet_lib.data import images as image_sets
 from alexnet_lib.data import loaders as loaders_module
 from alexnet_lib.data.augmentation import (
     ColorNoise,
-    CutMix,
     HorizontalFlip,
-    Mixup,
     RandomCrop,
-    RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.images import ImageFiles, ImageTensors, WrappedDataset
@@ -68,14 +67,12 @@ KINDS = (
     RandomCrop(),
     ColorNoise(COMPONENTS),
     TrivialAugment(),
-    RandomErasing(),
-    Mixup(),
-    CutMix(),
+    Fade(),
 )
 COMBINATIONS = (
     *((augmentation,) for augmentation in KINDS),
-    KINDS[:-1],  # all but one of the two mixtures
-    (CutMix(), *KINDS[:-2]),
+    KINDS,
+    KINDS[::-1],
 )
 any_augmentation = pytest.mark.parametrize(
     "augmentation",
@@ -84,7 +81,6 @@ any_augmentation = pytest.mark.parametrize(
 )
 any_kind = pytest.mark.parametrize("kind", [in_memory, read_lazily])
 any_fit = pytest.mark.parametrize("image_fit", ["crop", "squash"])
-any_mixture = pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
 
 
 EPOCH_0_OF_SEED_3 = [3, 1, 10, 2, 11, 7, 0, 9, 8, 5, 6, 4]
@@ -121,10 +117,6 @@ def numbers(loader: BatchLoader) -> list[int]:
         for images, _ in loader
         for number in (255 * images[:, 0, 0, 0]).round().int().tolist()
     ]
-
-
-def all_labels(loader: BatchLoader) -> torch.Tensor:
-    return torch.cat([labels for _, labels in loader])
 
 
 def dataset_loaders(count: int = 60, classes: int = 3, **options) -> Loaders:
@@ -337,15 +329,6 @@ def test_drop_last_leaves_out_the_smaller_batch_and_nothing_else(kind, count, ba
     assert [labels.tolist() for _, labels in dropping.views(1)] == expected
 
 
-@any_mixture
-def test_without_the_last_batch_an_image_is_still_mixed_with_the_next_of_the_epoch(mixture):
-    loader = shuffling(20, augmentation=(mixture,))
-    dropping = replace(loader, drop_last=True)
-    for mine, other in zip(dropping, loader, strict=False):
-        assert torch.equal(mine[0], other[0])
-        assert torch.equal(mine[1], other[1])
-
-
 @pytest.mark.bad_input
 def test_drop_last_that_leaves_nothing_is_refused():
     text = "drop_last is True, but batch_size is 8 and there are 5 images, so that no batch is left"
@@ -436,7 +419,7 @@ def test_images_of_any_number_of_channels_are_augmented_and_normalised(kind, cha
     data = kind(images)
     data = data if kind is in_memory else replace(data, channels=channels)
     values = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
-    augmentation = (HorizontalFlip(1.0), RandomCrop(), CutMix())
+    augmentation = (HorizontalFlip(1.0), RandomCrop(), RandomShift())
     loader = BatchLoader(data, Preprocess(8, 6, **values), augmentation=augmentation)
     assert whole_pass(loader).shape == (6, channels, 6, 6)
     plain = replace(loader, augmentation=())
@@ -609,9 +592,9 @@ def test_only_the_training_part_is_shuffled_and_augmented():
 
 
 def test_augmentations_are_none_or_one_or_a_sequence_of_them():
-    several = (HorizontalFlip(), RandomCrop(), Mixup())
+    several = (HorizontalFlip(), RandomCrop(), Fade())
     assert dataset_loaders(augmentation=None).train.augmentation == ()
-    assert dataset_loaders(augmentation=Mixup()).train.augmentation == (Mixup(),)
+    assert dataset_loaders(augmentation=Fade()).train.augmentation == (Fade(),)
     assert dataset_loaders(augmentation=several).train.augmentation == several
     assert dataset_loaders(augmentation=list(several)).train.augmentation == several
 
@@ -820,22 +803,18 @@ def test_trivial_augment_does_the_same_to_images_of_any_size_once_they_are_resiz
     torch.testing.assert_close(whole_pass(loader), expected, rtol=0, atol=1e-5)
 
 
-def test_images_keep_their_own_draws_before_and_after_a_mixture(device):
+def test_images_keep_their_own_draws_in_every_batch(device):
     seen = []
-    order = (witness("pixels", seen), Mixup(), witness("pixels", seen), witness("input", seen))
+    both = (witness("pixels", seen), witness("input", seen))
     loader = BatchLoader(
         in_memory(numbered_images(5)),
         AS_IT_IS,
-        augmentation=order,
+        augmentation=both,
         batch_size=3,
         placement=Placement(device),
     )
     whole_pass(loader)
-    # A mixture is made of one image more than there are.
-    assert [draws for *_, draws in seen] == [
-        *([0, 1, 2, 3], [0, 1, 2], [0, 1, 2]),
-        *([3, 4, 0], [3, 4], [3, 4]),
-    ]
+    assert [draws for *_, draws in seen] == [[0, 1, 2], [0, 1, 2], [3, 4], [3, 4]]
 
 
 def test_augmentations_are_applied_in_their_order(device):
@@ -852,12 +831,11 @@ def test_augmentations_are_applied_in_their_order(device):
     assert bytes_are == [True, False]
 
 
-def test_what_is_erased_is_0_in_the_networks_input(device):
-    loader = augmenting(augmentation=(RandomErasing(probability=1.0),), placement=Placement(device))
-    plain, erased = whole_pass(replace(loader, augmentation=())), whole_pass(loader)
-    gone = (erased == 0) & (plain != 0)
-    assert gone.flatten(1).any(1).all()
-    assert torch.equal(erased[~gone], plain[~gone])
+def test_an_augmentation_of_the_input_changes_what_the_network_would_get(device):
+    loader = augmenting(augmentation=(Fade(),), shuffle=False, placement=Placement(device))
+    plain = whole_pass(replace(loader, augmentation=()))
+    draws = Fade().draw(20, generator_for(loader.seed, 0)).to(device)
+    assert torch.equal(whole_pass(loader), plain * draws[:, None, None, None])
 
 
 def test_color_noise_is_added_before_the_normalisation(device):
@@ -901,76 +879,6 @@ def test_a_random_crop_without_a_margin_changes_nothing(device):
     loader = flipping(augmentation=(RandomCrop(),), placement=Placement(device))
     plain = whole_pass(replace(loader, augmentation=()))
     assert torch.equal(whole_pass(loader), plain)
-
-
-@any_mixture
-@settings(max_examples=10)
-@given(batch_size=st.integers(1, 12))
-def test_an_image_is_mixed_with_the_next_of_the_epoch_and_the_last_with_the_first(
-    device, mixture, batch_size
-):
-    # Each image is a class of its own, so that labels say what is mixed.
-    data = in_memory(numbered_images(10), classes=10)
-    loader = BatchLoader(
-        data,
-        AS_IT_IS,
-        batch_size=batch_size,
-        shuffle=True,
-        augmentation=(mixture,),
-        placement=Placement(device),
-    )
-    order = numbers(replace(loader, augmentation=()))
-    shares = all_labels(loader)
-    for mine, (own, following) in zip(shares, pairs(order), strict=True):
-        others = [number for number in range(10) if number not in {own, following}]
-        assert not mine[others].any()
-    assert len(shares) == 10
-
-
-def pairs(order: list[int]) -> list[tuple[int, int]]:
-    """Each image and the next one."""
-    return list(zip(order, [*order[1:], order[0]], strict=True))
-
-
-@any_mixture
-def test_mixed_labels_are_each_classs_share_of_the_pixels(device, mixture):
-    data = in_memory(numbered_images(10), classes=10)
-    loader = BatchLoader(
-        data,
-        AS_IT_IS,
-        batch_size=4,
-        shuffle=True,
-        augmentation=(mixture,),
-        placement=Placement(device),
-    )
-    for images, labels in loader:
-        assert labels.dtype == torch.float32
-        assert labels.shape == (len(images), 10)
-        torch.testing.assert_close(labels.sum(1), torch.ones(len(images), device=device))
-        # All pixels of image i are i.
-        values = 255 * images.mean((1, 2, 3))
-        expected = labels @ torch.arange(10.0, device=device)
-        torch.testing.assert_close(values, expected, rtol=0, atol=1e-4)
-
-
-def test_images_of_one_class_mixed_are_of_that_class(device):
-    loader = BatchLoader(
-        in_memory(numbered_images(6), 1),
-        AS_IT_IS,
-        augmentation=(Mixup(),),
-        placement=Placement(device),
-    )
-    torch.testing.assert_close(all_labels(loader), torch.ones(6, 1, device=device))
-
-
-def test_a_set_of_one_image_is_mixed_with_itself(device):
-    images = torch.from_numpy(random_pixels(4, 4)).movedim(-1, 0)[None]
-    loader = BatchLoader(
-        in_memory(images), AS_IT_IS, augmentation=(Mixup(),), placement=Placement(device)
-    )
-    ((mixed, labels),) = loader
-    torch.testing.assert_close(mixed, images.to(device) / 255)
-    assert labels.tolist() == [[1, 0]]
 
 
 def test_to_changes_the_device_of_the_batches_and_of_images_in_memory(monkeypatch):
@@ -1046,8 +954,16 @@ def test_the_shares_of_a_batch_are_the_batch(kind, augmentation, parts):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_shares_of_files_are_the_batches_of_files(photo_folder, workers):
     def loaders(**options):
-        everything = {"validation_fraction": 0.0, "test_fraction": 0.0, "augmentation": Mixup()}
-        return build_loaders(photo_folder, image_size=32, batch_size=5, **everything, **options)
+        everything = {"validation_fraction": 0.0, "test_fraction": 0.0}
+        augmentation = (HorizontalFlip(), Fade())
+        return build_loaders(
+            photo_folder,
+            image_size=32,
+            batch_size=5,
+            augmentation=augmentation,
+            **everything,
+            **options,
+        )
 
     # Batches of 5 and 1 images.
     shares = (loaders(num_workers=workers).share(number, 2).train for number in range(2))
@@ -1199,10 +1115,6 @@ def test_the_shapes_need_no_files():
         (
             {"augmentation": (RandomCrop(), RandomCrop())},
             "augmentation has [RandomCrop(), RandomCrop()]; expected at most one RandomCrop",
-        ),
-        (
-            {"augmentation": (CutMix(), HorizontalFlip(), Mixup())},
-            "augmentation has [CutMix(alpha=1.0), Mixup(alpha=0.2)]; expected at most one Mixing",
         ),
         ({"image_fit": "stretch"}, "image_fit is 'stretch'; expected one of 'crop', 'squash'"),
         ({"device": "gpu"}, "device is 'gpu'; expected 'auto' or a device of this machine"),

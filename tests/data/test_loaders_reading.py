@@ -25,6 +25,7 @@ import pytest
 import torch
 from helpers import (
     COMPONENTS,
+    Fade,
     assert_same_pass,
     in_memory,
     random_batch,
@@ -40,11 +41,9 @@ from alexnet_lib import inference, interrupts
 from alexnet_lib.data import decoding, reading, statistics
 from alexnet_lib.data.augmentation import (
     ColorNoise,
-    CutMix,
     HorizontalFlip,
-    Mixup,
     RandomCrop,
-    RandomErasing,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.decoding import ImageError
@@ -72,9 +71,10 @@ RESIZE = 40
 
 AUGMENTATIONS = (
     (),
-    (HorizontalFlip(), RandomCrop(), ColorNoise(COMPONENTS), TrivialAugment(), RandomErasing()),
-    (HorizontalFlip(), ColorNoise(COMPONENTS), Mixup()),
-    (HorizontalFlip(), CutMix(), RandomCrop()),
+    (HorizontalFlip(), RandomCrop(), ColorNoise(COMPONENTS), TrivialAugment(), Fade()),
+    (HorizontalFlip(), ColorNoise(COMPONENTS)),
+    (HorizontalFlip(), Fade(), RandomCrop()),
+    (RandomShift(),),
 )
 any_augmentation = pytest.mark.parametrize(
     "augmentation",
@@ -183,7 +183,7 @@ def test_images_in_memory_give_the_same_input_as_files(tmp_path, height, width, 
     for file, image in zip(files, pixels, strict=True):
         Image.fromarray(image.movedim(0, -1).numpy()).save(file)
     held = in_memory(pixels)
-    augmentation = (HorizontalFlip(), ColorNoise(COMPONENTS), Mixup(1.0), TrivialAugment())
+    augmentation = (HorizontalFlip(), ColorNoise(COMPONENTS), TrivialAugment())
     loader = loader_of(ImageFiles(files, held.labels, held.classes), image_fit, batch_size=2)
     loader = replace(loader, augmentation=augmentation)
     for mine, other in zip(loader, replace(loader, dataset=held), strict=True):
@@ -644,60 +644,6 @@ def plain_photos(tmp_path: Path) -> ImageFiles:
     for number, file in enumerate(files):
         Image.new("RGB", (6, 6), (20 * number,) * 3).save(file)
     return ImageFiles(files, torch.arange(10), tuple("abcdefghij"))
-
-
-@pytest.mark.bad_input
-@cannot_be_read
-@pytest.mark.parametrize("mixture", [Mixup(1.0), CutMix()], ids=["Mixup", "CutMix"])
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize(
-    ("bad", "num_workers"),
-    [
-        *(({3}, 0), ({3, 4}, 0), ({0}, 0), ({9}, 0), ({0, 9}, 0), ({2, 3, 4, 5}, 0)),
-        # Of two processes, one reads the image that the other's batch needs.
-        *(({0, 1, 8, 9}, number) for number in (0, 1, 2)),
-        ({2, 3, 4, 5}, 2),
-    ],
-)
-def test_an_image_is_mixed_with_the_next_that_can_be_read(
-    plain_photos, num_workers, mixture, bad, shuffle
-):
-    for number in bad:
-        plain_photos.files[number].write_bytes(b"no image")
-    loader = BatchLoader(
-        plain_photos,
-        AS_IT_IS,
-        batch_size=3,
-        shuffle=shuffle,
-        augmentation=(mixture,),
-        num_workers=num_workers,
-        **SKIPPING,
-    )
-    plan = loader._plan(0, loader.preprocess)
-    order = plan.order.tolist()[:-1]  # without the first, which follows the last
-    kept = [p for p, index in enumerate(order) if index not in bad]
-    batches = [*loader]
-    images = torch.cat([images for images, _ in batches])
-    labels = torch.cat([labels for _, labels in batches])
-    assert len(labels) == len(kept)
-    for row, position in enumerate(kept):
-        own, following = (int(plan.order[p]) for p in (position, kept[(row + 1) % len(kept)]))
-        assert set(labels[row].nonzero()[:, 0].tolist()) <= {own, following}
-        value = (labels[row] @ torch.arange(10.0)) * 20 / 255
-        assert images[row].mean().item() == pytest.approx(value.item(), abs=1e-5)
-        if isinstance(mixture, Mixup):  # the draw of the position, and not of the place in a batch
-            assert labels[row, own].item() == pytest.approx(plan.draws[0][position].item())
-
-
-@pytest.mark.bad_input
-@cannot_be_read
-def test_the_only_image_that_can_be_read_is_mixed_with_itself(plain_photos):
-    for number in {*range(10)} - {4}:
-        plain_photos.files[number].write_bytes(b"no image")
-    options = {"on_bad_image": "skip", "bad_image_limit": 1.0, "augmentation": (Mixup(),)}
-    ((images, labels),) = BatchLoader(plain_photos, AS_IT_IS, batch_size=3, **options)
-    torch.testing.assert_close(images, torch.full((1, 3, 4, 4), 80 / 255))
-    assert labels.tolist() == [[0, 0, 0, 0, 1, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.bad_input

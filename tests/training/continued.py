@@ -43,14 +43,13 @@ RECIPES = MappingProxyType(
             "random_crop": True,
             "color_noise": 0.1,
         },
-        "adamw": {
+        "average": {
             "epochs": 4,
             "dropout": 0.5,
-            "optimizer": "adamw",
-            "learning_rate": 0.01,
+            "learning_rate": 0.05,
             "ema_decay": 0.7,
-            "mixup": 0.4,
-            "erasing": 0.5,
+            "trivial_augment": True,
+            "balance": "sampler",
             "max_grad_norm": 1.0,
         },
         # The first two epochs see images of 12 pixels.

@@ -12,7 +12,7 @@ from helpers import in_memory, needs, random_batch, tolerance
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
-from alexnet_lib import BatchLoader, Mixup, Preprocess
+from alexnet_lib import BatchLoader, Preprocess
 from alexnet_lib.training import batches as batches_module
 from alexnet_lib.training import step as step_module
 from alexnet_lib.training.loop import evaluate, train_one_epoch
@@ -797,11 +797,21 @@ def test_numpys_numbers_are_numbers(device):
     assert {type(k) for k in evaluated.topk_accuracy} == {int}
 
 
-def test_a_loader_of_the_library_that_mixes_images_is_trained_with_in_steps_of_several_batches(
-    device,
-):
+def test_labels_that_are_shares_are_trained_on_in_steps_of_several_batches(device):
+    model, plain = linear_model(device=device), linear_model(device=device)
+    generator = torch.Generator().manual_seed(2)
+    images, shares = images_of(10), torch.randn(10, 3, generator=generator).softmax(1)
+    batches = [*zip(images.split(4), shares.split(4), strict=True)]
+    whole = [*zip(images.split(8), shares.split(8), strict=True)]
+    metrics = train_one_epoch(model, batches, sgd(model), accumulation_steps=2, progress=False)
+    expected = train_one_epoch(plain, whole, sgd(plain), progress=False)
+    torch.testing.assert_close(model[1].weight, plain[1].weight)
+    assert (metrics.images, metrics.accuracy) == (10, expected.accuracy)
+
+
+def test_a_loader_of_the_library_is_trained_with_in_steps_of_several_batches(device):
     data = in_memory(random_batch(10, 2, 2), classes=3)
-    loader = BatchLoader(data, Preprocess(2, 2), batch_size=4, augmentation=(Mixup(),))
+    loader = BatchLoader(data, Preprocess(2, 2), batch_size=4)
     model = linear_model(device=device)
     metrics = train_one_epoch(model, loader, sgd(model), accumulation_steps=2, progress=False)
     assert metrics.images == 10

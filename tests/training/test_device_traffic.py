@@ -11,6 +11,7 @@ import torch
 from gpu import GPU, PretendedGpu
 from helpers import (
     COMPONENTS,
+    Fade,
     Items,
     in_memory,
     random_batch,
@@ -24,11 +25,8 @@ from torch.optim import SGD
 from alexnet_lib import devices
 from alexnet_lib.data.augmentation import (
     ColorNoise,
-    CutMix,
     HorizontalFlip,
-    Mixup,
     RandomCrop,
-    RandomErasing,
     RandomShift,
     TrivialAugment,
 )
@@ -51,14 +49,11 @@ RUNS = {
     "paper": {},
     # All that the two do not have, but TrivialAugment.
     "tutorial": {
-        "mixup": 0.2,
-        "erasing": 0.5,
         "balance": "sampler",
         "accumulation_steps": 2,
         "ema_decay": 0.5,
-        "optimizer": "adamw",
     },
-    "finetune": {"cutmix": 1.0, "balance": "loss", "ema_decay": 0.5},
+    "finetune": {"balance": "loss", "ema_decay": 0.5},
 }
 any_recipe = pytest.mark.parametrize("name", RUNS)
 
@@ -67,14 +62,12 @@ WITHOUT_WAITING = (
     RandomShift(),
     RandomCrop(),
     ColorNoise(COMPONENTS),
-    RandomErasing(probability=1.0),
-    Mixup(),
-    CutMix(),
+    Fade(),
 )
 COMBINATIONS = (
     *((augmentation,) for augmentation in (*WITHOUT_WAITING, TrivialAugment())),
-    WITHOUT_WAITING[:-1],  # all but one of the two mixtures
-    (CutMix(), TrivialAugment(), *WITHOUT_WAITING[:-2]),
+    WITHOUT_WAITING,
+    (TrivialAugment(), *WITHOUT_WAITING),
 )
 any_augmentation = pytest.mark.parametrize(
     "augmentation",
@@ -332,22 +325,9 @@ def test_no_batch_of_images_in_memory_waits_for_a_gpu(gpu, augmentation, options
         assert traffic == [([], [])] * 3
 
 
-class Shift:
-    """An augmentation of a user, which adds what it has drawn."""
-
-    on = "input"
-
-    def draw(self, count, generator):
-        return torch.rand(count, generator=generator)
-
-    def apply(self, images, draws):
-        assert images.device == draws.device
-        return images + draws[:, None, None, None]
-
-
 def test_an_augmentation_of_a_user_has_its_draws_on_the_gpu(gpu):
     data = in_memory(random_batch(14, 8, 8))
-    near, far = loader_of(data, Shift(), device="cpu"), loader_of(on_gpu(data), Shift())
+    near, far = loader_of(data, Fade(), device="cpu"), loader_of(on_gpu(data), Fade())
     assert traffic_of(gpu, far) == [([], [])] * 3
     near.set_epoch(1)
     assert_same_batches(far, near)
@@ -356,11 +336,10 @@ def test_an_augmentation_of_a_user_has_its_draws_on_the_gpu(gpu):
 COPY, PIN = "aten._to_copy.default", "aten._pin_memory.default"
 
 
-@pytest.mark.parametrize("mixing", [(), (Mixup(),)], ids=["alone", "mixed"])
-def test_a_batch_of_files_is_one_copy_that_nothing_waits_for(gpu, mixing, tmp_path):
+def test_a_batch_of_files_is_one_copy_that_nothing_waits_for(gpu, tmp_path):
     write_class_folders(tmp_path, count=7, size=(40, 300))  # too large to be kept in memory
     data = open_parts(tmp_path).train
-    loader = loader_of(data, HorizontalFlip(), RandomCrop(), RandomErasing(), *mixing)
+    loader = loader_of(data, HorizontalFlip(), RandomCrop(), Fade())
     assert traffic_of(gpu, loader) == [([], [COPY])] * 3  # they are read into pinned memory
 
 
@@ -376,15 +355,14 @@ def test_no_batch_of_a_data_set_waits_for_a_gpu(gpu, sizes, copies):
     assert traffic_of(gpu, loader) == [([], [PIN, COPY] * count) for count in copies]
 
 
-@pytest.mark.parametrize("mixing", [(), (CutMix(),)], ids=["alone", "mixed"])
-def test_files_that_cannot_be_read_are_left_out_on_a_gpu_as_on_the_cpu(gpu, mixing, tmp_path):
+def test_files_that_cannot_be_read_are_left_out_on_a_gpu_as_on_the_cpu(gpu, tmp_path):
     write_class_folders(tmp_path, count=7, size=(40, 300))
     data = open_parts(tmp_path).train
     for number in (0, 5):
         data.files[number].write_bytes(b"no image")
     options = {"on_bad_image": "skip", "bad_image_limit": 1.0}
     near, far = (
-        loader_of(data, HorizontalFlip(), RandomCrop(), *mixing, device=device, **options)
+        loader_of(data, HorizontalFlip(), RandomCrop(), device=device, **options)
         for device in ("cpu", GPU)
     )
     with pytest.warns(UserWarning, match="cannot be read and is left out"):

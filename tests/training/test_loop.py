@@ -24,7 +24,7 @@ from torchvision.models import squeezenet1_1
 from tqdm import tqdm
 
 from alexnet_lib import devices, interrupts, predict
-from alexnet_lib.data.augmentation import HorizontalFlip, Mixup, RandomCrop
+from alexnet_lib.data.augmentation import HorizontalFlip, RandomCrop, RandomShift
 from alexnet_lib.data.images import ImageTensors
 from alexnet_lib.data.loaders import BatchLoader, build_loaders
 from alexnet_lib.data.preprocess import Preprocess
@@ -189,6 +189,14 @@ def test_a_loader_needs_no_length_and_may_yield_lists(device):
     assert evaluate(model, iter(batches), progress=False).images == 10
 
 
+def test_a_loader_that_changes_its_images_can_be_trained_with(device):
+    loader = replace(library_loader(), augmentation=(RandomShift(), HorizontalFlip()))
+    model = pixel_model(device)
+    metrics = train_one_epoch(model, loader, sgd(model), progress=False)
+    assert metrics.images == 10
+    assert np.isfinite(metrics.loss)
+
+
 # Labels that are shares of the classes
 
 
@@ -233,14 +241,6 @@ def test_whole_shares_are_as_good_as_labels(device):
     )
     assert other.loss == pytest.approx(one.loss, rel=tolerance(device, 1e-6, 1e-5))
     assert other.accuracy == one.accuracy
-
-
-def test_a_loader_that_mixes_images_can_be_trained_with(device):
-    loader = replace(library_loader(), augmentation=(Mixup(), HorizontalFlip()))
-    model = pixel_model(device)
-    metrics = train_one_epoch(model, loader, sgd(model), progress=False)
-    assert metrics.images == 10
-    assert np.isfinite(metrics.loss)
 
 
 # evaluate

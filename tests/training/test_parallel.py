@@ -72,8 +72,8 @@ NARROW = replace(
 CASES = {
     "dropout": {"dropout": 0.5, "dropout_scaling": "test", "batch_size": 16},
     "one image": {"dropout": 0.5, "batch_size": 53, "max_grad_norm": 0.1, "ema_decay": 0.7},
-    "first": {"architecture": "first", "dropout": 0.5, "mixup": 0.4, "batch_size": 7},
-    "adamw": {"optimizer": "adamw", "learning_rate": 0.001, "max_grad_norm": 0.5},
+    "first": {"architecture": "first", "dropout": 0.5, "random_shift": 0.2, "batch_size": 7},
+    "clipped": {"optimizer": "muon", "max_grad_norm": 0.5, "ema_decay": 0.7},
     "frozen": {"freeze": ("conv1", "fc7"), "dropout": 0.5, "max_grad_norm": 0.1},
     "last": {"freeze": ("conv1", "conv2", "conv3", "conv4", "fc6", "fc7"), "max_grad_norm": 0.1},
     "narrow": {"architecture": "narrow", "dropout": 0.5, "max_grad_norm": 0.1},

@@ -98,8 +98,8 @@ def test_epochs_on_smaller_images_are_counted_by_their_arithmetic():
 
 
 def test_nothing_else_of_the_recipe_is_changed():
-    plan = planned(minutes_for(ONCE + 3 * EPOCH), schedule="plateau", mixup=0.2)
-    expected = tiny_recipe(epochs=3, schedule="plateau", mixup=0.2)
+    plan = planned(minutes_for(ONCE + 3 * EPOCH), schedule="plateau", color_noise=0.2)
+    expected = tiny_recipe(epochs=3, schedule="plateau", color_noise=0.2)
     assert plan.recipe == expected
 
 
@@ -394,8 +394,11 @@ def of_run(run: Run) -> list:
     ("data", "changes"),
     [
         ("shapes", {"dropout": 0.5, "schedule": "plateau", "resize_ratio": 1.5, "views": 10}),
-        ("shapes", {"mixup": 0.4, "optimizer": "adamw", "ema_decay": 0.7, "learning_rate": 0.01}),
-        ("shapes", {"balance": "sampler", "erasing": 0.5, "early_stopping": 5}),
+        (
+            "shapes",
+            {"color_noise": 0.1, "optimizer": "muon", "ema_decay": 0.7, "learning_rate": 0.01},
+        ),
+        ("shapes", {"balance": "sampler", "random_shift": 0.2, "early_stopping": 5}),
         ("noisy", {"dropout": 0.5}),
         ("files", {"resize_ratio": 1.2, "random_crop": True, "batch_size": 8}),
     ],
@@ -466,10 +469,13 @@ def test_the_global_generators_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_writing_is_measured_with_a_file_that_is_removed(tmp_path, clock, monkeypatch):
+@pytest.mark.parametrize(("momentum", "state"), [(0.9, 8.0), (0.0, 6.0)])
+def test_writing_is_measured_with_a_file_that_is_removed(
+    momentum, state, tmp_path, clock, monkeypatch
+):
     from alexnet_lib.training import run_files
 
-    recipe = tiny_recipe(optimizer="adamw", ema_decay=0.5)
+    recipe = tiny_recipe(momentum=momentum, ema_decay=0.5)
     loaders = prepare_loaders("shapes", recipe, options=QUIET)
     model = prepare_model(loaders, recipe, options=QUIET)
     real = run_files.save_checkpoint
@@ -481,8 +487,8 @@ def test_writing_is_measured_with_a_file_that_is_removed(tmp_path, clock, monkey
     monkeypatch.setattr(run_files, "time", clock)
     monkeypatch.setattr(run_files, "save_checkpoint", save)
     with RunFiles(tmp_path, None, every=30.0) as files:
-        # A state has the weights, the best ones, their average, and two moments of each.
-        assert files.writing(recipe, model) == Writing(2.0, 10.0, 30.0)
+        # A state has the weights, the best ones, their average, and what the momentum is of each.
+        assert files.writing(recipe, model) == Writing(2.0, state, 30.0)
         assert {file.name for file in tmp_path.iterdir()} == {".lock"}
     with RunFiles(None, None, every=30.0) as files:
         assert files.writing(recipe, model) == Writing()

@@ -60,7 +60,7 @@ def test_a_recipe_may_be_named():
 
 
 def test_validation_and_test_images_are_not_augmented():
-    loaders = loaders_of(random_crop=True, mixup=0.2, erasing=0.5)
+    loaders = loaders_of(random_crop=True, random_shift=0.2, color_noise=0.1)
     assert len(loaders.train.augmentation) == 4
     assert loaders.validation.augmentation == loaders.test.augmentation == ()
 
@@ -181,7 +181,7 @@ def test_each_loader_is_made_once(recipe, monkeypatch):
 
 def test_loaders_that_are_given_are_used_as_they_are():
     loaders = loaders_of(image_size=20, flip=False)
-    other = tiny_recipe(batch_size=3, mixup=0.2)
+    other = tiny_recipe(batch_size=3, random_shift=0.2)
     options = RunOptions("cpu", "bfloat16", "contiguous", progress=False)
     assert prepare_loaders(loaders, other, seed=9, options=options) is loaders
 

@@ -44,9 +44,14 @@ RECIPES = MappingProxyType(
         "unequal": {"dropout": 0.0, "batch_size": 7},
         "one image": {"dropout": 0.5, "batch_size": 53, "accumulation_steps": 2},
         "dropout": {"dropout": 0.5, "dropout_scaling": "test", "balance": "sampler"},
-        "mixup": {"dropout": 0.5, "mixup": 0.4, "max_grad_norm": 0.5, "ema_decay": 0.7},
-        "cutmix": {"cutmix": 1.0, "optimizer": "muon", "random_crop": True, "resize_ratio": 1.5},
-        "accumulating": {"dropout": 0.5, "batch_size": 5, "accumulation_steps": 3, "erasing": 0.5},
+        "clipped": {"dropout": 0.5, "max_grad_norm": 0.5, "ema_decay": 0.7},
+        "muon": {"optimizer": "muon", "random_crop": True, "resize_ratio": 1.5},
+        "accumulating": {
+            "dropout": 0.5,
+            "batch_size": 5,
+            "accumulation_steps": 3,
+            "random_shift": 0.2,
+        },
     }
 )
 
@@ -262,7 +267,7 @@ FITS = MappingProxyType(
             "epochs": 2,
             "dropout": 0.5,
             "balance": "loss",
-            "mixup": 0.4,
+            "random_shift": 0.2,
             "ema_decay": 0.7,
             "schedule": "plateau",
             "validation_fraction": 0.2,

@@ -4,11 +4,9 @@ The random numbers of an epoch are drawn at once, for all images in their order,
 augmentation does not depend on the batch size.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
@@ -16,20 +14,16 @@ from torch import Tensor
 from alexnet_lib.checks import (
     PROBABILITY,
     Range,
-    as_number,
     check_integer,
     check_number,
-    shown,
     type_name,
 )
-from alexnet_lib.data.images import as_list, check_dense, to_unit
+from alexnet_lib.data.images import check_dense, to_unit
 from alexnet_lib.data.statistics import ColorComponents
 
-# Outside of these, float32 has no weights between 0 and 1, or no colours.
-_ALPHA = Range("a number above 0, from 0.001 to 1000", lambda x: 0.001 <= x <= 1000)
+# Beyond this, float32 has no colours.
 _STRENGTH = Range("a number from 0 to 1000", lambda x: 0 <= x <= 1000)
 _SHARE = Range("a number above 0, at most 0.5", lambda x: 0 < x <= 0.5)
-_LARGEST_RATIO = 1000.0
 _MOST_IMAGES = 2**31 - 1  # of an epoch
 
 On = Literal["pixels", "resized", "input"]
@@ -57,20 +51,6 @@ class Augmentation(Protocol):
 
         A loader hands over both on the device of its batches. To read a number of them there, as
         ``tolist`` does, is to wait for the device.
-        """
-
-
-@runtime_checkable
-class Mixing(Protocol):
-    """A random mixture of each training image, and its label, with the next one of the epoch."""
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """The random numbers of ``count`` images: a CPU tensor with one row for each."""
-
-    def mix(self, images: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """``(batch + 1, C, H, W)`` images, each but the last mixed with the next; their weights.
-
-        The devices are as in ``Augmentation.apply``; the weights are on that of the images.
         """
 
 
@@ -254,140 +234,6 @@ class TrivialAugment:
         return changed
 
 
-@dataclass(frozen=True)
-class RandomErasing:
-    """Erases a rectangle of each image with the given probability: Zhong et al., arXiv 1708.04896.
-
-    Erased pixels are 0 in the network's input: the mean of the training set.
-
-    Args:
-        probability: from 0 to 1.
-        area: smallest and largest erased fraction of the image; sides that are longer are cut.
-        ratio: smallest and largest height / width.
-
-    Example:
-        >>> import torch
-        >>> from alexnet_lib import RandomErasing
-        >>> erasing = RandomErasing(probability=1.0)
-        >>> draws = erasing.draw(4, torch.Generator().manual_seed(0))
-        >>> erased = erasing.apply(torch.ones(4, 3, 20, 20), draws)
-        >>> sorted(set(erased.flatten().tolist()))
-        [0.0, 1.0]
-    """
-
-    on: ClassVar[On] = "input"
-    # The defaults are the paper's for CIFAR-10, except the area, which is torchvision's 0.02 to
-    # 0.33 (the paper: to 0.4).
-    probability: float = 0.5
-    area: tuple[float, float] = (0.02, 0.33)
-    ratio: tuple[float, float] = (0.3, 3.3)
-
-    def __post_init__(self) -> None:
-        _set(self, probability=check_number("probability", self.probability, PROBABILITY))
-        area, ratio = _pair(self.area), _pair(self.ratio)
-        if area is None or not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(
-                f"area is {shown(self.area)}; expected two increasing fractions up to 1"
-            )
-        if ratio is None or not 1 / _LARGEST_RATIO <= ratio[0] <= ratio[1] <= _LARGEST_RATIO:
-            raise ValueError(
-                f"ratio is {shown(self.ratio)}; expected two increasing numbers above 0, from "
-                f"{1 / _LARGEST_RATIO} to {_LARGEST_RATIO}"
-            )
-        _set(self, area=area, ratio=ratio)
-
-    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 4"]:
-        """Top, left, height and width of the rectangles, from 0 to 1.
-
-        Height and width are fractions of the image's side, 0 without a rectangle; top and left are
-        fractions of the range in which the rectangle fits.
-        """
-        count = _check_drawing(count, generator)
-        erased, area, ratio, top, left = torch.rand(5, count, generator=generator)
-        area = self.area[0] + area * (self.area[1] - self.area[0])
-        low, high = map(math.log, self.ratio)
-        ratio = (low + ratio * (high - low)).exp()
-        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(max=1)
-        return torch.stack([top, left, *(sides * (erased < self.probability))], dim=1)
-
-    def apply(self, images: FloatImages, draws: Float[Tensor, "batch 4"]) -> FloatImages:
-        """The images, some of them with a rectangle of zeros."""
-        _check_images(images, draws, 4)
-        size, draws = _size(images), draws.to(images.device)
-        sides = (draws[:, 2:] * size).round()
-        starts = ((size - sides + 1) * draws[:, :2]).floor()
-        erased = images.clone()
-        if not _one_by_one(images):
-            return erased.masked_fill_(_rectangles(starts, starts + sides, images), 0)
-        boxes = torch.cat([starts, starts + sides], dim=1).long().tolist()
-        # A mask of all images takes three times as long.
-        for image, (top, left, bottom, right) in zip(erased, boxes, strict=True):
-            image[:, top:bottom, left:right] = 0
-        return erased
-
-
-@dataclass(frozen=True)
-class Mixup:
-    """Mixes each image with the next, pixel by pixel: Zhang et al., arXiv 1710.09412.
-
-    Args:
-        alpha: an image's weight in its mixture is drawn from Beta(alpha, alpha); above 0.
-    """
-
-    alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        _set(self, alpha=check_number("alpha", self.alpha, _ALPHA))
-
-    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:
-        """Each image's weight, from 0 to 1."""
-        count = _check_drawing(count, generator)
-        return _beta(self.alpha, count, generator)
-
-    def mix(
-        self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, " batch"]
-    ) -> tuple[FloatImages, Float[Tensor, " batch"]]:
-        """All images but the last, mixed with the next one, float32; their weights."""
-        _check_images(images, draws, one_more=1)
-        kept, unit = draws.to(images.device), to_unit(images)
-        return torch.lerp(unit[1:], unit[:-1], kept[:, None, None, None]), kept
-
-
-@dataclass(frozen=True)
-class CutMix:
-    """Pastes a rectangle of the next image into each: Yun et al., arXiv 1905.04899.
-
-    Images are mixed before they are cropped: a ``RandomCrop`` may cut off part of a rectangle at
-    the border, without a change of the labels.
-
-    Args:
-        alpha: an image's weight in its mixture is drawn from Beta(alpha, alpha); above 0. If the
-            border cuts a rectangle, the weight is the fraction of the remaining pixels.
-    """
-
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        _set(self, alpha=check_number("alpha", self.alpha, _ALPHA))
-
-    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
-        """The centre of each rectangle, vertically and horizontally, and its side, from 0 to 1."""
-        count = _check_drawing(count, generator)
-        side = (1 - _beta(self.alpha, count, generator)).sqrt()
-        return torch.cat([torch.rand(count, 2, generator=generator), side[:, None]], dim=1)
-
-    def mix(
-        self, images: Shaped[Tensor, "one_more c h w"], draws: Float[Tensor, "batch 3"]
-    ) -> tuple[Images, Float[Tensor, " batch"]]:
-        """All images but the last, with a rectangle of the next one; their weights."""
-        _check_images(images, draws, 3, one_more=1)
-        size, draws = _size(images), draws.to(images.device)
-        centers, halves = draws[:, :2] * size, draws[:, 2:] * size / 2
-        pasted = _rectangles((centers - halves).round(), (centers + halves).round(), images)
-        kept = 1 - pasted.float().mean((1, 2, 3))
-        return torch.where(pasted, images[1:], images[:-1]), kept
-
-
 def _set(instance: object, **fields: object) -> None:
     """Sets fields of a frozen dataclass."""
     for name, value in fields.items():
@@ -403,7 +249,7 @@ def _check_drawing(count: object, generator: object) -> int:
     return number
 
 
-def _check_images(images: object, draws: object, *row: int, one_more: int = 0) -> None:
+def _check_images(images: object, draws: object, *row: int) -> None:
     """Errors unless images are a batch, and ``draws`` has a row of this shape for each of them."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images is a {type_name(images)}; expected a tensor (batch, C, H, W)")
@@ -414,9 +260,7 @@ def _check_images(images: object, draws: object, *row: int, one_more: int = 0) -
             f"images has shape {tuple(images.shape)} and dtype {images.dtype}; expected "
             "(batch, C, H, W), uint8 or floating"
         )
-    if one_more and not len(images):
-        raise ValueError("images is empty; expected an image more than are mixed")
-    _check_draws(draws, len(images) - one_more, *row)
+    _check_draws(draws, len(images), *row)
 
 
 def _check_draws(draws: object, count: int, *row: int) -> None:
@@ -433,34 +277,3 @@ def _check_draws(draws: object, count: int, *row: int) -> None:
 def _one_by_one(images: Tensor) -> bool:
     """Whether images are changed one after the other: on a GPU, each would cost some launches."""
     return images.device.type == "cpu"
-
-
-def _size(images: Tensor) -> Tensor:
-    """Height and width, on the images' device; a copy of them from the CPU would wait for it."""
-    return torch.stack([torch.full((), side, device=images.device) for side in images.shape[-2:]])
-
-
-def _rectangles(starts: Tensor, ends: Tensor, images: Tensor) -> Bool[Tensor, "batch 1 h w"]:
-    """The pixels in each image's rectangle, whose corners are ``(batch, 2)``, rows first."""
-    rows, columns = (
-        (starts[:, axis, None] <= index) & (index < ends[:, axis, None])
-        for axis, index in enumerate(
-            torch.arange(side, device=images.device) for side in images.shape[-2:]
-        )
-    )
-    return rows[:, None, :, None] & columns[:, None, None, :]
-
-
-def _pair(values: Any) -> tuple[float, float] | None:
-    """Two plain numbers, or None if they are something else."""
-    listed = as_list(values)
-    if listed is None or len(listed) != 2:
-        return None
-    low, high = map(as_number, listed)
-    return None if low is None or high is None else (low, high)
-
-
-def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
-    # torch.distributions takes no generator.
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).float()

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet_lib.checks import (
@@ -28,9 +27,9 @@ from alexnet_lib.checks import (
 from alexnet_lib.data.augmentation import (
     Augmentation,
     ColorNoise,
-    Mixing,
     On,
     RandomCrop,
+    RandomShift,
     TrivialAugment,
 )
 from alexnet_lib.data.folders import (
@@ -71,7 +70,7 @@ from alexnet_lib.devices import (
 from alexnet_lib.kernels import cpu
 from alexnet_lib.text import format_table, html_table
 
-AnyAugmentation = Augmentation | RandomCrop | Mixing
+AnyAugmentation = Augmentation | RandomCrop
 Augmentations = AnyAugmentation | Sequence[AnyAugmentation] | None
 Stats = ChannelStats | StatsKind
 Batch = tuple[Tensor, Tensor]
@@ -96,9 +95,8 @@ class _State:
 class _Plan(NamedTuple):
     """What is drawn for an epoch: a row for each of its positions.
 
-    If images are mixed, the first row follows once more, with which the last image is mixed. All
-    that batches are computed with is on their device from here on: a copy for each of them would
-    wait for it.
+    All that batches are computed with is on their device from here on: a copy for each of them
+    would wait for it.
     """
 
     order: Tensor  # index of the image, where those in memory are
@@ -113,8 +111,7 @@ class BatchLoader:
     """Batches of normalised images and their labels, on a device.
 
     Yields ``(images, labels)``: floating ``(batch, C, image_size, image_size)`` and int64
-    ``(batch,)``, or float32 ``(batch, classes)``, the weights of the classes, if an augmentation
-    mixes images. The last batch may be smaller.
+    ``(batch,)``. The last batch may be smaller.
 
     A pass is complete when it has yielded its last batch. That increments the epoch, which changes
     the order and the augmentation. A pass that is left earlier changes nothing, and the next one
@@ -133,7 +130,7 @@ class BatchLoader:
         batch_size: images in a batch, at least 1.
         shuffle: a new random order in each epoch, instead of that of the data set.
         augmentation: the augmentations in their order, except that those of the network's
-            input come last; at most one ``RandomCrop`` and one ``Mixing``.
+            input come last; at most one ``RandomCrop``.
         seed: for the order and the augmentation.
         placement: device, dtype and memory format of the images.
         num_workers: processes of the loader that read images not in memory; 0 reads in this one.
@@ -230,10 +227,9 @@ class BatchLoader:
                     f"augmentation has ColorNoise of {len(item.components.std)} channels, but the "
                     f"images have {channels}; expected compute_color_components of these images"
                 )
-        for kind in (RandomCrop, Mixing):
-            same = [item for item in self.augmentation if isinstance(item, kind)]
-            if len(same) > 1:
-                raise ValueError(f"augmentation has {same}; expected at most one {kind.__name__}")
+        crops = [item for item in self.augmentation if isinstance(item, RandomCrop)]
+        if len(crops) > 1:
+            raise ValueError(f"augmentation has {crops}; expected at most one RandomCrop")
 
     def _check_images(self) -> None:
         count, channels = len(self.dataset), self.dataset.channels
@@ -355,8 +351,6 @@ class BatchLoader:
             order = torch.arange(count)
         draws = [augmentation.draw(count, generator) for augmentation in self.augmentation]
         seeds = torch.randint(2**31, (count,), generator=generator)
-        if self._mixes:
-            order, seeds, *draws = (torch.cat([rows, rows[:1]]) for rows in (order, seeds, *draws))
         data, device = self.dataset, self.placement.device
         if isinstance(data, ImageTensors):
             order = order.to(data.images.device)
@@ -390,8 +384,9 @@ class BatchLoader:
             for number, (batch, raw) in enumerate(zip(wanted, raw_batches, strict=True), start):
                 positions: slice | Tensor = batch
                 if raw.failures:
-                    positions, raw = self._without_failures(batch, raw, plan)  # noqa: PLW2901
-                if len(raw.images) > self._mixes:
+                    self._note(raw.failures)
+                    positions = torch.arange(batch.start, batch.stop)[raw.kept]
+                if len(raw.images):
                     yield number, self._finished(raw.images, positions, plan, preprocess)
                 elif self.share is not None and self.share[1] > 1:
                     yield number, self._empty(plan, preprocess)
@@ -399,27 +394,18 @@ class BatchLoader:
             yield len(self) - 1, self._empty(plan, preprocess)
 
     def _part(self, first: int, end: int) -> slice:
-        """The positions of a batch that are this loader's, and the one that the last is mixed with.
-
-        An image is mixed with the next one of the epoch, which may be in the next batch.
-        """
+        """The positions of a batch that are this loader's."""
         i, n = self.share or (0, 1)
         count = end - first
         begin, end = first + count * i // n, first + count * (i + 1) // n
-        return slice(begin, end + (self._mixes and begin < end))
+        return slice(begin, end)
 
     def _empty(self, plan: _Plan, preprocess: Preprocess) -> Batch:
         """A batch without images."""
         placement, side = self.placement, preprocess.image_size
         shape = (0, self.dataset.channels, side, side)
-        labels = plan.labels[:0]
-        if self._mixes:
-            labels = F.one_hot(labels, len(self.dataset.classes)).float()
-        return torch.empty(shape, dtype=placement.dtype, device=placement.device), labels
-
-    @property
-    def _mixes(self) -> bool:
-        return any(isinstance(item, Mixing) for item in self.augmentation)
+        images = torch.empty(shape, dtype=placement.dtype, device=placement.device)
+        return images, plan.labels[:0]
 
     def _raw_batches(self, plan: _Plan, wanted: list[slice]) -> Generator[RawBatch, None, None]:
         """The images at the wanted positions, batch by batch."""
@@ -453,27 +439,6 @@ class BatchLoader:
             yield from workers.read(requests)
         finally:
             self._state.workers = workers
-
-    def _without_failures(
-        self, batch: slice, raw: RawBatch, plan: _Plan
-    ) -> tuple[Tensor, RawBatch]:
-        """The batch of the images that could be read, with an image to mix the last one with."""
-        self._note(raw.failures)
-        positions = torch.arange(batch.start, batch.stop)
-        last = len(positions) - 1
-        kept = positions[raw.kept]
-        if not self._mixes or last in raw.kept or not len(kept):
-            return kept, raw
-        # The next image is missing: mixed is with the next one that can be read, at the latest with
-        # the first of these.
-        position, found = int(positions[-1]), None
-        while not isinstance(found, Tensor):
-            position = (position + 1) % len(self.dataset)
-            found = self._reader.read(int(plan.order[position]), int(plan.seeds[position]))
-            if isinstance(found, Failure):
-                self._note([found])
-        images = [*raw.images, found]
-        return torch.cat([kept, torch.tensor([position])]), raw._replace(images=images)
 
     def _note(self, failures: list[Failure]) -> None:
         """Remembers images that cannot be read; raises if that is to stop the pass."""
@@ -520,29 +485,23 @@ class BatchLoader:
         else:
             sent = map(self._sent, raw)
             images = torch.stack([to_unit(preprocess.resized(image)) for image in sent])
-        corners = None
+        corners, in_memory = None, isinstance(self.dataset, ImageTensors)
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, RandomCrop):
                 corners = augmentation.corners(drawn, preprocess.margin)
-            elif isinstance(augmentation, Mixing):
-                if not isinstance(self.dataset, ImageTensors):
-                    # Other batches may have images of other sizes, and the rounding of a rectangle
-                    # must not depend on the batch.
-                    images = preprocess.resized(images)
-                images, kept = augmentation.mix(images, drawn[:-1])
-                weights = F.one_hot(labels, len(self.dataset.classes)).float()
-                labels = torch.lerp(weights[1:], weights[:-1], kept.to(weights.device)[:, None])
             elif augmentation.on != "input":
-                if augmentation.on == "resized":
+                # Of images that are read, other batches have some of other sizes, and a shift is a
+                # number of pixels.
+                sizes = isinstance(augmentation, RandomShift) and not in_memory
+                if augmentation.on == "resized" or sizes:
                     images = preprocess.resized(images)
-                images = augmentation.apply(images, drawn[: len(images)])
-        corners = None if corners is None else corners[: len(images)]
+                images = augmentation.apply(images, drawn)
         inputs = preprocess.network_input(
             images, placement.dtype, placement.memory_format, corners, plan.mean_and_std
         )
         for augmentation, drawn in zip(self.augmentation, draws, strict=True):
             if isinstance(augmentation, Augmentation) and augmentation.on == "input":
-                inputs = augmentation.apply(inputs, drawn[: len(inputs)])
+                inputs = augmentation.apply(inputs, drawn)
         return inputs, labels
 
     def _sent(self, images: Tensor) -> Tensor:

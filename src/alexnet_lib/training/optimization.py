@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
 from alexnet_lib.checks import check_integer
@@ -18,7 +18,7 @@ from alexnet_lib.training.muon import Muon
 from alexnet_lib.training.recipes import Recipe
 from alexnet_lib.training.step import TrainingStep
 
-# Where torch has a fused SGD and AdamW.
+# Where torch has a fused SGD.
 _FUSED_DEVICES = {"cpu", "cuda", "mps"}
 
 # The paper divided the rate by ten, three times (section 5).
@@ -35,8 +35,6 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("all layers of the model are frozen; expected some to be trained")
-    # One pass over the weights instead of one for each operation.
-    fused = all(p.device.type in _FUSED_DEVICES for p in trained.values())
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     filter_groups = {
         id(module.weight): module.groups for module in convolutions if recipe.optimizer == "muon"
@@ -61,20 +59,13 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
         ),
     ]
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return AdamW(
-            groups,
-            lr=recipe.learning_rate,
-            betas=(recipe.momentum, 0.999),
-            weight_decay=recipe.weight_decay,
-            fused=fused,
-        )
     settings: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "momentum": recipe.momentum,
         "weight_decay": recipe.weight_decay,
         "nesterov": recipe.nesterov and recipe.momentum > 0,
-        "fused": fused,
+        # One pass over the weights instead of one for each operation.
+        "fused": all(p.device.type in _FUSED_DEVICES for p in trained.values()),
     }
     return Muon(groups, **settings) if recipe.optimizer == "muon" else SGD(groups, **settings)
 

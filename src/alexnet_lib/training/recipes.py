@@ -17,6 +17,7 @@ from alexnet_lib.checks import (
     MOST_SIDE,
     PROBABILITY,
     Range,
+    as_number,
     between,
     check_fields,
     check_integer,
@@ -69,6 +70,9 @@ _SHORT_NAMES = {
     "maxepochs": "epochs",
 }
 
+# Fields of older versions, which are 0 where they change nothing.
+_FORMER = ("erasing", "mixup", "cutmix")
+
 # Bytes of a recipe.json, which has some thousand.
 _LARGEST_FILE = 2**20
 
@@ -110,9 +114,6 @@ class Recipe:
         random_shift: the largest shift of ``RandomShift``, as a fraction of the side; 0 is none.
         color_noise: strength of ``ColorNoise``; 0 is none, the paper has 0.1.
         trivial_augment: one random operation on each image, ``TrivialAugment``.
-        erasing: probability of ``RandomErasing``.
-        mixup: alpha of ``Mixup``; 0 is none.
-        cutmix: alpha of ``CutMix``; 0 is none. Not both.
         batch_size: images in a batch.
         drop_last: leave out the last training batch of an epoch if it is smaller.
         balance: against classes of unequal sizes: ``"loss"`` weights the cross entropy of a
@@ -128,8 +129,8 @@ class Recipe:
             1.
         early_stopping: end the run after so many epochs without a better validation accuracy, at
             least 1; None trains for all ``epochs``.
-        optimizer: ``"sgd"``; ``"muon"``, which is Muon for the filters of the convolutions and SGD
-            for the rest; or ``"adamw"``.
+        optimizer: ``"sgd"``; or ``"muon"``, which is Muon for the filters of the convolutions and
+            SGD for the rest.
         learning_rate: the peak; it rises linearly over the first ``warmup_fraction`` of the
             steps.
         filter_rate_factor: learning rate of the filters of ``"muon"``, divided by that of the other
@@ -142,8 +143,8 @@ class Recipe:
             ``plateau_patience`` epochs (paper, section 5); ``"constant"``.
         warmup_fraction: from 0 to below 1.
         plateau_patience: epochs, at least 1.
-        momentum: from 0 (plain gradient descent) to below 1; the first beta of ``"adamw"``.
-        nesterov: Nesterov's momentum, where there is momentum; not of ``"adamw"``.
+        momentum: from 0 (plain gradient descent) to below 1.
+        nesterov: Nesterov's momentum, where there is momentum.
         weight_decay: at least 0; not of the filters of ``"muon"``.
         decay_biases: whether biases decay as weights do.
         bias_rate_factor: learning rate of the biases divided by that of the weights; above 0.
@@ -185,9 +186,6 @@ class Recipe:
     random_shift: Annotated[float, _SHIFT] = 0.0
     color_noise: Annotated[float, _AT_LEAST_ZERO] = 0.0
     trivial_augment: bool = False
-    erasing: Annotated[float, PROBABILITY] = 0.0
-    mixup: Annotated[float, _AT_LEAST_ZERO] = 0.0
-    cutmix: Annotated[float, _AT_LEAST_ZERO] = 0.0
     batch_size: Annotated[int, between(1, MAX_BATCH_SIZE)] = 128
     drop_last: bool = False
     balance: Literal["none", "loss", "sampler"] = "none"
@@ -196,7 +194,7 @@ class Recipe:
     growth_fraction: Annotated[float, FRACTION] = 0.0
     start_size: Annotated[float, _SIZE] = 0.58
     early_stopping: Annotated[int | None, _EPOCHS] = None
-    optimizer: Literal["sgd", "muon", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "muon"] = "sgd"
     learning_rate: Annotated[float, _ABOVE_ZERO] = 0.03
     filter_rate_factor: Annotated[float, _ABOVE_ZERO] = 0.5
     filter_decay: Annotated[float, _AT_LEAST_ZERO] = 0.0
@@ -255,10 +253,6 @@ class Recipe:
                         f"channels is {self.channels}, but {name} is {value!r}, which is of images "
                         "of 3 channels; expected 3 or None"
                     )
-        if self.mixup and self.cutmix:
-            raise ValueError(
-                f"mixup is {self.mixup} and cutmix is {self.cutmix}; expected one of them to be 0"
-            )
         if self.needs_validation and not self.validation_fraction:
             raise ValueError(
                 f"validation_fraction is 0, but the {self.needs_validation} depends on the "
@@ -315,9 +309,18 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
         """The recipe that ``to_dict`` wrote; other data is a ``ValueError``.
 
-        Fields that an older version of the library did not write have their defaults.
+        Fields that an older version of the library did not write have their defaults. Those that
+        this version no longer has are left out where they change nothing.
         """
         known = {field.name for field in fields(cls)}
+        if isinstance(data, Mapping):
+            former = {name: data[name] for name in _FORMER if name in data}
+            if used := {name: value for name, value in former.items() if as_number(value) != 0}:
+                raise ValueError(
+                    f"data has {shown(used)}, which this version no longer has; expected a recipe "
+                    "without"
+                )
+            data = {name: value for name, value in data.items() if name not in former}
         if not isinstance(data, Mapping) or not {"name"} <= set(data) <= known:
             present = sorted(map(str, data)) if isinstance(data, Mapping) else data
             raise ValueError(
@@ -404,10 +407,7 @@ class Recipe:
             self.trivial_augment and augmentation.TrivialAugment(),
             self.color_noise
             and augmentation.ColorNoise(measure().color_components, self.color_noise),
-            self.mixup and augmentation.Mixup(self.mixup),
-            self.cutmix and augmentation.CutMix(self.cutmix),
             self.random_crop and augmentation.RandomCrop(),
-            self.erasing and augmentation.RandomErasing(self.erasing),
         )
         return Treatment(preprocess, tuple(filter(None, random)), stats)
 

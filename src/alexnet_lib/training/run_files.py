@@ -266,8 +266,7 @@ def _most_bytes(recipe: Recipe, model: AlexNet) -> int:
 
 def _weights_in_state(recipe: Recipe) -> int:
     """A state has the weights, the best ones, their average, and what the optimiser keeps."""
-    slots = 2 if recipe.optimizer == "adamw" else int(recipe.momentum > 0)
-    return 2 + (recipe.ema_decay is not None) + slots
+    return 2 + (recipe.ema_decay is not None) + (recipe.momentum > 0)
 
 
 def _folder(out: Any, resume: Any) -> RunFolder | None:
