@@ -175,7 +175,7 @@ Parallel = Annotated[
 ReduceDtype = Annotated[
     str,
     typer.Option(
-        help="The dtype in which processes of torchrun sum their gradients: 'auto' (that of the "
+        help="The dtype in which processes of torchrun sum their gradients: 'same' (that of the "
         "gradients), or 'bfloat16', which sends half as much."
     ),
 ]
@@ -270,7 +270,7 @@ def train(
     ] = False,
     num_workers: Workers = 0,
     parallel: Parallel = "data",
-    reduce_dtype: ReduceDtype = "auto",
+    reduce_dtype: ReduceDtype = "same",
     keep_memory: KeepMemory = True,
 ) -> None:
     """Train on DATA, evaluate on its test images, and write the run to a folder.

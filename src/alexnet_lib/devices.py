@@ -214,7 +214,7 @@ class RunOptions:
             ``"data"``: each has a share of the images. ``"hybrid"``: each has a share of the images
             in the convolutions, and a part of the outputs of each fully connected layer.
             ``"towers"``: each of exactly two has one tower of all images, as in the paper.
-        reduce_dtype: the dtype in which several processes sum their gradients. ``"auto"`` is that
+        reduce_dtype: the dtype in which several processes sum their gradients. ``"same"`` is that
             of the gradients; ``"bfloat16"`` sends half as much and rounds them to 8 bits.
 
     Raises:
@@ -231,7 +231,7 @@ class RunOptions:
     bad_image_limit: Annotated[float, PROBABILITY] = 0.1
     on_nonfinite: str = "stop"
     parallel: str = "data"
-    reduce_dtype: str = "auto"
+    reduce_dtype: str = "same"
 
     def __post_init__(self) -> None:
         if isinstance(self.device, torch.device):
@@ -242,7 +242,7 @@ class RunOptions:
         check_choice("on_bad_image", self.on_bad_image, ("stop", "skip"))
         check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         check_choice("parallel", self.parallel, ("data", "hybrid", "towers"))
-        check_choice("reduce_dtype", self.reduce_dtype, ("auto", "bfloat16"))
+        check_choice("reduce_dtype", self.reduce_dtype, ("same", "bfloat16"))
 
     def resolved(self) -> "RunOptions":
         """The same with ``"auto"`` replaced by the choice for this machine."""

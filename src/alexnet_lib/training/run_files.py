@@ -371,7 +371,7 @@ def _check_same_run(folder: RunFolder, stored: Mapping[str, Any], own: Mapping[s
     pairs = [(name, stored["options"].get(name), own["options"][name]) for name in _ARITHMETIC]
     pairs += [(name, stored.get(name), own[name]) for name in _MACHINE]
     pairs += [("processes", stored.get("processes", 1), own["processes"])]  # once there was one
-    for name, once in (("parallel", "data"), ("reduce_dtype", "auto")):  # once all were so
+    for name, once in (("parallel", "data"), ("reduce_dtype", "same")):  # once all were so
         pairs += [(name, stored["options"].get(name, once), own["options"][name])]
     former = stored["versions"]
     pairs += [(name, former.get(name), number) for name, number in own["versions"].items()]
