@@ -52,6 +52,11 @@ CLASSES = 1000
 STEPS = 3
 
 
+def ways_of(processes: int) -> tuple[str, ...]:
+    """The towers are two."""
+    return tuple(way for way in WAYS if way != "towers" or processes == 2)
+
+
 def predicted(way: str, processes: int, batch: float) -> float:
     """Bytes, by the formulas above."""
     infos = {info.layer.name: info for info in layer_infos("paper", None, CLASSES)}
@@ -174,7 +179,7 @@ def print_bytes(processes: Sequence[int], batches: Sequence[int], *, with_wire: 
     print("| processes | batch | way | MB, formula | counted |" + " sent |" * with_wire)
     print("|--:|--:|---|--:|--:|" + "--:|" * with_wire)
     for number in processes:
-        ways = WAYS if number == 2 else WAYS[:3]
+        ways = ways_of(number)
         for batch, way in itertools.product(batches, ways):
             step = measured(way, number, batch, None, alone=with_wire)
             figures = [predicted(way, number, batch), step.counted, step.wire]
@@ -191,7 +196,7 @@ def print_seconds(processes: Sequence[int], batches: Sequence[int], rates: Seque
     print("| processes | batch | way | s |" + "".join(f" {x}: predicted | s |" for x in rates))
     print("|--:|--:|---|--:|" + "--:|--:|" * len(rates))
     for number in processes:
-        ways = WAYS if number == 2 else WAYS[:3]
+        ways = ways_of(number)
         for batch, way in itertools.product(batches, ways):
             free = measured(way, number, batch, None, alone=True)
             cells = [free.seconds]

@@ -264,9 +264,8 @@ def stored() -> list[dict[str, Any]]:
 
 def is_of(line: dict[str, Any], name: str, seed: int, recipe: Recipe) -> bool:
     """Whether a stored line is that of a trial."""
-    if (line["trial"], line["seed"]) != (name, seed) or name in REMOVED:
-        return False
-    return Recipe.from_dict(line["recipe"]) == recipe
+    same = (line["trial"], line["seed"]) == (name, seed)
+    return same and Recipe.from_dict(line["recipe"]) == recipe
 
 
 def report(group: str) -> str:

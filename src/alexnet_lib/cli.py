@@ -38,11 +38,16 @@ class _Commands(typer.core.TyperGroup):
 
 def _processes() -> AbstractContextManager[Any]:
     """The processes that torchrun has started, if this is one of them."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if _world_size() == "1":
         return nullcontext()
     from alexnet_lib.training.distributed import joined
 
     return joined()
+
+
+def _world_size() -> str:
+    """How many processes torchrun has started, as it says it."""
+    return os.environ.get("WORLD_SIZE", "1")
 
 
 def _told(error: BaseException, otherwise: str) -> str:
@@ -59,8 +64,6 @@ def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
     if folder is None:
         return []
     arguments = ["train", "shapes"]  # the demo
-    # torchrun's own options are not among them.
-    program = "alexnet-lib" if os.environ.get("WORLD_SIZE", "1") == "1" else "-m alexnet_lib"
     if command == "train":
         values = iter(sys.argv[1:])
         arguments = []
@@ -69,9 +72,10 @@ def _how_to_go_on(command: str | None, stop: KeyboardInterrupt) -> list[str]:
                 next(values, None)
             elif not value.startswith("--resume="):
                 arguments.append(value)
-    how = "" if program == "alexnet-lib" else " with torchrun and its options as before"
-    line = f"{program} {shlex.join([*arguments, '--resume', str(folder)])}"
-    return [f"to go on{how}:", f"  {line}"]
+    line = shlex.join([*arguments, "--resume", str(folder)])
+    if _world_size() == "1":
+        return ["to go on:", f"  alexnet-lib {line}"]
+    return ["to go on with torchrun and its options as before:", f"  -m alexnet_lib {line}"]
 
 
 app = typer.Typer(
@@ -100,7 +104,7 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version)
     ] = False,
 ) -> None:
-    count, command = os.environ.get("WORLD_SIZE", "1"), context.invoked_subcommand
+    count, command = _world_size(), context.invoked_subcommand
     if count != "1" and command not in {"train", "evaluate"}:
         raise ValueError(
             f"{command} was started as one of {count} processes (WORLD_SIZE), each of which would "

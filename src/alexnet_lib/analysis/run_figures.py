@@ -29,7 +29,7 @@ from alexnet_lib.data.sources import Data
 from alexnet_lib.devices import RunOptions, generator_for
 from alexnet_lib.files import as_path, replacing
 from alexnet_lib.network.architecture import Conv, ReLU
-from alexnet_lib.network.checkpoints import load_checkpoint
+from alexnet_lib.network.checkpoints import load_checkpoint, weights_of_run
 from alexnet_lib.network.model import AlexNet
 from alexnet_lib.training.batches import ClassMap
 from alexnet_lib.training.loop import evaluate
@@ -86,8 +86,7 @@ def write_figures(
     """
     folder = as_path(run, "run")
     stored = _description(folder)
-    weights = [folder / name for name in ("best.safetensors", "last.safetensors")]
-    file = next((file for file in weights if file.is_file()), None)
+    file = weights_of_run(folder)
     if file is None:
         raise FileNotFoundError(
             f"{folder} has no weights; expected a run with at least one finished epoch"

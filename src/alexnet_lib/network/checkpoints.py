@@ -152,9 +152,8 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
         {'accuracy': 0.9}
     """
     file = as_path(path)
-    in_run = (file / name for name in ("best.safetensors", "last.safetensors"))
     with suppress(OSError):  # of names that are too long
-        file = next(filter(Path.is_file, in_run), file)
+        file = weights_of_run(file) or file
     expected = "; expected a .safetensors file of save_checkpoint, or the folder of a run"
     check_is_file(file, "path", expected)
     kind = file_kind(file)
@@ -178,6 +177,12 @@ def load_checkpoint(path: str | os.PathLike[str], *, device: torch.device | str 
     _check_weights(model, weights, f"{file} holds other weights than its architecture has")
     model.load_state_dict(weights, assign=True)  # the file's tensors, with their dtype
     return model.to(device).eval()
+
+
+def weights_of_run(folder: Path) -> Path | None:
+    """The file of the best weights in the folder of a run, or of the latest; None: it has none."""
+    files = (folder / name for name in ("best.safetensors", "last.safetensors"))
+    return next(filter(Path.is_file, files), None)
 
 
 def _description(model: AlexNet) -> dict[str, Any]:

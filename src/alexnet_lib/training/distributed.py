@@ -203,7 +203,7 @@ class Group:
                     life, seen = now, time.monotonic()
                 if time.monotonic() - seen > WAIT_SECONDS:
                     raise RuntimeError(f"{self._names[rank]} gives no sign of life")
-                if any(self._store.check([f"left/{other}"]) for other in range(self.size)):
+                if self._store.check(["left"]):
                     raise RuntimeError("it has left")
                 interrupts.check()
                 time.sleep(_POLL_SECONDS)
@@ -432,6 +432,7 @@ class Group:
         Processes that have not said it in time are left out.
         """
         self._store.set(f"left/{self.rank}", json.dumps(own))
+        self._store.set("left", "")
         self.close()  # which wakes up those that wait for this process
         keys = {rank: f"left/{rank}" for rank in range(self.size)}
         _poll(lambda: self._store.check([*keys.values()]))
